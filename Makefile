@@ -1,0 +1,39 @@
+# `make demo` and `make test` need Python 3.11 or newer and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+VENV_LAB ?= .venv-lab
+OUT ?= out
+PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo    install the torch-free core into $(VENV), render all seven labels into $(OUT)/"
+	@echo "make test    install the lab and dev extras into $(VENV_LAB), run the whole suite"
+	@echo "make check   ruff and pyright, as a change should pass them"
+	@echo "make clean   remove both environments and $(OUT)/"
+
+demo: $(VENV)/installed
+	$(VENV)/bin/foleybox generate all --count 4 --seed 1 -o $(OUT) --sheet $(OUT)/sheet.png --force
+
+test: $(VENV_LAB)/installed
+	$(VENV_LAB)/bin/python -m pytest
+
+check: $(VENV_LAB)/installed
+	$(VENV_LAB)/bin/ruff format --check .
+	$(VENV_LAB)/bin/ruff check .
+	$(VENV_LAB)/bin/pyright
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foleybox needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(PIP_FLAGS) -e .
+	touch $@
+
+$(VENV_LAB)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_LAB)
+	$(VENV_LAB)/bin/python -m pip install $(PIP_FLAGS) -e '.[lab,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV_LAB) $(OUT)

@@ -1,0 +1,131 @@
+"""The `foleybox` command: a table of verbs, each imported when it is used.
+
+A verb is a function of one frozen dataclass, from which tyro makes flags and help; it returns an exit code or None (0).
+Exit codes: 0 done; 1 done, and the answer is no (a check that failed); 2 a mistake of the user or the disk, in one
+line on stderr; 130 stopped by Ctrl-C. FOLEYBOX_DEBUG=1 (or --debug) shows tracebacks.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import foleybox
+from foleybox.doors import UserError
+
+VERBS = {
+    "generate": ("foleybox.studio.generate:generate", "make sounds: labels and seeds become WAV, FLAC or OGG files"),
+    "info": ("foleybox.studio.info:info", "say what an instrument or a sound file is"),
+    "data check": ("foleybox.lab.data:check", "look through a folder of recordings before training on it"),
+    "train sagan": ("foleybox.lab.training.sagan:main", "train KT's GAN: label and noise become a mel"),
+    "train vocoder": ("foleybox.lab.training.vocoder:main", "train the vocoder: a mel becomes a wave"),
+    "evaluate": ("foleybox.lab.evaluation.report:evaluate", "measure sounds against real recordings"),
+    "audit": ("foleybox.lab.evaluation.originality:audit", "look for copies of the recordings among sounds"),
+    "export": ("foleybox.lab.export:main", "make an instrument of trained parts"),
+    "doctor": ("foleybox.doctor:main", "see whether this machine has all that foleybox needs"),
+}
+LAB = {"torch", "accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript"}
+
+
+def usage() -> str:
+    """Return the help of `foleybox` itself."""
+    verbs = "\n".join(f"  {verb:14} {summary}" for verb, (_, summary) in VERBS.items())
+    return (
+        "usage: foleybox VERB ...\n\n"
+        "Foley by category: as many different, production-ready sounds as you like.\n\n"
+        f"{verbs}\n\n"
+        "  foleybox VERB --help   the flags of a verb\n"
+        "  foleybox --version\n\n"
+        "example: foleybox generate dog_bark --count 4 -o out\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: sys.argv) and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("FOLEYBOX_DEBUG", "0") not in ("", "0")
+    if "--debug" in arguments:
+        arguments.remove("--debug")
+        debug = True
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()  # a pipe that was closed shows itself here at the latest
+        return code
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, BrokenPipeError):
+            raise
+        return _tell(error)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0 if arguments else 2
+    if arguments[0] in ("--version", "-V"):
+        print(f"foleybox {foleybox.__version__}")
+        return 0
+    verb = next((words for size in (2, 1) if (words := " ".join(arguments[:size])) in VERBS), None)
+    if verb is None:
+        raise UserError(_unknown(arguments))
+    try:
+        function = _load(VERBS[verb][0])
+        return _call(function, verb, arguments[len(verb.split()) :])
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in LAB:
+            raise
+        raise UserError(
+            f"`{verb}` needs the lab, and {error.name} is not installed: pip install 'foleybox[lab]'"
+        ) from None
+
+
+def _unknown(arguments: list[str]) -> str:
+    import difflib
+
+    family = [verb for verb in VERBS if verb.startswith(arguments[0] + " ")]
+    if family:
+        found = (
+            f"unknown verb {' '.join(arguments[:2])!r}" if arguments[1:] else f"`{arguments[0]}` needs a second word"
+        )
+        return f"{found}: expected {' or '.join(family)}"
+    near = difflib.get_close_matches(arguments[0], VERBS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
+    return f"unknown verb {arguments[0]!r}: {hint}"
+
+
+def _load(target: str) -> Callable[..., int | None]:
+    from importlib import import_module
+
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
+
+
+def _call(function: Callable[..., int | None], verb: str, arguments: list[str]) -> int:
+    """Make the verb's config of its flags, and run it."""
+    from typing import get_type_hints
+
+    import tyro
+
+    (config_type,) = (kind for name, kind in get_type_hints(function).items() if name != "return")
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    try:
+        config = tyro.cli(config_type, args=arguments, prog=f"foleybox {verb}", config=style)
+    except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the flags (2)
+        return stop.code if isinstance(stop.code, int) else 2
+    return function(config) or 0
+
+
+def _tell(error: BaseException) -> int:
+    """Print one line for an error that needs no traceback; return the exit code."""
+    if isinstance(error, BrokenPipeError):
+        # Nobody reads on (`foleybox info | head -1`): not a mistake, and nobody to tell. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    if isinstance(error, KeyboardInterrupt):
+        new_line = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
+        print(f"{new_line}foleybox: {error if str(error) else 'stopped'}", file=sys.stderr)
+        return 130
+    if isinstance(error, OSError):
+        name = f": {error.filename}" if error.filename else ""
+        print(f"foleybox: {error.strerror or error}{name}", file=sys.stderr)
+        return 2
+    print(f"foleybox: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,45 @@
+"""What every door shares: the one-line error of a user's mistake, the file that is never half-written, the checksum."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line with what was found, what was expected and what to do.
+
+    The command line prints it without a traceback and exits with 2; in Python it is a `ValueError`.
+    """
+
+
+@contextmanager
+def write_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success it becomes `path` in one rename.
+
+    On any exception (a full disk and Ctrl-C among them) the temporary file is removed and `path` is as it was.
+    The suffix is kept, since writers choose the format by it.
+    """
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all, on the disk before the rename."""
+    with write_beside(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,323 @@
+"""What an instrument is on disk: the one thing that passes from the lab to the studio.
+
+A folder with `instrument.json` (this file's business), ONNX graphs, and `CARD.md` for people. The graphs of kind "gan":
+
+    generator   latent float32 [N, *latent], label int64 [N] -> mel float32 [N, M, T]   label: place in `labels`
+    vocoder     mel float32 [N, M, T]                        -> wave float32 [N, L]     L >= samples, or zero-padded
+
+N clips at once (any number), M mel bands, T frames, L samples. Reading is strict: an instrument that was cut short, or
+edited by hand, is refused with one line that says what is wrong.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from foleybox.doors import UserError, sha256, write_text
+
+FORMAT = 1
+MANIFEST, CARD = "instrument.json", "CARD.md"
+GRAPHS = {"gan": ("generator", "vocoder")}  # kind -> the graphs it must have
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One ONNX file of an instrument."""
+
+    file: str  # a name in the instrument's folder
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Heard:
+    """So many training clips of one label, tier and stated licence."""
+
+    label: str
+    tier: str  # open, open-clip, nc, unclear; see TERMS
+    licence: str  # as its source states it
+    clips: int
+
+
+# --- licences -----------------------------------------------------------------------------------------------------
+
+NOT_FOR_DISTRIBUTION = "not for distribution"
+# The terms of an instrument: those of the first row whose tier it heard. A tier that is not here counts as unclear.
+TERMS = (
+    (
+        "unclear",
+        NOT_FOR_DISTRIBUTION,
+        "clips whose source states no licence: nobody has allowed what they would be used for",
+    ),
+    ("nc", "CC-BY-NC-4.0", "clips licensed for non-commercial use only: weights made from them pass that on"),
+    ("open-clip", "CC-BY-4.0", "free clips (CC0, CC BY) taken out of a collection whose compilation is CC BY-NC"),
+    ("open", "CC-BY-4.0", "clips free for any use, most of them asking for credit: CARD.md gives it"),
+)
+# Conditions that are reported beside the terms, by what a stated licence mentions.
+MENTIONS = (
+    ("GPL", "GPL: whether weights derive from the recording they heard is unsettled; named so that you can judge"),
+    ("BY-SA", "share-alike: see GPL"),
+    ("SAMPLING+", "Sampling+: no use in advertising"),
+    ("PIXABAY", "Pixabay: the clips may not be handed on as they are; weights hold none"),
+)
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The terms that follow from what was heard, and why. Evidence laid out by rule, not legal advice."""
+
+    terms: str
+    why: tuple[str, ...]
+
+
+def roll_up(heard: Iterable[Heard]) -> Licence:
+    """Return the licence that follows from what an instrument heard, by the rules TERMS and MENTIONS."""
+    heard = list(heard)
+    tiers = {tier for tier, _, _ in TERMS}
+    clips = {
+        tier: sum(row.clips for row in heard if (row.tier if row.tier in tiers else "unclear") == tier)
+        for tier in tiers
+    }
+    rows = [(terms, f"{clips[tier]:,} {reason}") for tier, terms, reason in TERMS if clips[tier]]
+    why = [reason for _, reason in rows]
+    for mention, reason in MENTIONS:
+        count = sum(
+            row.clips for row in heard if mention in row.licence.upper().replace("CC BY", "BY").replace(" ", "-")
+        )
+        if count:
+            why.append(f"{count:,} clips under {reason}")
+    return Licence(rows[0][0], tuple(why)) if rows else Licence(NOT_FOR_DISTRIBUTION, ("nothing is stated",))
+
+
+def check_shippable(instrument: "Instrument") -> None:
+    """Raise UserError if the instrument heard clips that nobody licensed: such weights are not given to users."""
+    if instrument.licence.terms == NOT_FOR_DISTRIBUTION:
+        raise UserError(
+            f"instrument {instrument.name} is not for distribution ({instrument.licence.why[0]}): train on the tiers "
+            "open, open-clip and nc only"
+        )
+
+
+# --- the manifest -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """The manifest of an instrument. `licence` follows from `heard`; `fingerprint` names what it sounds like."""
+
+    name: str
+    version: str
+    labels: tuple[str, ...]  # in the order of the generator's label numbers
+    rate: int  # Hz
+    samples: int  # in a clip
+    latent: tuple[int, ...]  # shape of the generator's latent, without N: (128,)
+    mel: dict[str, int | float]  # the numbers of the mel between the graphs: rate, n_fft, hop, bands, low, high
+    heard: tuple[Heard, ...]  # what it was trained on
+    kind: str = "gan"
+    graphs: dict[str, Graph] = field(default_factory=dict)  # filled by write_instrument
+    measured: dict[str, Any] = field(default_factory=dict)  # scores, any JSON
+    made_with: dict[str, Any] = field(default_factory=dict)  # versions, command, commit, seed: any JSON
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate
+
+    @property
+    def licence(self) -> Licence:
+        return roll_up(self.heard)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides the samples: two instruments that have it in common sound the same."""
+        parts = [self.kind, self.labels, self.rate, self.samples, self.latent]
+        return _digest([*parts, {name: graph.sha256 for name, graph in self.graphs.items()}])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def write_instrument(
+    folder: str | Path, instrument: Instrument, files: Mapping[str, Path | bytes], card: str
+) -> Instrument:
+    """Write an instrument to `folder`, whole or not at all; return it as written, with `graphs` filled in.
+
+    `files` gives each graph of the kind ("generator" and "vocoder" of a "gan") as an ONNX file or its bytes; they
+    become `<graph>.onnx`. `card` is the text of CARD.md. An instrument already in `folder` is replaced; to add scores,
+    write it again with `dataclasses.replace(instrument, measured=...)` and its own files.
+
+    Raises UserError if the graphs are not those of the kind, or `folder` holds something other than an instrument.
+    """
+    folder = Path(folder)
+    if set(files) != set(GRAPHS.get(instrument.kind, ())):
+        wanted = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
+        raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {wanted}")
+    if folder.exists():
+        ours = folder.is_dir() and all(
+            entry.name in (MANIFEST, CARD) or entry.suffix == ".onnx" for entry in folder.iterdir()
+        )
+        if not ours:
+            raise UserError(f"{folder} holds other things than an instrument: name a new folder for it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    try:
+        beside.mkdir()
+        graphs = {}
+        for name in GRAPHS[instrument.kind]:
+            content = files[name]
+            path = beside / f"{name}.onnx"
+            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            graphs[name] = Graph(path.name, sha256(path), path.stat().st_size)
+        written = Instrument(**{**_shallow(instrument), "graphs": graphs})
+        (beside / CARD).write_text(card, encoding="utf-8")
+        write_text(beside / MANIFEST, json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n")
+        read_instrument(beside)  # what the reader would refuse is never put in place
+        if folder.exists():
+            old = beside.with_suffix(".old")
+            folder.replace(old)
+            beside.replace(folder)
+            shutil.rmtree(old)
+        else:
+            beside.replace(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    return written
+
+
+def _shallow(instrument: Instrument) -> dict[str, Any]:
+    return {each.name: getattr(instrument, each.name) for each in fields(instrument)}
+
+
+def _to_json(instrument: Instrument) -> dict[str, Any]:
+    content = {"format": FORMAT, **asdict(instrument), "licence": asdict(instrument.licence)}
+    content = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists, as they will be when read back
+    return {**content, "checksum": _digest(content)}
+
+
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "format": int,
+    "name": str,
+    "version": str,
+    "kind": str,
+    "labels": list,
+    "rate": int,
+    "samples": int,
+    "latent": list,
+    "mel": dict,
+    "graphs": dict,
+    "heard": list,
+    "licence": dict,
+    "measured": dict,
+    "made_with": dict,
+    "checksum": str,
+}
+ROWS: dict[str, dict[str, type]] = {
+    "graphs": {"file": str, "sha256": str, "bytes": int},
+    "heard": {"label": str, "tier": str, "licence": str, "clips": int},
+}
+
+
+def read_instrument(folder: str | Path) -> Instrument:
+    """Read and check an instrument: its manifest key by key, its checksum, the size and SHA-256 of every graph.
+
+    Raises UserError with one line for the first thing that is wrong.
+    """
+    folder = Path(folder)
+    manifest = folder / MANIFEST
+    again = "get a whole copy of the instrument, or export it again"
+    if not folder.is_dir():
+        raise UserError(f"no instrument at {folder}: expected a folder with {MANIFEST}")
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} is not an instrument: it has no {MANIFEST}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{manifest} is cut short or not JSON ({error}): {again}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise UserError(f"{manifest} is not an instrument's manifest: it states no format number")
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{manifest} is of format {content['format']}, this foleybox reads format {FORMAT}: "
+            + ("update foleybox" if content["format"] > FORMAT else again)
+        )
+    _check_keys(content, KEYS, f"{manifest}", again)
+    for name, expected in ROWS.items():
+        rows = content[name].items() if isinstance(content[name], dict) else enumerate(content[name])
+        for place, row in rows:
+            _check_keys(row, expected, f"{manifest}, {name} {place}", again)
+    _check_values(content, manifest, again)
+    stated = content.pop("checksum")
+    if stated != _digest(content):
+        raise UserError(f"{manifest} was changed after it was written (its checksum does not fit): {again}")
+    for name, graph in content["graphs"].items():
+        _check_graph(folder / graph["file"], name, graph, again)
+    instrument = Instrument(
+        **{key: content[key] for key in ("name", "version", "kind", "rate", "samples", "mel", "measured", "made_with")},
+        labels=tuple(content["labels"]),
+        latent=tuple(content["latent"]),
+        graphs={name: Graph(**row) for name, row in content["graphs"].items()},
+        heard=tuple(Heard(**row) for row in content["heard"]),
+    )
+    if content["licence"]["terms"] != instrument.licence.terms:
+        raise UserError(
+            f"{manifest} states the terms {content['licence']['terms']!r}, but {instrument.licence.terms!r} follows "
+            f"from what it heard: {again}"
+        )
+    return instrument
+
+
+def _check_keys(row: object, expected: Mapping[str, type | tuple[type, ...]], where: str, again: str) -> None:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is {type(row).__name__}: expected an object with {', '.join(expected)}; {again}")
+    for problem, keys in (("lacks", expected.keys() - row.keys()), ("has the unknown", row.keys() - expected.keys())):
+        if keys:
+            raise UserError(f"{where} {problem} {', '.join(sorted(keys))}: expected {', '.join(expected)}; {again}")
+    for key, kind in expected.items():
+        if not isinstance(row[key], kind) or isinstance(row[key], bool):
+            found, wanted = type(row[key]).__name__, kind.__name__ if isinstance(kind, type) else "number"
+            raise UserError(f"{where}: {key} is {found}, expected {wanted}; {again}")
+
+
+def _check_values(content: dict[str, Any], manifest: Path, again: str) -> None:
+    """Check what types alone do not say."""
+    kind, labels = content["kind"], content["labels"]
+    numbers = (int, float)
+    rules = {
+        f"kind {kind!r}, expected one of {', '.join(GRAPHS)} (or a newer foleybox)": kind in GRAPHS,
+        f"graphs {', '.join(content['graphs'])}, expected {', '.join(GRAPHS.get(kind, ()))}": set(content["graphs"])
+        == set(GRAPHS.get(kind, ())),
+        "labels, expected different names": bool(labels)
+        and all(isinstance(label, str) and label for label in labels)
+        and len(set(map(str, labels))) == len(labels),
+        f"latent {content['latent']}, expected positive whole numbers": bool(content["latent"])
+        and all(type(size) is int and size > 0 for size in content["latent"]),
+        f"rate {content['rate']} and samples {content['samples']}, expected positive numbers": content["rate"] > 0
+        and content["samples"] > 0,
+        "mel, expected numbers": all(type(value) in numbers for value in content["mel"].values()),
+        "licence, expected terms": isinstance(content["licence"].get("terms"), str),
+        "a graph outside its folder": all(
+            graph["file"] == os.path.basename(graph["file"]) and graph["file"] not in ("", ".", "..")  # noqa: PTH119
+            for graph in content["graphs"].values()
+        ),
+    }
+    for problem, holds in rules.items():
+        if not holds:
+            raise UserError(f"{manifest} has {problem}; {again}")
+
+
+def _check_graph(path: Path, name: str, graph: Mapping[str, Any], again: str) -> None:
+    if not path.is_file():
+        raise UserError(f"the {name} graph {path} is missing: {again}")
+    if (size := path.stat().st_size) != graph["bytes"]:
+        raise UserError(f"the {name} graph {path} has {size:,} bytes, expected {graph['bytes']:,}: {again}")
+    if (found := sha256(path)) != graph["sha256"]:
+        raise UserError(
+            f"the {name} graph {path} was changed (sha256 {found[:12]}..., expected {graph['sha256'][:12]}...): {again}"
+        )

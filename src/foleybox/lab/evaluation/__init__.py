@@ -1,0 +1,1 @@
+"""How good, how diverse, how original: measured the same way for every system."""

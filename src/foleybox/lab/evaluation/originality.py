@@ -1,0 +1,408 @@
+"""`foleybox audit`: is any generated clip a copy of a training clip?
+
+Letters: N queries, M known clips, L samples, B mel bands, T frames, Q frequencies of a spectrum, E embedding width.
+
+Each generated clip is compared with the training clips in three ways: by the waveform's normalised cross-correlation
+over all lags (a shifted, louder or noisier copy), by that of its mel (a copy whose phases differ, as a vocoder's do),
+and by the cosine of its embedding (the same sound re-made). How near is too near is read off real clips: the same
+comparison of real clips with training clips of other recordings, of which `false_alarm` may be flagged.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foleybox import __version__
+from foleybox.doors import UserError, write_text
+from foleybox.lab.data import ClipFile, find_clips, load_wave_cache, load_waves
+from foleybox.lab.evaluation import page
+from foleybox.lab.evaluation.embeddings import embed_clips, load_embedding
+from foleybox.lab.features import LogMel, MelConfig
+from foleybox.labels import LABELS
+
+MEL = MelConfig(hop=512, bands=40)
+COPY = 0.9  # a waveform correlation from here up is called a copy whatever real clips do
+WAYS = {
+    "wave": "waveform, highest normalised cross-correlation over all lags",
+    "mel": "square-root mel without each band's mean, highest normalised cross-correlation over all lags",
+    "embedding": "cosine of the clips' mean embeddings, from the training clips' mean",
+}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Look for copies of training clips among generated clips: waveform, mel and embedding, judged against real clips.
+
+    Exits with 1 if a copy is found. The verdict is evidence to listen to, not a legal opinion.
+
+    Example: foleybox audit out/ --against ../shared/data/foley:train --html audit.html
+    """
+
+    generated: tyro.conf.Positional[str]
+    "a folder of class folders, or with a manifest; `folder:split` for one split"
+    against: str
+    "the training clips, found the same way"
+    real: str | None = None
+    "real clips that were not trained on, to calibrate with; otherwise training clips against other recordings"
+    embedding: Literal["mn04", "vggish", "none"] = "mn04"
+    weights: Path | None = None
+    "the embedding's weights; otherwise found as `foleybox evaluate` finds them"
+    seconds: float = 4.0
+    "clips are cut or zero-padded at the end to this length"
+    false_alarm: float = 0.01
+    "the share of real clips of other recordings that may be flagged"
+    calibration: int = 600
+    "real clips to calibrate with, evenly spaced"
+    candidates: int = 16
+    "training clips whose waveform is compared with each clip: those nearest by mel and by embedding; 0 for all (slow)"
+    pairs: int = 20
+    "pairs to listen to in the page"
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "write all that was found here"
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "write a page with the nearest pairs, playable, here"
+
+
+def audit(config: Audit) -> int:
+    """Compare, print a summary, write what was asked for; 1 if a copy was found, else 0."""
+    result, clips, known = run(config)
+    print(summary(result))
+    if config.json:
+        write_text(config.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if config.html:
+        write_html(config, result, clips, known)
+    return 1 if any(record["verdict"] == "copy" for record in result["clips"]) else 0
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+
+class Sounds(NamedTuple):
+    """Clips ready to be compared."""
+
+    waves: Tensor
+    "[N, L] int16"
+    vectors: Tensor | None
+    "[N, E] mean embeddings"
+    recordings: tuple[str, ...]
+
+
+class Nearest(NamedTuple):
+    """The nearest known clip of each query, one way."""
+
+    known: NDArray[np.int64]  # [N] its place among the known clips
+    value: NDArray[np.float64]  # [N] at most 1
+    lag: NDArray[np.float64]  # [N] seconds that the query comes later; 0 for embeddings
+
+
+def mel_spectra(waves: Tensor, front_end: LogMel) -> Tensor:
+    """Return the spectra over time [N, Q, B] of unit-length mels of waves [N, L]; silence is all zeros.
+
+    The mel is the square root of its magnitude (noise 30 dB down hardly shows) without each band's mean (so that two
+    steady sounds of one colour are not alike: what counts is what happens when).
+    """
+    mel = (front_end(waves) / 2).exp()
+    mel = mel - mel.mean(-1, keepdim=True)
+    mel = unit(mel.flatten(1)).unflatten(1, mel.shape[1:])
+    return torch.fft.rfft(mel, 2 * mel.shape[-1]).transpose(1, 2)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Scale rows [N, X] to length 1; rows of zeros stay so."""
+    lengths = rows.norm(dim=1, keepdim=True)
+    return rows / lengths.where(lengths > 1e-6, torch.inf)
+
+
+def mel_correlations(queries: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest cross-correlation and its lag in frames, both [N, M], of spectra [N, Q, B] and [M, Q, B]."""
+    products = torch.einsum("nqb,mqb->nmq", queries, known.conj())
+    return highest(torch.fft.irfft(products))
+
+
+def highest(correlations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the maximum over circular lags [..., lags] and where it is; lags past the middle are negative."""
+    best = correlations.max(-1)
+    size = correlations.shape[-1]
+    return best.values, torch.where(best.indices < size // 2, best.indices, best.indices - size)
+
+
+def wave_correlations(query: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest normalised cross-correlation of a wave [L] with each of [M, L] over all lags, and the lag."""
+    size = fast_length(2 * len(query))
+    spectra = torch.fft.rfft(unit(known.float()), size)
+    return highest(torch.fft.irfft(torch.fft.rfft(unit(query.float()[None]), size) * spectra.conj(), size))
+
+
+def fast_length(size: int) -> int:
+    """Return the smallest 2^a 3^b 5^c, even, from `size` up: an FFT of that length is fast.
+
+    >>> fast_length(176_400), fast_length(176_401)
+    (180000, 180000)
+    """
+    twos = [2**a for a in range(1, size.bit_length() + 1)]
+    smooth = [two * 3**b * 5**c for two in twos for b in range(12) for c in range(8)]
+    return min(length for length in smooth if length >= size)
+
+
+@torch.inference_mode()
+def compare(queries: Sounds, known: Sounds, candidates: int, apart: bool) -> dict[str, Nearest]:
+    """Find the nearest known clip of every query, each way; `apart` leaves out clips of the query's own recording.
+
+    Mels and embeddings are compared with every known clip; waveforms with the `candidates` that are nearest by mel and
+    the few nearest by embedding.
+    """
+    front_end = LogMel(MEL)
+    spectra = torch.cat([mel_spectra(part.float() / 32768, front_end) for part in known.waves.split(64)])
+    centre = 0 if known.vectors is None else known.vectors.mean(0)  # or every cosine would be near 1
+    own = np.array(known.recordings)
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {way: [] for way in WAYS}
+    for start in range(0, len(queries.waves), 16):
+        rows = slice(start, start + 16)
+        waves = queries.waves[rows]
+        barred = torch.zeros(len(waves), len(own), dtype=torch.bool)
+        if apart:
+            barred = torch.from_numpy(np.array(queries.recordings[rows])[:, None] == own)
+        likeness, lags = mel_correlations(mel_spectra(waves.float() / 32768, front_end), spectra)
+        likeness = likeness.masked_fill(barred, -1)
+        found["mel"].append(_best(likeness, lags * (MEL.hop / MEL.rate)))
+        chosen = [likeness]
+        if queries.vectors is not None and known.vectors is not None:
+            cosine = unit(queries.vectors[rows] - centre) @ unit(known.vectors - centre).T
+            cosine = cosine.masked_fill(barred, -1)
+            found["embedding"].append(_best(cosine, torch.zeros_like(cosine)))
+            chosen.append(cosine)
+        found["wave"].append(_nearest_waves(waves, known.waves, chosen, barred, candidates))
+    return {
+        way: Nearest(*(torch.cat(column).numpy() for column in zip(*parts))) for way, parts in found.items() if parts
+    }
+
+
+def _best(likeness: Tensor, lags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    best = likeness.max(1)
+    return best.indices, best.values.double(), lags.gather(1, best.indices[:, None])[:, 0].double()
+
+
+def _nearest_waves(
+    waves: Tensor, known: Tensor, likenesses: Sequence[Tensor], barred: Tensor, candidates: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare each wave with its candidates; [N] index, correlation, lag in seconds."""
+    index, value, lag = [], [], []
+    for row, wave in enumerate(waves):
+        if candidates:
+            near = [likenesses[0][row].topk(min(candidates, len(known))).indices]
+            near += [each[row].topk(min(max(1, candidates // 4), len(known))).indices for each in likenesses[1:]]
+            chosen = torch.cat(near).unique()
+        else:
+            chosen = torch.arange(len(known))
+        chosen = chosen[~barred[row, chosen]]
+        if not len(chosen):
+            chosen = chosen.new_zeros(1)
+        scores, lags = zip(*(wave_correlations(wave, known[part]) for part in chosen.split(64)))
+        scores, lags = torch.cat(scores), torch.cat(lags)
+        best = int(scores.argmax())
+        index.append(int(chosen[best]))
+        value.append(float(scores[best]))
+        lag.append(float(lags[best]) / MEL.rate)
+    return torch.tensor(index), torch.tensor(value, dtype=torch.float64), torch.tensor(lag, dtype=torch.float64)
+
+
+# --- judging ------------------------------------------------------------------------------------------------------
+
+
+def thresholds(real: dict[str, Nearest], false_alarm: float) -> dict[str, float]:
+    """Return the likeness, each way, that real clips exceed in `false_alarm` / (number of ways) of all cases."""
+    share = false_alarm / len(real)
+    return {way: float(np.quantile(each.value, 1 - share, method="higher")) for way, each in real.items()}
+
+
+def flags(found: dict[str, Nearest], limits: dict[str, float]) -> list[list[str]]:
+    """Return, for each query, the ways in which it is nearer to a known clip than real clips are."""
+    count = len(next(iter(found.values())).value)
+    return [
+        [way for way, each in found.items() if each.value[i] > min(limits[way], COPY if way == "wave" else 1.0)]
+        for i in range(count)
+    ]
+
+
+def verdict(by: Sequence[str], wave: float) -> str:
+    """Return `copy` (the waveform itself), `close` (nearer than real clips are to others), or `own`."""
+    return "copy" if wave > COPY else "close" if by else "own"
+
+
+def run(config: Audit) -> tuple[dict[str, Any], list[ClipFile], list[ClipFile]]:
+    """Return what was found, as JSON would hold it, with the clips it speaks of."""
+    clips, known = find_clips(config.generated), find_clips(config.against)
+    if len(known) < 2:
+        raise UserError(f"{config.against} has {len(known)} clip: expected the training clips")
+    calibrating = find_clips(config.real) if config.real else known
+    step = max(1, len(calibrating) / max(1, config.calibration))
+    calibrating = [calibrating[int(i * step)] for i in range(min(config.calibration, len(calibrating)))]
+    if len({clip.recording for clip in known}) < 2:
+        raise UserError(f"{config.against} is one recording: there are no other recordings to calibrate with")
+
+    prepared = [_prepare(each, config, keep=each is known) for each in (known, calibrating, clips)]
+    real = compare(prepared[1], prepared[0], config.candidates, apart=True)
+    limits = thresholds(real, config.false_alarm)
+    found = compare(prepared[2], prepared[0], config.candidates, apart=False)
+    by = flags(found, limits)
+    records = []
+    for i, clip in enumerate(clips):
+        nearest = {
+            way: {
+                "likeness": round(float(each.value[i]), 6),
+                "nearest": str(known[int(each.known[i])].path),
+                "recording": known[int(each.known[i])].recording,
+                "lag_ms": round(1000 * float(each.lag[i]), 3),
+            }
+            for way, each in found.items()
+        }
+        word = verdict(by[i], float(found["wave"].value[i]))
+        label = clip.label.slug if clip.label else ""
+        records.append({"file": str(clip.path), "label": label, "verdict": word, "by": by[i], "nearest": nearest})
+    real_by = flags(real, limits)
+    result = {
+        "foleybox": __version__,
+        "generated": config.generated,
+        "against": config.against,
+        "against_clips": len(known),
+        "calibrated_on": config.real or f"{config.against}, against other recordings",
+        "real_clips": len(calibrating),
+        "real_flagged": sum(map(bool, real_by)),
+        "false_alarm": config.false_alarm,
+        "chance": max(config.false_alarm, len(real) / (len(calibrating) + 1)),
+        "embedding": config.embedding,
+        "candidates": config.candidates,
+        "seconds": config.seconds,
+        "ways": {way: {"what": WAYS[way], **_spread(real[way], found[way]), "limit": limits[way]} for way in found},
+        "labels": _by_label(records),
+        "clips": records,
+    }
+    return result, clips, known
+
+
+def _prepare(clips: Sequence[ClipFile], config: Audit, keep: bool) -> Sounds:
+    samples = round(config.seconds * MEL.rate)
+    waves = load_wave_cache(clips, MEL.rate, config.seconds) if keep else load_waves(clips, MEL.rate, samples)
+    vectors = None
+    if config.embedding != "none":
+        embedding = load_embedding(config.embedding, config.weights)
+        vectors = torch.from_numpy(embed_clips(clips, embedding, config.seconds).vectors.mean(1))
+    return Sounds(waves, vectors, tuple(clip.recording for clip in clips))
+
+
+def _spread(real: Nearest, found: Nearest) -> dict[str, list[float]]:
+    """Return the quartiles and ends of both distributions."""
+    points = (0, 0.25, 0.5, 0.75, 1)
+    return {
+        "real_quantiles": [round(float(q), 6) for q in np.quantile(real.value, points)],
+        "generated_quantiles": [round(float(q), 6) for q in np.quantile(found.value, points)],
+    }
+
+
+def _by_label(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    table = {}
+    for label in LABELS:
+        words = [record["verdict"] for record in records if record["label"] == label.slug]
+        if words:
+            table[label.slug] = {"n": len(words), **{word: words.count(word) for word in ("copy", "close", "own")}}
+    return table
+
+
+# --- telling ------------------------------------------------------------------------------------------------------
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return the verdicts in a few lines."""
+    total = len(result["clips"])
+    words = [record["verdict"] for record in result["clips"]]
+    lines = [
+        f"{total} clips of {result['generated']} against {result['against_clips']} of {result['against']}: "
+        f"{words.count('copy')} copies, {words.count('close')} close, {words.count('own')} their own",
+        f"calibrated on {result['real_clips']} real clips ({result['calibrated_on']}): "
+        f"{result['real_flagged']} of them flagged; of {total} clips that copy nothing about "
+        f"{result['chance'] * total:.0f} would be called close by chance",
+    ]
+    for way, each in result["ways"].items():
+        real, generated = each["real_quantiles"], each["generated_quantiles"]
+        lines.append(
+            f"  {way:9} limit {each['limit']:.3f}   median real {real[2]:.3f}, generated {generated[2]:.3f}   "
+            f"highest real {real[4]:.3f}, generated {generated[4]:.3f}"
+        )
+    for record in ranked(result):
+        if record["verdict"] != "own":
+            near = record["nearest"][record["by"][0]]
+            lines.append(f"{record['verdict']:5} {record['file']}  <-  {near['nearest']}  ({', '.join(record['by'])})")
+    return "\n".join(lines)
+
+
+def ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records, the nearest to their limits first."""
+
+    def excess(record: dict[str, Any]) -> float:
+        ways = record["nearest"].items()
+        return max((1 - result["ways"][way]["limit"] + 1e-3) / (1 - each["likeness"] + 1e-3) for way, each in ways)
+
+    return sorted(result["clips"], key=lambda record: (record["verdict"] != "copy", -excess(record), record["file"]))
+
+
+def write_html(config: Audit, result: dict[str, Any], clips: Sequence[ClipFile], known: Sequence[ClipFile]) -> None:
+    """Write the page: the verdicts, the distributions, the nearest pairs to listen to."""
+    assert config.html is not None
+    sounds = page.Sounds(config.html)
+    words = [record["verdict"] for record in result["clips"]]
+    parts = [
+        f"<h1>Originality of {page.escape(result['generated'])}</h1>",
+        f"<p>{words.count('copy')} copies, {words.count('close')} close, {words.count('own')} their own, of "
+        f"{len(words)} clips. <b>Copy</b>: the waveform itself is a training clip's. <b>Close</b>: nearer to a training "
+        "clip, in some way, than real clips are to other recordings; listen. This is evidence, not a legal opinion.</p>",
+        page.definitions(
+            [
+                ("against", f"{result['against']} ({result['against_clips']} clips)"),
+                (
+                    "calibrated on",
+                    f"{result['calibrated_on']}: {result['real_clips']} clips, {result['real_flagged']} flagged",
+                ),
+                ("by chance", f"about {result['chance']:.1%} of clips that copy nothing are called close"),
+                ("embedding", result["embedding"]),
+                ("clips", f"cut or zero-padded at the end to {result['seconds']:g} s"),
+            ]
+        ),
+        "<h2>How near</h2>",
+        page.table(
+            ["way", "limit", "real: median", "highest", "generated: median", "highest", "what"],
+            [
+                [way, f"{each['limit']:.3f}"]
+                + [f"{each[key][i]:.3f}" for key in ("real_quantiles", "generated_quantiles") for i in (2, 4)]
+                + [page.escape(each["what"])]
+                for way, each in result["ways"].items()
+            ],
+        ),
+        "<h2>Verdicts</h2>",
+        page.table(
+            ["label", "n", "copy", "close", "own"],
+            [
+                [slug, *(str(row[key]) for key in ("n", "copy", "close", "own"))]
+                for slug, row in result["labels"].items()
+            ],
+        ),
+        f"<h2>The {min(config.pairs, len(words))} nearest pairs</h2>",
+    ]
+    for record in ranked(result)[: config.pairs]:
+        way = max(record["nearest"], key=lambda w: record["nearest"][w]["likeness"] - result["ways"][w]["limit"])
+        near = record["nearest"][way]
+        rows = [[w, f"{each['likeness']:.3f}", f"{each['lag_ms']:+.0f} ms"] for w, each in record["nearest"].items()]
+        parts.append(
+            f'<div class="pair">{sounds.figure(Path(record["file"]), "generated: " + record["file"], config.seconds)}'
+            f"{sounds.figure(Path(near['nearest']), f'nearest by {way}: ' + near['nearest'], config.seconds)}"
+            f"<div><b>{record['verdict']}</b> {page.escape(', '.join(record['by']))}"
+            f"{page.table(['way', 'likeness', 'lag'], rows)}</div></div>"
+        )
+    page.save(config.html, f"foleybox audit: {result['generated']}", "\n".join(parts))

@@ -1,0 +1,464 @@
+"""`foleybox evaluate`: systems measured against real clips, as JSON, Markdown and one HTML page.
+
+Three protocols that are never put into one column: `default` (any number of clips, stated), `official` (the DCASE 2023
+Task 7 tool's own: design/systems-baseline-cmu.md 1.4), `cmu32` (32 clips a label, for use while training).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import soundfile
+import tyro
+
+from foleybox import __version__
+from foleybox.doors import UserError, sha256, write_text
+from foleybox.lab.data import ClipFile, find_clips
+from foleybox.lab.evaluation import page
+from foleybox.lab.evaluation.embeddings import (
+    SILENT,
+    EmbeddedClips,
+    Embedding,
+    EmbeddingName,
+    embed_clips,
+    load_embedding,
+    weight_folders,
+)
+from foleybox.lab.evaluation.frechet import Statistics, read_statistics, write_statistics
+from foleybox.lab.evaluation.measures import (
+    Figure,
+    MeasureConfig,
+    Measured,
+    Reference,
+    by_label,
+    figures,
+    floor,
+    mean_of,
+    measure,
+    reference_of,
+)
+from foleybox.lab.evaluation.tables import CHALLENGE_STATISTICS, PRINTED, html, markdown, printed_row
+from foleybox.labels import LABELS, Label, find_label, parse_label
+
+Mode = Literal["default", "official", "cmu32"]
+CLIPS = {"official": 100, "cmu32": 32}  # clips a label that a protocol demands
+OFFICIAL_RATE, OFFICIAL_SAMPLES = 22_050, 88_200
+POOLED = len(LABELS)  # the stream of random numbers of all labels together
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure generated clips against real ones: Fréchet, kernel distance, precision, recall, density, coverage, tags.
+
+    Every figure comes with its number of clips, a bootstrap interval over clips, and what real clips score.
+
+    Example: foleybox evaluate out/ --reference ../shared/data/foley:dev --floor ../shared/data/foley:train
+    """
+
+    generated: tyro.conf.Positional[tuple[str, ...]]
+    "folders of class folders (any DCASE spelling), or with a manifest; `folder:split` for one split; one a system"
+    reference: str | None = None
+    "real clips, found the same way, or a statistics file (.npz)"
+    embedding: EmbeddingName | None = None
+    "mn04 unless --mode official, which takes vggish-official"
+    mode: Mode = "default"
+    "official: the challenge's own score, 100 clips a label; cmu32: the first 32 clips a label, for use while training"
+    floor: str | None = None
+    "further real clips, measured like a system beside it; without it the reference is split in halves by recording"
+    labels: tuple[str, ...] = ()
+    "measure these labels only; all seven otherwise"
+    seconds: float = 4.0
+    "clips are cut or zero-padded at the end to this length"
+    keep_silent: bool = False
+    "measure clips whose peak is under -60 dBFS too, which are refused otherwise"
+    measure: Annotated[MeasureConfig, tyro.conf.arg(name="")] = MeasureConfig()  # noqa: RUF009 (frozen)
+    weights: Path | None = None
+    "the embedding's weights; otherwise FOLEYBOX_WEIGHTS, FOLEYBOX_SHARED/weights, the cache, the public release"
+    compare: tuple[Path, ...] = ()
+    "JSON files of earlier runs to put beside, if they were measured in the same way"
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "write all figures here"
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "write a page with tables, plots, spectrograms and players here"
+    markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "write the tables here"
+    players: int = 4
+    "clips a label and system that the page plays"
+    statistics: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "also write the reference's statistics here (.npz), to measure against them without its clips"
+
+
+def evaluate(config: Evaluate) -> int:
+    """Measure, print the tables, write what was asked for; 0. Raises UserError where there is no honest figure."""
+    result = run(config)
+    text = markdown(result)
+    print(text)
+    if config.json:
+        write_text(config.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    if config.markdown:
+        write_text(config.markdown, text + "\n")
+    if config.html:
+        write_page(config, result)
+    return 0
+
+
+def write_page(config: Evaluate, result: Mapping[str, Any]) -> None:
+    """Write the page of a result that `run` returned for `config`."""
+    assert config.html is not None
+    names = _names(list(config.generated))
+    shown = [(name, find_clips(source)) for source, name in names.items()]
+    if not result["protocol"]["reference"].endswith(".npz"):
+        shown.insert(0, ("real: the reference", find_clips(result["protocol"]["reference"])))
+    labels = _labels(config)
+    shown = [(name, [clip for clip in clips if clip.label in labels]) for name, clips in shown]
+    body = html(result, shown, page.Sounds(config.html), config.players)
+    page.save(config.html, f"foleybox evaluate: {', '.join(names.values())}", body)
+
+
+# --- what is measured against what --------------------------------------------------------------------------------
+
+
+def run(config: Evaluate) -> dict[str, Any]:
+    """Return everything that a report says, as JSON would hold it."""
+    if not config.generated:
+        raise UserError("nothing to evaluate: name at least one folder of generated clips")
+    labels = _labels(config)
+    source = _reference_source(config)
+    name = _embedding_name(config)
+    sources = {text: _find(text, labels, config.mode) for text in config.generated}
+    real = None if source.endswith(".npz") else _find(source, labels, "default")
+    further = None if config.floor is None else _find(config.floor, labels, "default")
+
+    embedding = load_embedding(name, config.weights)
+    statistics = _statistics(source, labels, embedding) if real is None else None
+    known = None if real is None else _embed(source, real, embedding, config)
+    systems = {text: _embed(text, clips, embedding, config) for text, clips in sources.items()}
+    others = None if further is None or config.floor is None else _embed(config.floor, further, embedding, config)
+
+    references = _references(known, statistics, labels)
+    if config.statistics and known is not None:
+        kept = {label: reference.statistics for label, reference in references.items() if label is not None}
+        write_statistics(config.statistics, Statistics(kept, embedding.name))
+    result: dict[str, Any] = {
+        "foleybox": __version__,
+        "protocol": _protocol(config, source, embedding, references),
+        "systems": [],
+        "printed": [printed_row(row) for row in PRINTED],
+        "notes": [],
+    }
+    names = _names(list(systems))
+
+    @cache  # systems of one size share their floor
+    def floor_at(label: Label | None, n: int) -> tuple[dict[str, float], int]:
+        return _floor(label, n, references[label], known, others, config)
+
+    for text, clips in systems.items():
+        result["systems"].append(_system(names[text], text, clips, references, floor_at, config))
+    result["notes"] = _notes(config, systems, known, others, result)
+    for path in config.compare:
+        result["systems"] += _earlier(path, result["protocol"])
+    return result
+
+
+def _labels(config: Evaluate) -> list[Label]:
+    chosen = [parse_label(text) for text in config.labels] or list(LABELS)
+    if config.mode == "official" and len(chosen) < len(LABELS):
+        raise UserError("--mode official measures all seven labels: drop --labels, or drop --mode official")
+    return sorted(set(chosen), key=LABELS.index)
+
+
+def _embedding_name(config: Evaluate) -> EmbeddingName:
+    if config.mode != "official":
+        return config.embedding or "mn04"
+    if config.embedding not in (None, "vggish-official"):
+        raise UserError(f"--mode official is defined on vggish-official, not on {config.embedding}: drop --embedding")
+    return "vggish-official"
+
+
+def _reference_source(config: Evaluate) -> str:
+    if config.reference is not None:
+        if config.mode == "official" and not config.reference.endswith(".npz"):
+            raise UserError(
+                f"--mode official compares with a statistics file ({CHALLENGE_STATISTICS}), not with {config.reference}"
+            )
+        return config.reference
+    if config.mode != "official":
+        raise UserError("no reference: name real clips or a statistics file with --reference")
+    for folder in weight_folders():
+        if (folder / CHALLENGE_STATISTICS).is_file():
+            return str(folder / CHALLENGE_STATISTICS)
+    raise UserError(f"no {CHALLENGE_STATISTICS} in {', '.join(map(str, weight_folders()))}: name it with --reference")
+
+
+def _find(source: str, labels: Sequence[Label], mode: Mode) -> list[ClipFile]:
+    """Find the clips of a source, and hold them to what the protocol demands."""
+    found = find_clips(source)
+    counts = Counter(clip.label for clip in found)
+    for label in labels:
+        if counts[label] == 0:
+            raise UserError(_missing(source, label))
+        if counts[label] == 1:
+            raise UserError(f"{source} has 1 clip of {label}: a distance needs at least 2")
+        wanted = CLIPS.get(mode, 0)
+        if mode == "official" and counts[label] != wanted:
+            raise UserError(
+                f"{source} has {counts[label]} clips of {label}: --mode official takes exactly {wanted} a label"
+            )
+        if mode == "cmu32" and counts[label] < wanted:
+            raise UserError(f"{source} has {counts[label]} clips of {label}: --mode cmu32 needs {wanted} a label")
+    chosen: list[ClipFile] = []
+    for label in labels:
+        chosen += [clip for clip in found if clip.label is label][: CLIPS[mode] if mode == "cmu32" else None]
+    if mode == "official":
+        for clip in chosen:
+            _check_official(clip.path)
+    return chosen
+
+
+def _missing(source: str, label: Label) -> str:
+    folder = Path(source)
+    here = (
+        [each for each in folder.iterdir() if each.is_dir() and find_label(each.name) is label]
+        if folder.is_dir()
+        else []
+    )
+    what = f"{here[0]} is empty" if here else f"{source} has no clips of {label}"
+    return f"{what}: every label needs clips (to measure fewer labels, name them with --labels)"
+
+
+def _check_official(path: Path) -> None:
+    """Refuse what the challenge's tool refuses: another rate, length, depth or number of channels."""
+    try:
+        info = soundfile.info(path)
+    except soundfile.SoundFileError as error:
+        raise UserError(f"{path} cannot be read ({error}): --mode official takes 16-bit WAV files") from None
+    found = (info.samplerate, info.channels, info.frames, info.subtype)
+    if found != (OFFICIAL_RATE, 1, OFFICIAL_SAMPLES, "PCM_16"):
+        raise UserError(
+            f"{path} has {info.samplerate} Hz, {info.channels} channel(s), {info.frames} samples, {info.subtype}: "
+            f"--mode official takes {OFFICIAL_RATE} Hz, mono, {OFFICIAL_SAMPLES} samples, PCM_16"
+        )
+
+
+def _statistics(source: str, labels: Sequence[Label], embedding: Embedding) -> Statistics:
+    if not Path(source).is_file():
+        raise UserError(f"no statistics file {source}")
+    statistics = read_statistics(Path(source))
+    if statistics.embedding and statistics.embedding != embedding.name:
+        raise UserError(
+            f"{source} holds statistics of {statistics.embedding}, not of {embedding.name}: distances between two "
+            f"embeddings mean nothing; use --embedding {statistics.embedding}"
+        )
+    for label in labels:
+        if label not in statistics.labels:
+            raise UserError(f"{source} holds no statistics of {label}")
+        width = len(statistics.labels[label].mean)
+        if width != embedding.width:
+            raise UserError(
+                f"{source} holds statistics of {width} numbers, {embedding.name} gives {embedding.width}: it is the "
+                "reference of another embedding"
+            )
+    return statistics
+
+
+def _embed(source: str, clips: Sequence[ClipFile], embedding: Embedding, config: Evaluate) -> EmbeddedClips:
+    embedded = embed_clips(clips, embedding, config.seconds)
+    rates = Counter(embedded.rates.tolist())
+    if len(rates) > 1:
+        listed = ", ".join(f"{rate} Hz ({count})" for rate, count in sorted(rates.items()))
+        raise UserError(f"{source} mixes rates, {listed}: band limits would be measured with the sounds; use one rate")
+    silent = np.flatnonzero(embedded.peaks < SILENT)
+    if len(silent) and not config.keep_silent:
+        raise UserError(
+            f"{source} has {len(silent)} silent clip(s), the first {clips[silent[0]].path} (peak under -60 dBFS): "
+            "generate or remove them, or measure them as they are with --keep-silent"
+        )
+    return embedded
+
+
+def _references(
+    known: EmbeddedClips | None, statistics: Statistics | None, labels: Sequence[Label]
+) -> dict[Label | None, Reference]:
+    """Return the reference of each label, and under None that of all of them where its clips are known."""
+    if known is None:
+        assert statistics is not None
+        return {label: Reference(statistics.labels[label]) for label in labels}
+    groups = by_label(known)
+    return {**{label: reference_of(groups[label]) for label in labels}, None: reference_of(known)}
+
+
+def _system(
+    name: str,
+    source: str,
+    clips: EmbeddedClips,
+    references: Mapping[Label | None, Reference],
+    floor_at: Callable[[Label | None, int], tuple[dict[str, float], int]],
+    config: Evaluate,
+) -> dict[str, Any]:
+    groups = by_label(clips)
+    record: dict[str, Any] = {"name": name, "source": source, "labels": {}}
+    parts, floors = [], []
+    for label, group in groups.items():
+        n = len(group.clips)
+        part = measure(group, references[label], config.measure, label.id)
+        low, floor_n = floor_at(label, n)
+        parts.append(part)
+        floors.append(low)
+        record["labels"][label.slug] = _record(group, part, low, floor_n, config)
+    mean_floor = mean_of([Measured(each, {}) for each in floors]).values if all(floors) else {}
+    record["mean"] = {"figures": _rounded(figures(mean_of(parts), mean_floor, config.measure))}
+    record["pooled"] = None
+    if None in references and len(groups) > 1:
+        part = measure(clips, references[None], config.measure, POOLED)
+        low, floor_n = floor_at(None, len(clips.clips))
+        record["pooled"] = _record(clips, part, low, floor_n, config)
+    return record
+
+
+def _floor(
+    label: Label | None,
+    n: int,
+    reference: Reference,
+    known: EmbeddedClips | None,
+    others: EmbeddedClips | None,
+    config: Evaluate,
+) -> tuple[dict[str, float], int]:
+    """Measure real clips against the reference: further ones, or one half of the reference against the other."""
+    stream = POOLED if label is None else label.id
+    if others is not None:
+        real = others if label is None else by_label(others)[label]
+        return floor(real, reference, n, config.measure, stream)
+    if known is None:
+        return {}, 0
+    real = known if label is None else by_label(known)[label]
+    recordings = sorted({clip.recording for clip in real.clips})
+    order = np.random.default_rng([config.measure.seed, stream, 3]).permutation(len(recordings))
+    half = {recordings[i] for i in order[: len(recordings) // 2]}
+    inside = np.array([clip.recording in half for clip in real.clips])
+    if min(inside.sum(), (~inside).sum()) < 2:
+        return {}, 0
+    return floor(
+        real.of(np.flatnonzero(inside)), reference_of(real.of(np.flatnonzero(~inside))), n, config.measure, stream
+    )
+
+
+def _record(
+    clips: EmbeddedClips, part: Measured, floors: Mapping[str, float], floor_n: int, config: Evaluate
+) -> dict[str, Any]:
+    return {
+        "n": len(clips.clips),
+        "windows": clips.vectors.shape[0] * clips.vectors.shape[1],
+        "floor_n": floor_n or None,
+        "figures": _rounded(figures(part, floors, config.measure)),
+    }
+
+
+def _rounded(measured: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {key: None if number is None else round(number, 6) + 0.0 for key, number in figure._asdict().items()}
+        for name, figure in measured.items()
+    }
+
+
+def _names(sources: Sequence[str]) -> dict[str, str]:
+    """Name systems by their folder, or by the whole path where two folders share a name."""
+    short = {text: Path(text).name or text for text in sources}
+    twice = {name for name, count in Counter(short.values()).items() if count > 1}
+    return {text: text if name in twice else name for text, name in short.items()}
+
+
+def _protocol(
+    config: Evaluate, source: str, embedding: Embedding, references: Mapping[Label | None, Reference]
+) -> dict[str, Any]:
+    known = {label: reference for label, reference in references.items() if label is not None}
+    file = Path(source)
+    return {
+        "mode": config.mode,
+        "distance": DISTANCES[config.mode],
+        "embedding": embedding.name,
+        "width": embedding.width,
+        "windows": embedding.rule,
+        "weights": embedding.weights,
+        "seconds": config.seconds,
+        "reference": source,
+        "reference_sha256": sha256(file)[:16] if file.is_file() else None,
+        "reference_clips": {
+            label.slug: len(reference.clips.clips) if reference.clips else None for label, reference in known.items()
+        },
+        "reference_windows": {label.slug: reference.statistics.n for label, reference in known.items()},
+        "floor": config.floor or ("the reference, halved by recording" if None in references else None),
+        "k": config.measure.k,
+        "seed": config.measure.seed,
+        "bootstrap": config.measure.bootstrap,
+        "confidence": config.measure.confidence,
+    }
+
+
+DISTANCES = {"default": "FD", "official": "FAD (challenge protocol)", "cmu32": "FD at 32 clips"}
+SAME = ("mode", "embedding", "windows", "weights", "seconds", "reference_clips", "reference_windows", "k", "confidence")
+
+
+def _earlier(path: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Read the systems of an earlier run, if it was measured as this one."""
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        theirs, systems = earlier["protocol"], earlier["systems"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}): --compare expects a JSON file of foleybox evaluate") from None
+    for key in SAME:
+        if theirs.get(key) != protocol[key]:
+            raise UserError(
+                f"{path} was measured with {key} {theirs.get(key)}, this run has {protocol[key]}: such figures do not "
+                "belong side by side"
+            )
+    return systems
+
+
+def _notes(
+    config: Evaluate,
+    systems: Mapping[str, EmbeddedClips],
+    known: EmbeddedClips | None,
+    others: EmbeddedClips | None,
+    result: Mapping[str, Any],
+) -> list[str]:
+    """Say in words what a reader of the figures must know."""
+    notes = []
+    protocol = result["protocol"]
+    if config.mode == "cmu32":
+        notes.append("32 clips a label: biased upward, for use while training; never beside 100-clip figures.")
+    if known is None:
+        notes.append("The reference is a statistics file: only distances that need no reference clips are given.")
+    elif others is None:
+        notes.append(
+            "The floor is one half of the reference against the other: n and reference are smaller than above."
+        )
+    for record in result["systems"]:
+        short = [slug for slug, part in record["labels"].items() if part["floor_n"] and part["floor_n"] < part["n"]]
+        if short:
+            notes.append(f"{record['name']}: fewer real clips than generated ones for the floor of {', '.join(short)}.")
+        few = [slug for slug, part in record["labels"].items() if known is not None and "recall" not in part["figures"]]
+        if few:
+            k = config.measure.k
+            notes.append(
+                f"{record['name']}: precision to coverage need more than {k} clips on both sides: {', '.join(few)}."
+            )
+        thin = [slug for slug, part in record["labels"].items() if part["windows"] <= protocol["width"]]
+        if thin:
+            notes.append(
+                f"{record['name']}: no more windows than dimensions ({protocol['width']}) for {', '.join(thin)}: FD is "
+                "exact for these clips, and far above what more of them would give."
+            )
+    for text, clips in systems.items():
+        silent = int((clips.peaks < SILENT).sum())
+        if silent:
+            notes.append(f"{text}: {silent} clips are silent, and measured as they are.")
+        if known is not None and int(clips.rates[0]) != int(known.rates[0]):
+            notes.append(f"{text} is at {clips.rates[0]} Hz, the reference at {known.rates[0]} Hz: band limits differ.")
+    if protocol["embedding"] != "mn04":
+        notes.append(f"{protocol['embedding']} has no tagger: no accuracy.")
+    return notes

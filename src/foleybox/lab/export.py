@@ -1,0 +1,285 @@
+"""Trained parts -> an instrument: ONNX graphs, checked against torch on the spot, a manifest and a card.
+
+foleybox export runs/gan runs/vocoder -o my-instrument --name my-instrument
+"""
+
+import json
+import logging
+import platform
+import subprocess
+import tempfile
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import foleybox
+from foleybox.doors import UserError
+from foleybox.instrument import Heard, Instrument, read_instrument, roll_up, write_instrument
+from foleybox.lab.features import DCASE, MelConfig
+from foleybox.lab.models.sagan import Generator, refresh_batch_norm, to_mel
+from foleybox.lab.models.vocos import Vocos
+from foleybox.lab.runs import load_generator, load_vocoder, read_run_config
+from foleybox.labels import LABELS
+
+TOLERANCE_MEL, TOLERANCE_WAVE = 1e-3, 1e-3
+"largest difference to torch that an export may have: log-mel, and wave of full scale 1"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Make an instrument of a trained generator and a trained vocoder, checked against torch.
+
+    Example: foleybox export runs/gan runs/vocoder -o my-instrument
+    """
+
+    generator: tyro.conf.Positional[Path]
+    "run folder of `foleybox train sagan`"
+    vocoder: tyro.conf.Positional[Path]
+    "run folder of `foleybox train vocoder`"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    "the instrument's folder"
+    name: str = ""
+    "the instrument's name; the folder's name if not given"
+    version: str = "1"
+    seconds: float = 4.0
+    "length of a clip"
+    measured: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "JSON of measured scores to put in the manifest and the card"
+    notes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    "Markdown to add to the card: known weaknesses, intended use"
+    draws: int = 50
+    "batches of 64 sounds from which the averaged generator's batch statistics are re-estimated"
+    seed: int = 0
+    "of those draws"
+
+
+class GeneratorGraph(nn.Module):
+    """(latent [N, Z], label [N]) -> mel [N, M, T]: the averaged generator, on the log-mel scale.
+
+    Its last frame is repeated until T hop >= samples: 344 frames are 136 samples short of four seconds, and a rain that
+    stops 6 ms early clicks in a loop.
+    """
+
+    def __init__(self, generator: Generator, frames: int) -> None:
+        super().__init__()
+        self.generator, self.frames = generator, frames
+
+    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
+        mel = to_mel(self.generator(latent, label), self.generator.config)
+        return F.pad(mel, (0, max(0, self.frames - mel.shape[-1])), mode="replicate")
+
+
+def without_parametrizations(generator: Generator) -> Generator:
+    """Return a copy whose spectral norms are multiplied out: plain weights, as they are in eval mode.
+
+    Built anew, not deep-copied: a copy shares its parametrised classes with the original, which removing would break.
+    """
+    plain = Generator(generator.config)
+    plain.load_state_dict(generator.state_dict())
+    for part in plain.eval().modules():
+        if parametrize.is_parametrized(part, "weight"):
+            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+    return plain
+
+
+def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str) -> bytes:
+    """Return `module` as ONNX with a dynamic first axis; other axes as in `inputs` (batch 2 or more)."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        path = Path(folder) / "graph.onnx"
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+        return path.read_bytes()
+
+
+def largest_difference(graph: bytes, module: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """Return max |onnxruntime - torch| of a graph on `inputs`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+    with torch.no_grad():
+        ours = module.eval()(*inputs.values()).numpy()
+    assert np.shape(theirs) == ours.shape, (np.shape(theirs), ours.shape)
+    return float(np.abs(theirs - ours).max())
+
+
+def build(generator: Generator, vocoder: Vocos, mel: MelConfig, samples: int) -> dict[str, bytes]:
+    """Return the two graphs of a "gan" instrument. Raises UserError if one differs from torch, or the mels do not fit.
+
+    The check runs at batch 1 and 3, which the export (at batch 2) has not seen.
+    """
+    if mel != DCASE:
+        raise UserError(
+            f"the vocoder reads the mel {mel}, the generator makes {DCASE}: train a vocoder with --mel dcase"
+        )
+    frames = -(-samples // mel.hop)
+    make = GeneratorGraph(without_parametrizations(generator), frames)
+    torch.manual_seed(0)
+    latent, label = torch.randn(3, generator.config.latent), torch.tensor([0, 3, 6])
+    mels = make(latent, label).detach()
+    graphs = {
+        "generator": to_onnx(make, {"latent": latent[:2], "label": label[:2]}, "mel"),
+        "vocoder": to_onnx(vocoder, {"mel": mels[:2]}, "wave"),
+    }
+    for n in (1, 3):
+        checks = (
+            ("generator", make, {"latent": latent[:n], "label": label[:n]}, TOLERANCE_MEL),
+            ("vocoder", vocoder, {"mel": mels[:n]}, TOLERANCE_WAVE),
+        )
+        for name, module, inputs, tolerance in checks:
+            difference = largest_difference(graphs[name], module, inputs)
+            if not difference <= tolerance:
+                raise UserError(
+                    f"the exported {name} differs from torch by {difference:.2g} at batch {n}, expected {tolerance:g} or "
+                    "less: nothing was written; try another onnx or onnxruntime version"
+                )
+    return graphs
+
+
+def commit() -> str:
+    """Return the git commit of the source tree, "" outside one."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def heard_by(*runs: dict[str, Any]) -> tuple[Heard, ...]:
+    """Add up the clips that runs were trained on; a clip that two of them heard counts once (the larger count)."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for run in runs:
+        for row in run["clips"]:
+            key = (row["label"], row["tier"], row["licence"])
+            counts[key] = max(counts[key], row["clips"])
+    return tuple(Heard(*key, clips) for key, clips in sorted(counts.items()))
+
+
+def main(config: Export) -> int:
+    """`foleybox export`: write the instrument, or nothing."""
+    run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
+    generator, step = load_generator(config.generator)
+    vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
+    measured = _read_json(config.measured) if config.measured else {}
+    notes = config.notes.read_text(encoding="utf-8") if config.notes else ""
+    torch.manual_seed(config.seed)
+    refresh_batch_norm(generator, config.draws)
+    graphs = build(generator, vocoder, mel, round(config.seconds * mel.rate))
+    left_out = ("clips", "out", "data")  # counted in `heard`; paths are nobody's business
+    made_with = {
+        "foleybox": foleybox.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "seed": config.seed,
+        "generator": {**{key: run[key] for key in run if key not in left_out}, "steps": step},
+        "vocoder": {**{key: vocoder_run[key] for key in vocoder_run if key not in left_out}, "steps": vocoder_step},
+    }
+    instrument = Instrument(
+        name=config.name or config.out.name,
+        version=config.version,
+        labels=tuple(label.name for label in LABELS),
+        rate=mel.rate,
+        samples=round(config.seconds * mel.rate),
+        latent=(generator.config.latent,),
+        mel=asdict(mel),
+        heard=heard_by(run, vocoder_run),
+        measured=measured,
+        made_with=made_with,
+    )
+    written = write_instrument(config.out, instrument, graphs, card(instrument, notes))
+    size = sum(graph.bytes for graph in written.graphs.values())
+    print(f"{config.out}: instrument {written.name}, {size / 1e6:.1f} MB, {written.licence.terms}")
+    return 0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON that can be read ({error})") from error
+
+
+# --- the card -----------------------------------------------------------------------------------------------------
+
+
+def card(instrument: Instrument, notes: str) -> str:
+    """Return CARD.md: what it is, what it heard, what follows for its sounds, how it was trained, what was measured."""
+    made, licence = instrument.made_with, roll_up(instrument.heard)
+    generator, vocoder = made["generator"], made["vocoder"]
+    lines = [
+        f"# {instrument.name} {instrument.version}",
+        "",
+        f"Makes {instrument.samples / instrument.rate:g} s of mono sound at {instrument.rate:,} Hz for "
+        f"{len(instrument.labels)} labels: {', '.join(instrument.labels)}.",
+        "",
+        "## Licence",
+        "",
+        f"**{licence.terms}**, because of what it heard:",
+        "",
+        *[f"* {reason}" for reason in licence.why],
+        "",
+        "This is the rule of `foleybox.instrument` applied to the training list, not legal advice.",
+        "",
+        "## What it heard",
+        "",
+        "Generator and vocoder together; `(other)` are everyday sounds that only the vocoder heard.",
+        "",
+        "| label | tier | licence as its source states it | clips |",
+        "|---|---|---|---|",
+        *[f"| {row.label} | {row.tier} | {row.licence} | {row.clips} |" for row in instrument.heard],
+        "",
+        "## How it was trained",
+        "",
+        f"* Generator: {generator['system']}, plan {generator['model']['plan']}, width {generator['model']['width']}, "
+        f"{generator['steps']:,} steps of {generator['batch']} clips, Adam {generator['lr_generator']:g} / "
+        f"{generator['lr_discriminator']:g}, hinge + {generator['contrastive']:g} x 2C without label (tau_d "
+        f"{generator['tau_data']:g}, tau_c {generator['tau_class']:g}), augmentation probability "
+        f"{generator['augment']['probability']:g}, average {generator['average']:g}, seed {generator['seed']}.",
+        f"* Vocoder: Vocos {vocoder['size']}, {vocoder['steps']:,} steps of {vocoder['batch']} x {vocoder['segment']} "
+        f"frames, discriminators from step {vocoder['adversarial_from']:,}, seed {vocoder['seed']}.",
+        f"* Made with foleybox {made['foleybox']} (commit {made['commit'] or 'unknown'}), torch {made['torch']}.",
+        "",
+        *_measured_lines(instrument.measured),
+    ]
+    return "\n".join(lines) + (f"\n{notes.strip()}\n" if notes else "")
+
+
+def _measured_lines(measured: dict[str, Any]) -> list[str]:
+    if not measured:
+        return ["## Measured", "", "Nothing yet.", ""]
+    body = json.dumps(measured, indent=1, ensure_ascii=False)
+    return [
+        "## Measured",
+        "",
+        *(str(measured["table"]).splitlines() if "table" in measured else ["```json", body, "```"]),
+        "",
+    ]
+
+
+def rewrite_card(folder: Path, measured: dict[str, Any], notes: str) -> Instrument:
+    """Add scores and notes to an instrument on disk, its graphs untouched."""
+    instrument = replace(read_instrument(folder), measured=measured)
+    files = {name: folder / graph.file for name, graph in instrument.graphs.items()}
+    return write_instrument(folder, instrument, files, card(instrument, notes))

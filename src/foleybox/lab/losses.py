@@ -1,0 +1,114 @@
+"""Every loss of both reports on one page: pure functions of tensors, each citing its equation.
+
+Letters: N batch, E embedding width, B batch, L samples, M mel bands, T frames. No weights here: the loop multiplies.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --- adversarial --------------------------------------------------------------------------------------------------
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Return mean relu(1 - D(x)) + mean relu(1 + D(G(z))) of logits [N] (KT report, equation 1, as printed)."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """Return -mean D(G(z)) of logits [N] (KT report, equation 1)."""
+    return -fake.mean()
+
+
+# --- contrastive --------------------------------------------------------------------------------------------------
+
+
+def conditional_contrastive(
+    data: Tensor,
+    proxy: Tensor,
+    source: Tensor | None = None,
+    labels: Tensor | None = None,
+    *,
+    tau_data: float = 0.1,
+    tau_class: float = 1.0,
+) -> Tensor:
+    """Return the mean 2C or C-SupCon loss, with or without labels: four losses, no flags.
+
+    `data` [N, E] are the embeddings d_i = h(D1(x_i)), `proxy` [N, E] the label embeddings e(c_i), `source` [N, E] the
+    frozen encoder's embeddings of the corresponding real clips; all of unit length. `labels` int64 [N].
+
+    With  A_i = exp(d_i.e(c_i) / tau_class),  B_i = exp(d_i.s_i / tau_class),
+          R_i = sum over k != i of exp(d_i.d_k / tau_data),  Q_i = the part of R_i whose label is that of i:
+
+    | source | labels | loss of item i                     | name                             |
+    |--------|--------|------------------------------------|----------------------------------|
+    | None   | None   | -ln (A / (A + R))                  | 2C without label, KT equation 3  |
+    | None   | given  | -ln ((A + Q) / (A + R))            | 2C, ContraGAN                    |
+    | given  | None   | -ln ((A + B) / (A + B + R))        | C-SupCon without label, KT eq. 5 |
+    | given  | given  | -ln ((A + B + Q) / (A + B + R))    | C-SupCon                         |
+
+    KT write tau_d for `tau_data` and tau_c for `tau_class`. Computed with logsumexp in float32 at least, since
+    63 exp(1 / 0.1) is above the largest half-precision number. Memory is [N, N]: no [N, N, E] tensor.
+    """
+    precision = torch.promote_types(data.dtype, torch.float32)
+    with torch.autocast(data.device.type, enabled=False):
+        data, proxy = data.to(precision), proxy.to(precision)
+        targets = [proxy] if source is None else [proxy, source.to(precision)]
+        anchors = torch.stack([(data * target).sum(1) for target in targets], 1) / tau_class  # [N, 1 or 2]
+        itself = torch.eye(len(data), dtype=torch.bool, device=data.device)
+        others = (data @ data.T / tau_data).masked_fill(itself, -torch.inf)  # [N, N]
+        positives = anchors
+        if labels is not None:
+            positives = torch.cat([anchors, others.masked_fill(labels[:, None] != labels, -torch.inf)], 1)
+        return (torch.cat([anchors, others], 1).logsumexp(1) - positives.logsumexp(1)).mean()
+
+
+# --- vocoder ------------------------------------------------------------------------------------------------------
+
+
+def mel_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the mean absolute difference of two log-mels [..., M, T], natural logarithm (HiFi-GAN, equation 4)."""
+    return (real - fake).abs().mean()
+
+
+def _magnitudes(wave: Tensor, n_fft: int, floor: float) -> Tensor:
+    """Return the STFT magnitude [B, N/2+1, T], hop N/4, floored: silence has a finite logarithm and gradient."""
+    window = torch.hann_window(n_fft, device=wave.device)
+    spectrum = torch.stft(wave, n_fft, n_fft // 4, window=window, return_complex=True)
+    return torch.sqrt((spectrum.real**2 + spectrum.imag**2).clamp(min=floor**2))
+
+
+def multi_resolution_stft(
+    real: Tensor, fake: Tensor, windows: tuple[int, ...] = (2048, 1024, 512, 128), floor: float = 1e-3
+) -> tuple[Tensor, Tensor]:
+    """Return (spectral convergence, log magnitude distance) of waves [B, L], each the mean over the `windows`.
+
+    Convergence is |X - Y|_F / |X|_F of each item, log magnitude the mean of |ln X - ln Y| (Yamamoto et al. 2020,
+    Parallel WaveGAN, equations 4 to 6). Magnitudes are floored at `floor`: 16-bit rounding noise is about 2e-4 in a
+    window of 1024 samples, and what lies below it should not be learned.
+    """
+    convergence, distance = real.new_zeros(()), real.new_zeros(())
+    for n_fft in windows:
+        x, y = _magnitudes(real, n_fft, floor), _magnitudes(fake, n_fft, floor)
+        convergence = convergence + ((x - y).norm(dim=(1, 2)) / x.norm(dim=(1, 2))).mean()
+        distance = distance + (x.log() - y.log()).abs().mean()
+    return convergence / len(windows), distance / len(windows)
+
+
+def squares_discriminator(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Return the sum over discriminators of mean (1 - D(x))^2 + mean D(G(m))^2 (HiFi-GAN, equations 1 and 6)."""
+    return torch.stack([((1 - r) ** 2).mean() + (f**2).mean() for r, f in zip(real, fake, strict=True)]).sum()
+
+
+def squares_generator(fake: list[Tensor]) -> Tensor:
+    """Return the sum over discriminators of mean (1 - D(G(m)))^2 (HiFi-GAN, equations 2 and 5)."""
+    return torch.stack([((1 - f) ** 2).mean() for f in fake]).sum()
+
+
+def feature_matching(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
+    """Return the sum over layers of discriminators of mean |D_i(x) - D_i(G(m))| (HiFi-GAN, equation 3).
+
+    The activations of the real wave serve as the target: no gradient flows into them.
+    """
+    pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r, f, strict=True)]
+    return torch.stack([(r.detach() - f).abs().mean() for r, f in pairs]).sum()

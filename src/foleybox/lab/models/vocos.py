@@ -1,0 +1,213 @@
+"""Vocos: a log-mel to a wave, one small network at the frame rate and an inverse STFT (Siuzdak 2023, arXiv 2306.00814).
+
+Letters: B batch, M mel bands, T frames, C channels, N FFT size, K = N/2 + 1 frequencies, L = T hop samples.
+
+All layers work at the frame rate (86 Hz), so it renders some thirty times faster than a network that climbs to the
+sample rate. 344 frames of the `dcase` mel give exactly 344 x 256 = 88,064 samples, aligned with frames cut without
+centring: frame t is centred on sample t hop + hop / 2. Also here: the multi-resolution discriminator.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+# --- the inverse STFT ---------------------------------------------------------------------------------------------
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """Add frames [B, T, N] at every `hop` samples and trim (N - hop) / 2 at both ends: [B, T hop].
+
+    N must be a multiple of `hop`. Hop-sized slices are shifted and summed, which any runtime does with plain additions.
+    """
+    B, T, N = frames.shape
+    count = N // hop
+    slices = frames.reshape(B, T, count, hop)
+    wave = F.pad(slices[:, :, 0], (0, 0, 0, count - 1))
+    for place in range(1, count):
+        wave = wave + F.pad(slices[:, :, place], (0, 0, place, count - 1 - place))  # [B, T + count - 1, hop]
+    margin = (N - hop) // 2
+    return wave.reshape(B, -1)[:, margin : margin + T * hop]
+
+
+class InverseSTFT(nn.Module):
+    """Real and imaginary parts [B, T, K] to the wave [B, T hop] whose STFT they are (`features.LogMel`'s framing).
+
+    The inverse of each frame is two real products of K x K: the even half of a frame comes from the cosines, the odd
+    half from the sines, and frame[N - n] = even[n] - odd[n]. That is half the numbers and half the work of the full
+    basis. While training the same frames come from `torch.fft.irfft`, which is faster there but cannot be exported.
+    """
+
+    window: Tensor
+    cosines: Tensor
+    sines: Tensor
+
+    def __init__(self, n_fft: int, hop: int) -> None:
+        super().__init__()
+        if n_fft % hop or n_fft % 2:
+            raise ValueError(f"n_fft {n_fft} and hop {hop}: expected an even n_fft that is a multiple of hop")
+        self.n_fft, self.hop = n_fft, hop
+        window = torch.hann_window(n_fft, dtype=torch.float64)
+        k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
+        angles = 2 * math.pi / n_fft * k[:, None] * k  # [K, K]: frequency by sample 0 .. N/2
+        weight = torch.full((len(k), 1), 2.0 / n_fft, dtype=torch.float64)
+        weight[0] = weight[-1] = 1 / n_fft  # 0 Hz and Nyquist occur once, the others with their conjugates
+        half = window[: len(k)]
+        self.register_buffer("window", window.float(), persistent=False)
+        self.register_buffer("cosines", (weight * torch.cos(angles) * half).float(), persistent=False)
+        self.register_buffer("sines", (-weight * torch.sin(angles) * half).float(), persistent=False)
+
+    def frames_by_products(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """Return the windowed frames [B, T, N]: the path that is exported."""
+        even, odd = real @ self.cosines, imaginary @ self.sines  # [B, T, K] each
+        return torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1)
+
+    def frames_by_fft(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        """Return the windowed frames [B, T, N]: the path of training."""
+        return torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft) * self.window
+
+    def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
+        frames = (self.frames_by_fft if self.training else self.frames_by_products)(real, imaginary)
+        envelope = (self.window**2).expand(1, frames.shape[1], self.n_fft)
+        return overlap_add(frames, self.hop) / overlap_add(envelope, self.hop)
+
+
+# --- the generator ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VocosConfig:
+    """What a vocoder reads and how large it is. Defaults: the `dcase` mel, the small size."""
+
+    bands: int = 80
+    n_fft: int = 1024
+    "samples in a window of the inverse STFT"
+    hop: int = 256
+    "samples between frames"
+    width: int = 192
+    "channels between blocks"
+    inner: int = 576
+    "channels inside a block"
+    layers: int = 6
+    mel_mean: float = -6.0
+    "subtracted from the natural-log mel"
+    mel_scale: float = 3.0
+    "then divided by this"
+
+
+SMALL = VocosConfig()  # 1,650,882 parameters
+MEDIUM = VocosConfig(width=256, inner=512)  # 2,002,690 parameters: the shipped instrument's
+BASE = VocosConfig(width=512, inner=1536, layers=8)  # 13,459,970 parameters: the paper's size
+SIZES = {"small": SMALL, "medium": MEDIUM, "base": BASE}
+
+
+class Block(nn.Module):
+    """ConvNeXt in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
+
+    def __init__(self, config: VocosConfig) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(config.width, config.width, 7, padding=3, groups=config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.rise = nn.Linear(config.width, config.inner)
+        self.fall = nn.Linear(config.inner, config.width)
+        self.scale = nn.Parameter(torch.full((config.width,), 1 / config.layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).transpose(1, 2))  # [B, T, C]
+        y = self.fall(F.gelu(self.rise(y))) * self.scale
+        return x + y.transpose(1, 2)
+
+
+class Vocos(nn.Module):
+    """Natural-log mel [B, M, T] to wave [B, T hop], for any T and B."""
+
+    def __init__(self, config: VocosConfig = SMALL) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Conv1d(config.bands, config.width, 7, padding=3)
+        self.norm_in = nn.LayerNorm(config.width, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.n_fft + 2)
+        self.inverse = InverseSTFT(config.n_fft, config.hop)
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = self.embed((mel - self.config.mel_mean) / self.config.mel_scale)
+        x = self.norm_in(x.transpose(1, 2)).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm_out(x.transpose(1, 2))  # [B, T, C]
+        kind = mel.device.type
+        precise = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+        with precise:  # eight bits of mantissa are too few for a phase
+            log_magnitude, phase = self.head(x.float()).chunk(2, -1)  # [B, T, K] each
+            # A Hann window sums to N / 2: no wave in [-1, 1] has a larger magnitude.
+            magnitude = torch.exp(log_magnitude.clamp(max=math.log(self.config.n_fft / 2)))
+            return self.inverse(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+
+
+# --- the multi-resolution discriminator ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ResolutionConfig:
+    """Settings of the multi-resolution discriminator."""
+
+    width: int = 32
+    "channels"
+    windows: tuple[int, ...] = (2048, 1024, 512)
+    "FFT sizes, samples; the hop is a quarter"
+
+
+class ResolutionDiscriminator(nn.Module):
+    """Judge one complex spectrogram of a wave [B, L]: (scores [B, 1, T, K'], the activations before them).
+
+    UnivNet's stack (Jang et al. 2021) on real and imaginary parts as in EnCodec (Defossez et al. 2022): phase is heard.
+    """
+
+    window: Tensor
+
+    def __init__(self, n_fft: int, width: int) -> None:
+        super().__init__()
+        self.n_fft = n_fft
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        strides = (2, 2, 2, 2)  # over frequency; UnivNet starts with 1, at twice the cost
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv2d(2 if i == 0 else width, width, (3, 9), (1, stride), padding=(1, 4)))
+            for i, stride in enumerate(strides)
+        )
+        self.convs.append(weight_norm(nn.Conv2d(width, width, 3, padding=1)))
+        self.score = weight_norm(nn.Conv2d(width, 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        spectrum = torch.stft(
+            wave, self.n_fft, self.n_fft // 4, window=self.window, normalized=True, return_complex=True
+        )  # [B, K, T]
+        x = torch.stack([spectrum.real, spectrum.imag], 1).transpose(2, 3)  # [B, 2, T, K]
+        seen = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.1)
+            seen.append(x)
+        return self.score(x), seen
+
+
+class MultiResolutionDiscriminator(nn.Module):
+    """Several resolutions of one wave [B, L]: (list of scores, list of lists of activations)."""
+
+    def __init__(self, config: ResolutionConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ResolutionConfig()
+        self.parts = nn.ModuleList(ResolutionDiscriminator(n_fft, self.config.width) for n_fft in self.config.windows)
+
+    def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        scores, seen = zip(*(part(wave) for part in self.parts), strict=True)
+        return list(scores), list(seen)

@@ -1,0 +1,153 @@
+"""What a run folder is: settings, checkpoint, log, samples; and how trained parts are read from it.
+
+`foleybox train` writes it, the same command resumes from it, `export` and `synthesis` read it.
+
+    config.json   the system, the settings, the clips heard      state.pt   the step and the state dicts
+    log.jsonl     one line a logged step                         samples/   pictures
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from foleybox.doors import UserError, write_beside, write_text
+from foleybox.lab.features import MELS, MelConfig
+from foleybox.lab.models.sagan import Generator, SaganConfig
+from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
+
+MAY_CHANGE = {
+    "steps",
+    "save_every",
+    "log_every",
+    "sample_every",
+    "threads",
+    "device",
+    "precision",
+    "out",
+    "data",
+    "tracker",
+}
+"settings that a resumed run may be given anew: they do not change what the model or its batches are"
+
+
+class Stateful(Protocol):
+    """Anything with a state dict: a module, an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a dataclass as JSON-ready values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def open_run(out: Path, system: str, config: Any, clips: list[dict[str, str | int]]) -> None:
+    """Make the run folder, or check that it holds a run of this very system, configuration and clips.
+
+    `clips` is `data.heard` of the training clips: what an exported instrument will say it was trained on.
+    """
+    path = out / "config.json"
+    mine = {"system": system, "clips": clips, **plain(config)}
+    if path.is_file():
+        theirs = read_run_config(out)
+        if theirs.get("system") != system:
+            raise UserError(
+                f"{out} is a run of {theirs.get('system')!r}, not of {system!r}: give another folder with -o"
+            )
+        differing = [
+            key
+            for key in sorted(mine.keys() | theirs.keys())
+            if key not in MAY_CHANGE and mine.get(key) != theirs.get(key)
+        ]
+        if differing:
+            key = differing[0]
+            raise UserError(
+                f"{out} was started with {key} = {theirs.get(key)!r}, now {mine.get(key)!r}"
+                + (f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else "")
+                + ": give the same settings to resume it, or another folder with -o"
+            )
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty and not a run folder: give another folder with -o")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(mine, indent=1) + "\n")
+
+
+def read_run_config(run: Path) -> dict[str, Any]:
+    """Return a run's settings. Raises UserError if `run` is not a run folder."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} is not a run folder (no config.json): expected the -o folder of `foleybox train`")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): restore it, or train into another folder") from error
+
+
+def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
+    """Write a checkpoint whole or not at all: kill -9 at any moment leaves the last one readable."""
+    with write_beside(path) as beside:
+        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, beside)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint's dictionary without running code. Raises UserError if the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}): remove it to start anew"
+        ) from error
+
+
+def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
+    """Load a checkpoint into `parts`, strictly, and return the step to go on from; 0 if there is none."""
+    if not path.is_file():
+        return 0
+    state = read_state(path)
+    for name, part in parts.items():
+        if name not in state:
+            raise UserError(
+                f"{path} holds no {name!r}: it is not a checkpoint of this system; give another folder with -o"
+            )
+        try:
+            part.load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"{path} does not fit the model ({name}: {first}): was the width changed?") from error
+    return int(state["step"])
+
+
+# --- trained parts ------------------------------------------------------------------------------------------------
+
+
+def load_generator(run: Path) -> tuple[Generator, int]:
+    """Return (the averaged generator of a run in eval mode, the step). Raises UserError for a bad run."""
+    settings = read_run_config(run)
+    if settings.get("system") != "sagan":
+        raise UserError(f"{run} is a run of {settings.get('system')!r}: expected one of `foleybox train sagan`")
+    path = run / "state.pt"
+    if not path.is_file():
+        raise UserError(f"{run} holds no state.pt yet: let the training reach its first checkpoint")
+    generator, state = Generator(SaganConfig(**settings["model"])), read_state(path)
+    generator.load_state_dict(state["average"])
+    return generator.eval(), int(state["step"])
+
+
+def load_vocoder(run: Path) -> tuple[Vocos, MelConfig, int]:
+    """Return (the averaged model of a run in eval mode, the mel it reads, the step). Raises UserError for a bad run."""
+    settings = read_run_config(run)
+    if settings.get("system") != "vocoder":
+        raise UserError(f"{run} is a run of {settings.get('system')!r}: expected one of `foleybox train vocoder`")
+    mel, size = MELS[settings["mel"]], SIZES[settings["size"]]
+    model = Vocos(VocosConfig(mel.bands, mel.n_fft, mel.hop, size.width, size.inner, size.layers))
+    path = run / "state.pt"
+    if not path.is_file():
+        raise UserError(f"{run} holds no state.pt yet: let the training reach its first checkpoint")
+    state = read_state(path)
+    model.load_state_dict(state["average"])
+    return model.eval(), mel, int(state["step"])

@@ -1,0 +1,1 @@
+"""One visible loop a model; what the loops share is in `common`."""

@@ -1,0 +1,192 @@
+"""Functions that every loop calls; nothing here calls a loop.
+
+One clock: `step`. The batch, the noise, the learning rate and the weight of the average are functions of it, so a
+checkpoint (`runs.py`) is the step and the state dicts, and running the same command again resumes: bit for bit on a CPU.
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import KwargsHandler
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from foleybox.doors import UserError, write_beside, write_text
+from foleybox.lab.features import SILENCE
+from foleybox.labels import LABELS
+
+# --- the clock ----------------------------------------------------------------------------------------------------
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed torch from (seed, rank, step), so that a step's noise does not depend on how the run got there."""
+    torch.manual_seed((seed * 1_000_003 + rank) * 1_000_000_007 + step)
+
+
+def _order(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def batch_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
+    """Return the clips of a step, int64 [B]: epoch after epoch in shuffled order, every clip once an epoch."""
+    places = torch.arange(step * batch, (step + 1) * batch)
+    orders = {
+        epoch: _order(count, seed, epoch) for epoch in range(int(places[0]) // count, int(places[-1]) // count + 1)
+    }
+    return torch.stack([orders[int(place) // count][int(place) % count] for place in places])
+
+
+def balanced_indices(step: int, batch: int, labels: Tensor, seed: int) -> Tensor:
+    """Return the clips of a step, int64 [B], every label equally often; within a label, epoch after epoch.
+
+    Place p of the endless stream belongs to label p mod (number of labels).
+    """
+    groups = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
+    indices = []
+    for place in range(step * batch, (step + 1) * batch):
+        which, turn = place % len(groups), place // len(groups)
+        group = groups[which]
+        order = _order(len(group), seed * 31 + which, turn // len(group))
+        indices.append(group[order[turn % len(group)]])
+    return torch.stack(indices)
+
+
+def share(indices: Tensor, rank: int, world: int) -> Tensor:
+    """Return this process's part of a global batch."""
+    return indices[rank::world]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the parameters of `average` toward `model`: average <- d average + (1 - d) model; copy the buffers.
+
+    d = min(decay, (1 + step) / (10 + step)), so that a short run does not average its random start. Buffers are copied
+    because the mean of two unit vectors is not one: averaged spectral-norm vectors make the norm, and so the weights,
+    arbitrarily wrong.
+    """
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+        mine.lerp_(theirs, weight)
+    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+# --- the log -----------------------------------------------------------------------------------------------------------
+
+
+class Log:
+    """One line of JSON a logged step in `log.jsonl`, the same numbers to the tracker, a bar on the terminal.
+
+    A line's step counts the steps done. On resume the lines beyond the resumed step are dropped: each step once.
+    """
+
+    def __init__(self, out: Path, accelerator: Accelerator, start: int, steps: int) -> None:
+        self.path, self.accelerator = out / "log.jsonl", accelerator
+        self.main = accelerator.is_main_process
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.clock, self.clock_step = time.monotonic(), start
+        if self.main:
+            kept = []
+            if start and self.path.is_file():
+                kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= start]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+        console = Console(file=sys.stderr)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (self.main and console.is_terminal),
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=start)
+        self.terminal = console.is_terminal
+
+    def __enter__(self) -> "Log":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def add(self, terms: Mapping[str, Tensor | float]) -> None:
+        """Add a step's numbers to the means of the next line; a number that is not finite is left out."""
+        for name, value in terms.items():
+            number = float(value.detach() if isinstance(value, Tensor) else value)
+            if math.isfinite(number):
+                self.sums[name] = self.sums.get(name, 0.0) + number
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def write(self, step: int, extra: Mapping[str, float] | None = None) -> None:
+        """Write the means since the last line as the line of `step`."""
+        now = time.monotonic()
+        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+        means["steps_per_second"] = (step - self.clock_step) / max(now - self.clock, 1e-9)
+        means |= extra or {}
+        self.sums, self.counts, self.clock, self.clock_step = {}, {}, now, step
+        if not self.main:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in means.items()}}) + "\n")
+        self.accelerator.log(means, step=step)
+        if not self.terminal:
+            print(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()), flush=True)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=step)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut off by kill -9
+
+
+def accelerator_for(
+    device: str, precision: str, out: Path, tracker: str = "tensorboard", handlers: list[KwargsHandler] | None = None
+) -> Accelerator:
+    """Return the accelerator of a run: device, mixed precision, processes under torchrun, tracker.
+
+    `device`: "auto" or "cpu". `precision`: "no", "bf16" or "fp16" (fp16 needs a GPU).
+    """
+    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("precision fp16 needs a GPU: use bf16 or no on a CPU")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        log_with=None if tracker == "none" else tracker,
+        project_dir=out,
+        kwargs_handlers=handlers,
+    )
+    accelerator.init_trackers("tb")
+    return accelerator
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+def mel_sheet(path: Path, mels: Tensor, labels: Tensor, columns: int = 6) -> None:
+    """Draw mels [N, M, T] as a picture, `columns` to a row, low bands at the bottom, titled by label, to a PNG."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    rows = -(-len(mels) // columns)
+    figure = Figure(figsize=(2.4 * columns, 1.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, mel, label in zip(axes.flat, mels.float().cpu().numpy(), labels.tolist()):
+        axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=SILENCE, vmax=2.0)
+        axis.set_title(LABELS[label].name, fontsize=6, pad=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_beside(path) as beside:
+        figure.savefig(beside, dpi=110)

@@ -1,0 +1,336 @@
+"""Train a vocoder: real waves, their mels, and one loop that lowers the difference.
+
+Phase A, up to `adversarial_from`: L1 of the log-mel (to 11 kHz, above what the vocoder is given) and multi-resolution
+STFT. In phase B multi-period and multi-resolution discriminators with feature matching take the place of the latter:
+the fine structure of noise cannot be known from its mel, so the best guess of any distance is its median, smooth and
+metallic (rain reached 0.78 of its roughness); a discriminator asks that noise be rough, and not how.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from foleybox.doors import UserError, write_beside
+from foleybox.lab import losses
+from foleybox.lab.data import LICENSED, ClipFile, find_clips, heard, load_wave_cache, split_by_recording
+from foleybox.lab.features import MELS, LogMel, MelConfig
+from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
+from foleybox.lab.models.vocos import SIZES, MultiResolutionDiscriminator, ResolutionConfig, Vocos, VocosConfig
+from foleybox.lab.runs import open_run, resume, save_state
+from foleybox.lab.training.common import (
+    Log,
+    accelerator_for,
+    batch_indices,
+    seed_step,
+    share,
+    update_average,
+)
+
+
+@dataclass(frozen=True)
+class TrainVocoder:
+    """Train a Vocos vocoder on any recordings: mel in, wave out. The same command again resumes.
+
+    Example: foleybox train vocoder sounds/ more_sounds:train --out runs/vocoder
+    """
+
+    data: tyro.conf.Positional[tuple[str, ...]] = ()
+    "folders of recordings, `folder:split` for one split; any sound helps, with a label or without"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vocoder")
+    "run folder: config.json, state.pt, log.jsonl, samples/"
+    tiers: tuple[str, ...] = LICENSED
+    "licence tiers to keep, as the manifests state them; none keeps every clip"
+    mel: Literal["dcase", "wide", "cembed"] = "dcase"
+    "the mel that the vocoder reads"
+    size: Literal["small", "medium", "base"] = "medium"
+    "1.65, 2.0 or 13.5 million weights"
+    seconds: float = 4.0
+    "clips are cut or zero-padded to this length"
+    held_out: float = 0.04
+    "share of the recordings never trained on; the logged held-out numbers are theirs"
+    segment: int = 64
+    "frames of a crop"
+    batch: int = 16
+    steps: int = 200_000
+    adversarial_from: int = 15_000
+    "step at which the discriminators join"
+    lr: float = 1e-3
+    "in phase A"
+    adversarial_lr: float = 3e-4
+    "in phase B, of both sides"
+    half_life: int = 20_000
+    "steps after which the learning rate has halved"
+    warm_up: int = 200
+    "steps of linear rise to the learning rate"
+    mel_weight: float = 45.0
+    stft_weight: float = 2.0
+    "in phase A only"
+    matching_weight: float = 2.0
+    period_width: int = 32
+    "channels of the multi-period discriminator's first layer: 4 on a CPU"
+    resolution_width: int = 32
+    "channels of the multi-resolution discriminator: 16 on a CPU"
+    judged: int = 32
+    "frames of a crop that the discriminators hear, at a random place: they cost most of a step of phase B"
+    gain_db: tuple[float, float] = (-12.0, 6.0)
+    "each crop is made this much louder, drawn evenly, as far as full scale allows: a vocoder should know every level"
+    silent_share: float = 0.1
+    "share of the crops drawn from anywhere, digital silence included; the others hold sound"
+    clip_norm: float = 10.0
+    "gradients longer than this are shortened"
+    decay: float = 0.999
+    "of the average of the weights, which is what is exported"
+    seed: int = 0
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    "bf16 is twice as fast on processors with avx512_bf16 and on GPUs"
+    threads: int = 0
+    "CPU threads; 0: torch's choice"
+    log_every: int = 50
+    save_every: int = 500
+    "steps between checkpoints"
+    sample_every: int = 1000
+    "steps between sample sheets and held-out measurements"
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+
+SOUND = 33  # of 32768, -60 dBFS: a frame with a larger sample holds sound
+CONTEXT = 2  # frames on each side of a crop, so that its mel is cut from the clip's mel and not made anew
+
+
+class Crops:
+    """Random crops of clips, int16 [N, L], as waves with the very mel frames that the whole clip has there."""
+
+    def __init__(self, waves: Tensor, mel: MelConfig, segment: int, silent_share: float) -> None:
+        self.mel, self.segment, self.silent_share = mel, segment, silent_share
+        self.frames = mel.frames(waves.shape[1])
+        if self.frames < segment:
+            raise UserError(f"clips of {self.frames} frames, crops of {segment}: expected a crop no longer than a clip")
+        peaks = waves[:, : self.frames * mel.hop].reshape(len(waves), self.frames, mel.hop).abs().amax(2)
+        self.sounding = (peaks >= SOUND).float()  # [N, T]
+        self.sounding[self.sounding.sum(1) == 0] = 1  # a clip of silence has no better places
+        margin = CONTEXT * mel.hop
+        self.padded = F.pad(waves.float(), (margin, margin), mode="reflect").to(torch.int16)
+        self.front_end = LogMel(mel)
+
+    def starts(self, clips: Tensor) -> Tensor:
+        """Draw first frames, int64 [B], from torch's generator: most crops hold a frame with sound."""
+        anywhere = torch.rand(len(clips)) < self.silent_share
+        weights = torch.where(anywhere[:, None], torch.ones(()), self.sounding[clips])
+        chosen = torch.multinomial(weights, 1)[:, 0]
+        start = chosen - torch.randint(self.segment, (len(clips),))
+        return start.clamp(0, self.frames - self.segment)
+
+    def cut(self, clips: Tensor, starts: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (wave [B, segment hop], its log-mel [B, M, segment]); `gain` [B] is a factor of the amplitude."""
+        hop, long = self.mel.hop, self.segment + 2 * CONTEXT
+        places = starts[:, None] * hop + torch.arange(long * hop)
+        wave = self.padded[clips[:, None], places].float() / 32768
+        if gain is not None:
+            room = 1 / wave.abs().amax(1).clamp(min=1e-4)
+            wave = wave * torch.minimum(gain, room.clamp(min=1))[:, None]
+        mel = self.front_end(wave)[:, :, CONTEXT:-CONTEXT]
+        return wave[:, CONTEXT * hop : -CONTEXT * hop], mel
+
+
+def vocos_config(config: TrainVocoder) -> VocosConfig:
+    """Return the model's settings: the size, for the mel."""
+    mel, size = MELS[config.mel], SIZES[config.size]
+    return VocosConfig(mel.bands, mel.n_fft, mel.hop, size.width, size.inner, size.layers)
+
+
+def learning_rate(config: TrainVocoder, step: int) -> float:
+    """Return the rate of a step: a rise, then a half-life; it does not depend on `steps`, which may be raised later."""
+    start = config.adversarial_from if step >= config.adversarial_from else 0
+    peak = config.adversarial_lr if start else config.lr
+    return peak * min(1.0, (step - start + 1) / config.warm_up) * 0.5 ** ((step - start) / config.half_life)
+
+
+def find_sources(config: TrainVocoder) -> tuple[list[ClipFile], list[ClipFile]]:
+    """Return (clips to train on, clips held out by recording) of all sources. Raises UserError if there are none."""
+    if not config.data:
+        raise UserError("no data: name one or more folders of recordings, such as `foleybox train vocoder sounds/`")
+    tiers = config.tiers or None
+    clips = [clip for source in config.data for clip in find_clips(source, tiers=tiers, any_label=True)]
+    kept, held = split_by_recording(clips, config.held_out)
+    if not kept or not held:
+        raise UserError(
+            f"{len(clips)} clips split into {len(kept)} and {len(held)} held out: expected some of each; "
+            "give more recordings or another --held-out"
+        )
+    return kept, held
+
+
+def main(config: TrainVocoder) -> int:
+    """`foleybox train vocoder`."""
+    kept, held = find_sources(config)
+    rate = MELS[config.mel].rate
+    shown = {clip.label: index for index, clip in reversed(list(enumerate(held)))}  # the first of each label
+    order = sorted(shown.values())[:8]
+    order += [index for index in range(len(held)) if index not in order]
+    held = [held[index] for index in order]
+    print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
+    waves, held_waves = load_wave_cache(kept, rate, config.seconds), load_wave_cache(held, rate, config.seconds)
+    train(config, waves, held_waves, heard(kept))
+    return 0
+
+
+def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[str, str | int]]) -> Vocos:
+    """Train on `waves`, measure on `held`, both int16 [N, L] at the mel's rate; return the averaged model.
+
+    `clips` is `data.heard` of what the waves are, for the run's record. Raises UserError for clips shorter than a crop
+    or a run folder of another configuration.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share)
+    open_run(config.out, "vocoder", config, clips)
+    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    device = accelerator.device
+    judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
+
+    torch.manual_seed(config.seed)
+    generator = Vocos(vocos_config(config))
+    average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
+    periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
+    resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width))
+    critics = nn.ModuleList([periods, resolutions])
+    optimizer = torch.optim.AdamW(generator.parameters(), config.lr, (0.8, 0.99))
+    critics_optimizer = torch.optim.AdamW(critics.parameters(), config.adversarial_lr, (0.8, 0.99))
+    parts = {
+        "generator": generator,
+        "average": average,
+        "critics": critics,
+        "optimizer": optimizer,
+        "critics_optimizer": critics_optimizer,
+    }
+    start = resume(config.out / "state.pt", parts)
+    vocode, optimizer = accelerator.prepare(generator, optimizer)
+    *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
+
+    with Log(config.out, accelerator, start, config.steps) as log:
+        for step in range(start, config.steps):
+            seed_step(config.seed, step, accelerator.process_index)
+            adversarial = step >= config.adversarial_from
+            for chosen in (optimizer, critics_optimizer):
+                chosen.param_groups[0]["lr"] = learning_rate(config, step)
+
+            indices = batch_indices(step, config.batch, len(waves), config.seed)
+            indices = share(indices, accelerator.process_index, accelerator.num_processes)
+            low, high = config.gain_db
+            gain = 10 ** ((low + (high - low) * torch.rand(len(indices))) / 20)
+            real, mel = (part.to(device) for part in crops.cut(indices, crops.starts(indices), gain))
+            fake = vocode(mel)  # [B, segment hop]
+            terms: dict[str, Tensor] = {}
+            numbers: dict[str, Tensor] = {}
+
+            if adversarial:
+                # The critics hear a part of each pair, all at one level: soft sounds are judged as closely as loud.
+                level = 0.1 / real.square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
+                hop, long = crops.mel.hop, min(config.judged, config.segment)
+                first = int(torch.randint(config.segment - long + 1, ())) * hop
+                real_part, fake_part = ((level * wave)[:, first : first + long * hop] for wave in (real, fake))
+
+                critics.requires_grad_(True)
+                judged = torch.zeros((), device=device)
+                seen_real = []
+                for judge in judges:
+                    real_scores, seen = judge(real_part)
+                    fake_scores, _ = judge(fake_part.detach())
+                    judged = judged + losses.squares_discriminator(real_scores, fake_scores)
+                    seen_real.append([[layer.detach() for layer in part] for part in seen])
+                critics_optimizer.zero_grad()
+                accelerator.backward(judged)
+                numbers["discriminator"] = judged.detach()
+                accelerator.unscale_gradients(critics_optimizer)
+                numbers["discriminator_norm"] = nn.utils.clip_grad_norm_(critics.parameters(), config.clip_norm)
+                critics_optimizer.step()
+
+                critics.requires_grad_(False)
+                for judge, target, name in zip(judges, seen_real, ("periods", "resolutions"), strict=True):
+                    fake_scores, seen = judge(fake_part)
+                    terms[f"adversarial_{name}"] = losses.squares_generator(fake_scores)
+                    terms[f"matching_{name}"] = config.matching_weight * losses.feature_matching(target, seen)
+
+            terms["mel"] = config.mel_weight * losses.mel_distance(judge_mel(real), judge_mel(fake))
+            if not adversarial:
+                convergence, distance = losses.multi_resolution_stft(real, fake)
+                terms["stft_convergence"] = config.stft_weight * convergence
+                terms["stft_distance"] = config.stft_weight * distance
+            loss = torch.stack(list(terms.values())).sum()
+
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.unscale_gradients(optimizer)
+            numbers["norm"] = nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
+            optimizer.step()
+            update_average(average, generator, config.decay, step)
+
+            log.add({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **numbers})
+            done = step + 1
+            extra: dict[str, float] = {}
+            if done % config.sample_every == 0 and accelerator.is_main_process:
+                extra = measure(average, held, crops.mel)
+                draw(average, held[:8], crops.mel, config.out / "samples" / f"step_{done:07d}.png")
+            if extra or done % config.log_every == 0 or done == config.steps:
+                log.write(done, {**extra, "lr": learning_rate(config, step)})
+            if accelerator.is_main_process and (done % config.save_every == 0 or done == config.steps):
+                save_state(config.out / "state.pt", done, parts)
+            log.advance(done)
+    accelerator.end_training()
+    return average
+
+
+@torch.no_grad()
+def measure(model: Vocos, waves: Tensor, mel: MelConfig) -> dict[str, float]:
+    """Return what the vocoder does to whole clips, int16 [N, L]: distances of log-mels, and the ratio of roughness.
+
+    `held_mel` is the L1 of the mel that was given, `held_wide` of one to half the rate, `held_roughness` the mean
+    change between frames of 12 ms (a mel much finer than the one given), fake over real: below 1 is too smooth.
+    """
+    device = next(model.parameters()).device
+    fine = MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)
+    front_ends = {
+        "held_mel": LogMel(mel).to(device),
+        "held_wide": LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device),
+    }
+    rough = LogMel(fine).to(device)
+    sums = dict.fromkeys((*front_ends, "real", "fake"), 0.0)
+    for chunk in waves.split(8):
+        real = chunk.to(device).float() / 32768
+        real = real[:, : mel.frames(real.shape[1]) * mel.hop]
+        fake = model(front_ends["held_mel"](real))
+        for name, front_end in front_ends.items():
+            sums[name] += float(losses.mel_distance(front_end(real), front_end(fake))) * len(chunk) / len(waves)
+        for name, wave in (("real", real), ("fake", fake)):
+            sums[name] += float(rough(wave).diff(dim=-1).abs().sum())
+    return {**{name: sums[name] for name in front_ends}, "held_roughness": sums["fake"] / sums["real"]}
+
+
+@torch.no_grad()
+def draw(model: Vocos, waves: Tensor, mel: MelConfig, path: Path) -> None:
+    """Write a sample sheet: the mel to half the rate of each clip, int16 [N, L], beside that of its vocoded self."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    device = next(model.parameters()).device
+    wide = LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device)
+    real = waves.to(device).float() / 32768
+    fake = model(LogMel(mel).to(device)(real))
+    figure = Figure(figsize=(12, 1.7 * len(waves)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(waves), 2, squeeze=False, sharex=True, sharey=True)
+    for row, pair in enumerate(zip(real, fake, strict=True)):
+        for column, wave in enumerate(pair):
+            axes[row, column].imshow(wide(wave).cpu().numpy(), origin="lower", aspect="auto", vmin=-11.5, vmax=2)
+    axes[0, 0].set_title("real")
+    axes[0, 1].set_title("mel -> vocoder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_beside(path) as beside:
+        figure.savefig(beside, dpi=70)

@@ -1,0 +1,1 @@
+"""The studio: numpy and onnxruntime, never torch. A label and a seed become a sound."""

@@ -1,0 +1,103 @@
+"""`foleybox info`: what an instrument or a sound file is."""
+
+import json as json_module
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import soundfile
+from tyro.conf import Positional, arg
+
+from foleybox.audio import loudness, peak_db, read_wave, rms_db, true_peak_db
+from foleybox.instrument import Instrument, read_instrument
+from foleybox.studio.recipe import read_recipe
+from foleybox.studio.synth import find_instrument
+
+
+@dataclass(frozen=True)
+class Info:
+    """Say what an instrument is (labels, what it was trained on, licence, scores), or a sound and its recipe.
+
+    Example: foleybox info out/DogBark/DogBark_s0.wav
+    """
+
+    path: Annotated[
+        Positional[str | None], arg(metavar="[PATH]", help_behavior_hint="(default: the instrument that ships)")
+    ] = None
+    "an instrument's folder or a sound file"
+    json: bool = False
+    "print JSON"
+
+
+def info(config: Info) -> None:
+    """Print what there is to know. Raises UserError for what cannot be read."""
+    if config.path is not None and Path(config.path).is_file():
+        facts = describe_sound(Path(config.path))
+    else:
+        folder = find_instrument(config.path)
+        facts = describe_instrument(read_instrument(folder), folder)
+    print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(_lines(facts)))
+
+
+def describe_instrument(instrument: Instrument, folder: Path) -> dict[str, Any]:
+    """Return the facts of an instrument as JSON values; clips heard are summed by label and tier."""
+    heard: dict[str, dict[str, int]] = {}
+    for row in instrument.heard:
+        tiers = heard.setdefault(row.label, {})
+        tiers[row.tier] = tiers.get(row.tier, 0) + row.clips
+    return {
+        "instrument": instrument.name,
+        "version": instrument.version,
+        "folder": str(folder),
+        "kind": instrument.kind,
+        "labels": list(instrument.labels),
+        "rate": instrument.rate,
+        "seconds": round(instrument.seconds, 4),
+        "latent": list(instrument.latent),
+        "bytes": {name: graph.bytes for name, graph in instrument.graphs.items()},
+        "fingerprint": instrument.fingerprint,
+        "licence": asdict(instrument.licence),
+        "heard": heard,
+        "measured": instrument.measured,
+        "made_with": instrument.made_with,
+    }
+
+
+def describe_sound(path: Path) -> dict[str, Any]:
+    """Return the facts of a sound file as JSON values; a level of silence is None."""
+    wave, rate = read_wave(path)
+    recipe = read_recipe(path)
+    about = soundfile.info(path)
+
+    def level(value: float) -> float | None:
+        return round(value, 2) if math.isfinite(value) else None
+
+    return {
+        "sound": str(path),
+        "format": f"{about.format} {about.subtype}",
+        "rate": rate,
+        "channels": about.channels,
+        "seconds": round(len(wave) / rate, 4),
+        "peak_db": level(peak_db(wave)),
+        "true_peak_db": level(true_peak_db(wave)),
+        "rms_db": level(rms_db(wave)),
+        "loudness_lufs": level(loudness(wave, rate)),
+        "recipe": asdict(recipe) if recipe else None,
+    }
+
+
+def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
+    """Lay facts out as `name   value` lines, nested ones indented."""
+    lines = []
+    for name, value in facts.items():
+        title = f"{indent}{name}"
+        if isinstance(value, dict) and value:
+            lines += [title, *_lines(value, indent + "  ")]
+        elif isinstance(value, list | tuple):
+            flat = all(isinstance(each, str | int | float) and len(str(each)) < 40 for each in value)
+            texts = [", ".join(map(str, value))] if flat else [str(each) for each in value]
+            lines += [f"{title:20} {text}" if not place else f"{'':20} {text}" for place, text in enumerate(texts)]
+        else:
+            lines.append(f"{title:20} {'-' if value is None or value == {} else value}")
+    return lines

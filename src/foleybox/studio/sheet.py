@@ -1,0 +1,138 @@
+"""A contact sheet: the spectrograms of many clips in one PNG, a row a label, a column a seed. numpy and zlib only."""
+
+import itertools
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foleybox.audio import Wave
+from foleybox.doors import UserError, write_beside
+from foleybox.studio.synth import Clip
+
+WIDTH, HEIGHT = 200, 96  # pixels of one picture
+GAP, STRIP = 4, 16  # between pictures; the line of text above a row
+RANGE_DB = 70.0  # from black to white
+FLOOR_DB = -100.0  # dBFS; nothing under it is shown, so silence is black
+LOWEST_HZ = 40.0
+
+# Magma at ten even steps: dark to light in equal steps to the eye, also for the colour-blind, also printed in grey.
+MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
+
+# 3 x 5 pixels a sign: five rows from the top, each the sum of 4 (left), 2 (middle), 1 (right).
+FONT = {
+    "A": "25755", "B": "65656", "C": "34443", "D": "65556", "E": "74647", "F": "74644", "G": "34553", "H": "55755",
+    "I": "72227", "J": "11152", "K": "55655", "L": "44447", "M": "57755", "N": "65555", "O": "25552", "P": "65644",
+    "Q": "25563", "R": "65655", "S": "34216", "T": "72222", "U": "55557", "V": "55552", "W": "55775", "X": "55255",
+    "Y": "55222", "Z": "71247", "0": "75557", "1": "26227", "2": "61247", "3": "61216", "4": "55711", "5": "74616",
+    "6": "34757", "7": "71222", "8": "75757", "9": "75716", "_": "00007", "-": "00700", ".": "00002", " ": "00000",
+}  # fmt: skip
+SIGN = 8  # pixels a sign takes across, at twice the size
+
+Image = NDArray[np.uint8]  # [height, width, 3]
+
+
+def picture(wave: Wave, rate: int) -> Image:
+    """Draw a log-frequency spectrogram [96, 200, 3]: time to the right, 40 Hz to half the rate upwards, 70 dB deep."""
+    size = 2 ** round(np.log2(0.046 * rate))  # 46 ms: 1024 samples at 22,050 Hz
+    hop = max(1, len(wave) // WIDTH)
+    # Columns further apart than a window would miss clicks between them, so each takes the loudest of several frames.
+    several = max(1, -(-2 * hop // size))
+    centres = np.arange(WIDTH * several) * hop // several
+    padded = np.pad(wave, (size // 2, size + hop))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[np.minimum(centres, len(padded) - size)]
+    window = np.hanning(size).astype(np.float32)
+    magnitude = np.abs(np.fft.rfft(frames * window)) * (2 / window.sum())
+    level = 20 * np.log10(np.maximum(magnitude, 1e-9))
+    level = level.reshape(WIDTH, several, -1).max(axis=1)  # [WIDTH, bins]
+    edges = np.geomspace(LOWEST_HZ, rate / 2, HEIGHT + 1) / (rate / size)  # in bins
+    rows = []
+    for low, high in itertools.pairwise(edges):
+        if high - low >= 1:
+            rows.append(level[:, round(low) : round(high)].max(axis=1))
+        else:  # low rows are finer than a bin: between the two nearest
+            bin, part = divmod((low + high) / 2, 1)
+            rows.append((1 - part) * level[:, int(bin)] + part * level[:, int(bin) + 1])
+    shown = np.stack(rows[::-1])  # [HEIGHT, WIDTH], high frequencies on top
+    top = max(float(shown.max()), FLOOR_DB + RANGE_DB)
+    return colour((shown - top) / RANGE_DB + 1)
+
+
+def colour(value: NDArray[np.floating]) -> Image:
+    """Map 0 ... 1 [H, W] to magma [H, W, 3]."""
+    anchors = np.array([list(bytes.fromhex(step)) for step in MAGMA], float)  # [10, 3]
+    place = np.clip(value, 0, 1) * (len(MAGMA) - 1)
+    channels = [np.interp(place, np.arange(len(MAGMA)), anchors[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def draw_text(image: Image, x: int, y: int, text: str) -> None:
+    """Write text in capitals, 10 pixels high, with its upper left corner at (x, y); unknown signs are blank."""
+    for place, sign in enumerate(text.upper()):
+        rows = [[int(row) >> bit & 1 for bit in (2, 1, 0)] for row in FONT.get(sign, FONT[" "])]
+        mask = np.kron(np.array(rows, bool), np.ones((2, 2), bool))  # [10, 6]
+        left = x + place * SIGN
+        target = image[y : y + 10, left : left + 6]
+        target[mask[:, : target.shape[1]]] = 230
+
+
+class Sheet:
+    """Collects pictures clip by clip, so that the sounds themselves need not be kept."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[int, Image]]] = {}
+
+    def add(self, clip: Clip) -> None:
+        self.rows.setdefault(clip.label, []).append((clip.seed, picture(clip.wave, clip.rate)))
+
+    def image(self) -> Image:
+        """Lay the pictures out, a row a label in the order of arrival, each with its seed above it."""
+        if not self.rows:
+            raise UserError("a contact sheet of no clips: expected one or more")
+        columns = max(len(row) for row in self.rows.values())
+        across, down = WIDTH + GAP, STRIP + HEIGHT + GAP
+        image = np.full((len(self.rows) * down + GAP, columns * across + GAP, 3), 24, np.uint8)
+        for row, (label, pictures) in enumerate(self.rows.items()):
+            y = row * down + GAP
+            for column, (seed, drawn) in enumerate(pictures):
+                x = column * across + GAP
+                image[y + STRIP : y + STRIP + HEIGHT, x : x + WIDTH] = drawn
+                room = (WIDTH - (len(label) + 1) * SIGN * (column == 0)) // SIGN  # the label stands over the first
+                if len(str(seed)) <= room:
+                    draw_text(image, x + WIDTH - len(str(seed)) * SIGN, y + 2, str(seed))
+            draw_text(image, GAP, y + 2, label)
+        return image
+
+
+def write_sheet(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write the contact sheet of some clips as a PNG, whole or not at all.
+
+    Raises UserError for no clips, or a name that does not end in .png.
+    """
+    sheet = Sheet()
+    for clip in clips:
+        sheet.add(clip)
+    write_png(path, sheet.image())
+
+
+def write_png(path: str | Path, image: Image) -> None:
+    """Write an image [H, W, 3] as PNG."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"cannot draw {path}: expected a name that ends in .png")
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, _ = image.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)  # filter 0 each row
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, colour
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
+    try:
+        with write_beside(path) as beside:
+            beside.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

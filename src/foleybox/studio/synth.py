@@ -1,0 +1,180 @@
+"""(label, seed) -> Clip: an instrument played through ONNX Runtime.
+
+Randomness comes from `seeds.noise` of one clip's seed alone, so a clip is the same alone, in a batch and in another
+process, within one 16-bit step (matrix products round differently at different sizes).
+"""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foleybox.audio import Subtype, Wave, fit, resample
+from foleybox.doors import UserError
+from foleybox.instrument import MANIFEST, Instrument, read_instrument
+from foleybox.labels import canonical, find_label
+from foleybox.studio.recipe import Recipe, write_clip
+from foleybox.studio.seeds import check_seed, noise
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+SHIPPED = Path(__file__).parent / "instruments"
+BATCH = 8
+"clips rendered at once: more are hardly faster, and memory grows with them"
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A sound with its rate and the recipe that makes it again."""
+
+    wave: Wave  # [L]
+    recipe: Recipe
+
+    @property
+    def rate(self) -> int:
+        return self.recipe.rate
+
+    @property
+    def label(self) -> str:
+        return self.recipe.label
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    def resampled(self, rate: int) -> "Clip":
+        """Return the clip at another rate in Hz."""
+        return Clip(resample(self.wave, self.rate, rate), replace(self.recipe, rate=rate))
+
+    def save(self, path: str | Path, subtype: Subtype = "PCM_16") -> float:
+        """Write the clip with its recipe as WAV, FLAC or OGG; return the gain (under 1 where it would clip)."""
+        return write_clip(path, self.wave, self.recipe, subtype)
+
+
+def find_instrument(source: str | Path | None = None) -> Path:
+    """Return the folder of an instrument: the shipped one for None, one shipped by that name, else a folder.
+
+    Raises UserError if none ships, or there is no such folder.
+    """
+    shipped = sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
+    if source is None:
+        if not shipped:
+            raise UserError("no instrument ships with this copy of foleybox: name a folder with --instrument")
+        return shipped[0]
+    named = next((folder for folder in shipped if folder.name == str(source)), None)
+    if named is not None and not Path(source).is_dir():
+        return named
+    if not Path(source).is_dir():
+        names = ", ".join(folder.name for folder in shipped) or "none"
+        raise UserError(f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names})")
+    return Path(source)
+
+
+@dataclass(frozen=True, eq=False)
+class Synth:
+    """An instrument ready to play. `Synth.load()` is the one that ships.
+
+    >>> clip = Synth.load().render("dog_bark", seed=7)  # doctest: +SKIP
+    """
+
+    instrument: Instrument
+    folder: Path
+
+    @classmethod
+    def load(cls, source: str | Path | None = None) -> "Synth":
+        """Read and check an instrument (graphs load at the first render). Raises UserError if it is not whole."""
+        folder = find_instrument(source)
+        return cls(read_instrument(folder), folder)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.instrument.labels
+
+    def resolve(self, label: str | int) -> str:
+        """Return the instrument's own name of a label in any spelling; raise UserError if it does not play that."""
+        by_spelling = {canonical(name): name for name in self.labels}
+        known = find_label(label)
+        name = by_spelling.get(canonical(str(label))) or (by_spelling.get(canonical(known.name)) if known else None)
+        if name is None:
+            names = ", ".join(known.slug if (known := find_label(each)) else each for each in self.labels)
+            raise UserError(f"unknown label {str(label)!r}: instrument {self.instrument.name} plays {names}")
+        return name
+
+    def render(self, label: str | int, seed: int, temperature: float = 1.0) -> Clip:
+        """Return the clip of a label (any spelling) and a seed (0 <= seed < 2**53).
+
+        `temperature` scales the latent: below 1 nearer to the typical sound of the label, above 1 further out.
+        """
+        return next(self.render_many([(label, seed)], temperature=temperature))
+
+    def render_many(
+        self, pairs: Iterable[tuple[str | int, int]], batch: int = BATCH, temperature: float = 1.0
+    ) -> Iterator[Clip]:
+        """Yield a clip for each (label, seed), in order, rendered `batch` at a time; `pairs` may be endless."""
+        if batch < 1:
+            raise UserError(f"a batch of {batch}: expected 1 or more")
+        if not 0 <= temperature < np.inf:
+            raise UserError(f"temperature {temperature}: expected 0 or more")
+        pairs = iter(pairs)
+        while chunk := list(itertools.islice(pairs, batch)):
+            named = [(self.resolve(label), check_seed(seed)) for label, seed in chunk]
+            latent = np.stack([noise(seed, self.instrument.latent) for _, seed in named]) * np.float32(temperature)
+            for (label, seed), wave in zip(named, self._waves([label for label, _ in named], latent)):
+                yield Clip(wave, self._recipe(label, seed, temperature))
+
+    def _recipe(self, label: str, seed: int, temperature: float) -> Recipe:
+        made = self.instrument
+        return Recipe(made.name, made.fingerprint, label, seed, float(temperature), made.rate, made.licence.terms)
+
+    def _waves(self, labels: list[str], latent: NDArray[np.float32]) -> Iterator[Wave]:
+        """Run both graphs: labels N, latent [N, *latent] -> N waves [L], each a copy of its own."""
+        numbers = np.array([self.labels.index(label) for label in labels], np.int64)
+        mel = self._run("generator", {"latent": latent, "label": numbers})  # [N, M, T]
+        waves = self._run("vocoder", {"mel": mel})  # [N, L]
+        if waves.ndim != 2 or len(waves) != len(labels) or not np.isfinite(waves).all():
+            raise UserError(
+                f"instrument {self.instrument.name} rendered {list(waves.shape)} for {len(labels)} clips, or NaN: "
+                "expected finite waves [N, L]; export it again"
+            )
+        for wave in waves:
+            yield fit(wave, self.instrument.samples).copy()
+
+    def _run(self, graph: str, inputs: dict[str, NDArray]) -> NDArray[np.float32]:
+        return self.sessions[graph].run(None, inputs)[0]  # pyright: ignore[reportReturnType]
+
+    @cached_property
+    def sessions(self) -> dict[str, "InferenceSession"]:
+        """The graphs, loaded on first use. Raises UserError if they are not what the kind promises."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # onnxruntime counts the machine's cores, not those this process may use.
+        options.intra_op_num_threads = min(cores(), 16)
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        sessions = {}
+        for name, graph in self.instrument.graphs.items():
+            path = self.folder / graph.file
+            try:
+                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime has a dozen exceptions without a common base
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"onnxruntime cannot load {path} ({reason}): export it again") from error
+            inputs = [each.name for each in session.get_inputs()]
+            wanted = {"generator": ["latent", "label"], "vocoder": ["mel"]}[name]
+            if inputs != wanted:
+                raise UserError(f"{path} takes {', '.join(inputs)}: expected {', '.join(wanted)}; export it again")
+            sessions[name] = session
+        return sessions
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,27 @@
+"""What the suite needs around it: the real recordings where they are, and the lab only where torch is."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+collect_ignore: list[str] = []
+if find_spec("torch") is None:  # a studio-only installation tests the studio
+    collect_ignore = [path.name for path in HERE.glob("test_*.py") if "from foleybox.lab" in path.read_text("utf-8")]
+
+
+def pytest_report_header() -> str:
+    """Say what is left out."""
+    return f"torch is absent: {len(collect_ignore)} files of lab tests are left out" if collect_ignore else ""
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder of real recordings and weights (`FOLEYBOX_SHARED`, else `../shared`), or skip the test."""
+    folder = Path(os.environ.get("FOLEYBOX_SHARED") or HERE.parents[1] / "shared")
+    if not (folder / "data" / "foley" / "manifest.csv").is_file():
+        pytest.skip(f"no real recordings: {folder} is absent (set FOLEYBOX_SHARED)")
+    return folder

@@ -1,0 +1,343 @@
+"""The command from end to end: files where it says, one line for a mistake, the exit code that fits."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import toy_instrument
+
+import foleybox
+from foleybox import cli
+from foleybox.audio import read_wave
+from foleybox.cli import VERBS, main
+from foleybox.labels import LABELS
+from foleybox.studio.recipe import read_recipe
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(foleybox.__file__).parents[1]), "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(toy_instrument(tmp_path_factory.mktemp("cli") / "toy"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FOLEYBOX_DEBUG", raising=False)
+    return tmp_path
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "foleybox", *arguments],
+        **{"capture_output": True, "text": True, "env": ENVIRONMENT, "timeout": 60, **options},
+    )
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str, words: str) -> str:
+    """Run a command that must fail with 2, one line on stderr that holds `words`, and nothing on stdout."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("foleybox: ")
+    assert err.count("\n") == 1
+    assert words in err
+    return err
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+# --- generate -----------------------------------------------------------------------------------------------------
+
+
+def test_generate_writes_each_label_and_seed_where_it_says(here: Path, toy: str, capsys) -> None:
+    assert (
+        main(["generate", "dog_bark", "Rain", "0", "--count", "2", "--seed", "5", "--instrument", toy, "-o", "o"]) == 0
+    )
+    names = [f"{label}/{label}_s{seed}.wav" for label in ("DogBark", "Rain") for seed in (5, 6)]
+    assert files(here / "o") == names
+    assert "wrote 4 sounds of 0.225 s to o/" in capsys.readouterr().out
+    for name in names:
+        recipe = read_recipe(here / "o" / name)
+        assert recipe is not None
+        assert name == f"{recipe.label}/{recipe.label}_s{recipe.seed}.wav"
+
+
+def test_all_is_every_label_and_no_o_means_out(here: Path, toy: str) -> None:
+    assert main(["generate", "all", "--instrument", toy]) == 0
+    assert files(here) == sorted(f"out/{label.name}/{label.name}_s0.wav" for label in LABELS)
+
+
+def test_the_same_command_twice_gives_the_same_bytes(here: Path, toy: str) -> None:
+    for folder in ("a", "b"):
+        assert command("generate", "rain", "-n", "3", "--instrument", toy, "-o", folder, cwd=here).returncode == 0
+    for name in files(here / "a"):
+        assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg"])
+def test_format_rate_and_sheet_are_as_asked(here: Path, toy: str, format: str, capsys) -> None:
+    flags = ["--format", format, "--rate", "48000", "--sheet", "pictures/s.png", "--json"]
+    assert main(["generate", "rain", "--count", "2", "--instrument", toy, *flags]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["seed"] for line in lines] == [0, 1]
+    wave, rate = read_wave(lines[1]["file"])
+    assert rate == 48_000
+    assert len(wave) / rate == pytest.approx(0.225, abs=1e-3)
+    assert (here / "pictures" / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None:
+    make = ["generate", "rain", "--instrument", toy, "--count", "3"]
+    assert main(make) == 0
+    capsys.readouterr()
+    first = here / "out/Rain/Rain_s0.wav"
+    first.write_bytes(b"mine")
+    fails(capsys, *make, words="out/Rain/Rain_s0.wav and 2 more exist already: add --force")
+    assert first.read_bytes() == b"mine"
+    assert main([*make, "--force"]) == 0
+    assert first.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["catt"], "unknown label 'catt': instrument toy plays dog_bark, footstep"),
+        ([], "no label: expected one or more of DogBark"),
+        (["rain", "--count", "0"], "--count 0: expected 1 or more"),
+        (["rain", "--count", "-1"], "--count -1: expected 1 or more"),
+        (["rain", "--seed", "-1"], "seed -1: expected a whole number from 0"),
+        (["rain", "--seed", str(2**53 - 1), "--count", "2"], "the last seed would exceed 9007199254740991"),
+        (["rain", "--rate", "0"], "--rate 0: expected 1000 to 768000 Hz"),
+        (["rain", "--format", "flac", "--subtype", "FLOAT"], "expected PCM_16 or PCM_24"),
+        (["rain", "--batch", "0"], "--batch 0"),
+        (["rain", "--temperature", "nan"], "--temperature nan"),
+        (["rain", "--sheet", "x.jpg"], "ends in .png"),
+        (["rain", "--count", "1000000000000"], "MB free, the sounds need some"),
+        (["rain", "--out", "file"], "cannot write to file"),
+        (["rain", "--out", "/dev/null/out"], "cannot write to /dev/null/out/Rain (Not a directory)"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_anything_is_written(
+    here: Path, toy: str, capsys, arguments: list[str], words: str
+) -> None:
+    (here / "file").write_text("in the way")
+    fails(capsys, "generate", *arguments, "--instrument", toy, words=words)
+    assert files(here) == ["file"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_told(here: Path, toy: str, capsys, monkeypatch) -> None:
+    def denied(*_args, **_kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", "out/Rain")
+
+    monkeypatch.setattr("foleybox.studio.generate.tempfile.TemporaryFile", denied)  # tests may run as root
+    fails(capsys, "generate", "rain", "--instrument", toy, words="cannot write to out/Rain (Permission denied)")
+
+
+def test_flags_that_cannot_be_read_exit_with_2(here: Path, toy: str, capsys) -> None:
+    for arguments in (["rain", "--count", "many"], ["rain", "--loud"], ["rain", "--format", "mp3"]):
+        assert main(["generate", *arguments, "--instrument", toy]) == 2
+        assert "Traceback" not in capsys.readouterr().err
+    assert files(here) == []
+
+
+def test_a_damaged_instrument_is_told(here: Path, toy: str, capsys) -> None:
+    shutil.copytree(toy, here / "bad")
+    with (here / "bad" / "vocoder.onnx").open("ab") as file:
+        file.write(b"!")
+    fails(capsys, "generate", "rain", "--instrument", "bad", words="bytes, expected")
+    fails(capsys, "generate", "rain", "--instrument", "nowhere", words="no instrument nowhere")
+    assert not (here / "out").exists()
+
+
+def test_a_disk_that_fills_up_half_way_leaves_whole_files_only(here: Path, toy: str, capsys, monkeypatch) -> None:
+    real, written = Path.write_bytes, []
+
+    def fills_up(path: Path, data: bytes) -> int:
+        if len(written) == 5:
+            real(path, data[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    fails(
+        capsys, "generate", "rain", "--count", "20", "--instrument", toy,
+        words="No space left on device: out/Rain/Rain_s5.wav",
+    )  # fmt: skip
+    assert files(here / "out") == [f"Rain/Rain_s{seed}.wav" for seed in range(5)]
+    assert all(len(read_wave(here / "out" / name)[0]) == 1_800 for name in files(here / "out"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_in_the_middle_leaves_whole_files_and_says_so_in_one_line(here: Path, toy: str) -> None:
+    arguments = ["generate", "rain", "--count", "1000000", "--instrument", toy]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foleybox", *arguments],
+        env=ENVIRONMENT, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while len(list(here.glob("out/Rain/*.wav"))) < 20 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.startswith("foleybox: stopped after ")
+    assert err.count("\n") == 1
+    names = files(here / "out")
+    assert f"stopped after {len(names):,} of 1,000,000 files" in err
+    assert all(name.startswith("Rain/Rain_s") for name in names)  # no .partial
+    assert all(len(read_wave(here / "out" / name)[0]) == 1_800 for name in names)
+
+
+# --- info, doctor -------------------------------------------------------------------------------------------------
+
+
+def test_info_of_an_instrument_says_what_it_heard_and_under_which_terms(toy: str, capsys) -> None:
+    assert main(["info", toy]) == 0
+    text = capsys.readouterr().out
+    for words in ("toy", "DogBark, Footstep", "CC-BY-NC-4.0", "2 clips licensed for non-commercial use only"):
+        assert words in text
+    assert main(["info", toy, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["heard"] == {"DogBark": {"open": 3}, "Rain": {"nc": 2}}
+    assert facts["seconds"] == 0.225
+
+
+def test_info_of_a_sound_says_its_recipe_and_levels(here: Path, toy: str, capsys) -> None:
+    assert main(["generate", "rain", "--seed", "9", "--instrument", toy]) == 0
+    capsys.readouterr()
+    assert main(["info", "out/Rain/Rain_s9.wav", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["recipe"]["seed"] == 9
+    assert facts["peak_db"] <= 0
+    assert main(["info", "out/Rain/Rain_s9.wav"]) == 0
+    assert "loudness_lufs" in capsys.readouterr().out
+
+
+def test_info_of_neither_is_told(here: Path, capsys) -> None:
+    (here / "x.wav").write_text("not audio")
+    fails(capsys, "info", "x.wav", words="x.wav is not a sound file")
+    fails(capsys, "info", "absent", words="no instrument absent")
+    fails(capsys, "info", str(here), words="it has no instrument.json")
+
+
+def test_doctor_is_content_with_a_whole_instrument_and_not_with_a_broken_one(here: Path, toy: str, capsys) -> None:
+    assert main(["doctor", "--instrument", toy]) == 0
+    assert "x real time" in capsys.readouterr().out
+    assert main(["doctor", "--instrument", "nowhere"]) == 1
+    assert "no  instrument  no instrument nowhere" in capsys.readouterr().out
+
+
+# --- the roof -----------------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_load_nothing_heavy_and_name_every_verb() -> None:
+    heavy = ("numpy", "tyro", "rich", "onnxruntime", "torch", "soundfile")
+    code = (
+        "import sys; from foleybox.cli import main; main(['--help']); main(['--version']);"
+        f"print('heavy:', [m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT, timeout=60
+    )
+    assert "heavy: []" in done.stdout
+    assert f"foleybox {foleybox.__version__}" in done.stdout
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", ["generate", "info", "doctor"])
+def test_help_of_a_verb_has_an_example_that_begins_with_it(verb: str, capsys) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"Example: foleybox {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_in_the_table_leads_to_a_function_of_one_config(verb: str) -> None:
+    from dataclasses import is_dataclass
+    from typing import get_type_hints
+
+    module = VERBS[verb][0].split(":")[0]
+    if module.startswith("foleybox.lab"):
+        pytest.importorskip("torch", reason="needs the lab extra")
+    if not (Path(foleybox.__file__).parents[1] / (module.replace(".", "/") + ".py")).is_file():
+        pytest.skip(f"{module} is not written yet")
+    hints = get_type_hints(cli._load(VERBS[verb][0]))
+    (config,) = (kind for name, kind in hints.items() if name != "return")
+    assert is_dataclass(config)
+    assert config.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generat"], "did you mean generate?"),
+        (["xyzzy"], "expected one of generate, info, data check"),
+        (["data"], "`data` needs a second word: expected data check"),
+        (["train", "flute"], "expected train sagan or train vocoder"),
+    ],
+)
+def test_an_unknown_verb_gets_a_suggestion(capsys, arguments: list[str], words: str) -> None:
+    fails(capsys, *arguments, words=words)
+
+
+def test_no_verb_is_told_with_the_usage(capsys) -> None:
+    assert main([]) == 2
+    assert "usage: foleybox" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["train sagan", "data check", "export"])
+def test_a_lab_verb_without_torch_says_what_to_install(capsys, monkeypatch, verb: str) -> None:
+    def without(_target: str):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(cli, "_load", without)
+    fails(capsys, *verb.split(), words="torch is not installed: pip install 'foleybox[lab]'")
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_a_mistake(monkeypatch) -> None:
+    def broken(_target: str):
+        raise ModuleNotFoundError("No module named 'foleybox.typo'", name="foleybox.typo")
+
+    monkeypatch.setattr(cli, "_load", broken)
+    with pytest.raises(ModuleNotFoundError):
+        main(["info"])
+
+
+def test_debug_shows_the_traceback(toy: str, monkeypatch) -> None:
+    with pytest.raises(ValueError, match="plays dog_bark"):
+        main(["generate", "cat", "--instrument", toy, "--debug"])
+    monkeypatch.setenv("FOLEYBOX_DEBUG", "1")
+    with pytest.raises(ValueError, match="no instrument"):
+        main(["info", "nowhere"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a pipe")
+def test_a_reader_that_leaves_early_is_no_error(toy: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "foleybox", "info", toy, "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=30) == 141
+
+
+def test_the_exit_code_reaches_the_shell(here: Path) -> None:
+    done = command("generate", "rain", "--instrument", "nowhere", cwd=here)
+    assert done.returncode == 2
+    assert done.stderr.startswith("foleybox: no instrument nowhere")

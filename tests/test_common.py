@@ -1,0 +1,126 @@
+"""The clock of every loop: batches, averages and noise are functions of the step; a run folder is never half-written."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from foleybox.doors import UserError
+from foleybox.lab.runs import open_run, read_run_config, resume, save_state
+from foleybox.lab.training.common import (
+    balanced_indices,
+    batch_indices,
+    seed_step,
+    share,
+    update_average,
+)
+
+
+@dataclass(frozen=True)
+class Toy:
+    lr: float = 1e-3
+    steps: int = 10
+
+
+def test_an_epoch_holds_every_clip_once_even_across_batches() -> None:
+    stream = torch.cat([batch_indices(step, 4, 10, seed=3) for step in range(10)])
+    for epoch in range(4):
+        assert sorted(stream[10 * epoch : 10 * epoch + 10].tolist()) == list(range(10))
+    assert stream[:10].tolist() != stream[10:20].tolist()
+
+
+def test_balanced_batches_hold_every_label_equally_often_and_every_clip_in_turn() -> None:
+    labels = torch.tensor([0] * 3 + [2] * 50 + [5] * 7)
+    stream = torch.cat([balanced_indices(step, 4, labels, seed=0) for step in range(30)])
+    assert torch.bincount(labels[stream])[[0, 2, 5]].tolist() == [40, 40, 40]
+    rare = [int(index) for index in stream if labels[index] == 0]
+    assert all(sorted(rare[turn : turn + 3]) == [0, 1, 2] for turn in range(0, 39, 3))
+
+
+def test_the_batch_of_a_step_does_not_depend_on_the_steps_before() -> None:
+    labels = torch.arange(21) % 7
+    assert torch.equal(balanced_indices(9, 14, labels, 1), balanced_indices(9, 14, labels, 1))
+    assert not torch.equal(balanced_indices(9, 14, labels, 1), balanced_indices(9, 14, labels, 2))
+
+
+def test_processes_share_a_batch_without_overlap() -> None:
+    batch = torch.arange(8)
+    assert sorted(torch.cat([share(batch, rank, 3) for rank in range(3)]).tolist()) == list(range(8))
+
+
+def test_every_step_has_its_own_noise() -> None:
+    draws = set()
+    for seed in range(3):
+        for step in range(5):
+            seed_step(seed, step)
+            draws.add(float(torch.randn(())))
+    assert len(draws) == 15
+
+
+def test_the_average_moves_by_one_minus_its_decay_and_copies_buffers() -> None:
+    model, average = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        model.running_mean.fill_(5.0)  # type: ignore[union-attr]
+    update_average(average, model, decay=0.9, step=10_000)
+    assert average.weight.tolist() == pytest.approx([1.2, 1.2])
+    assert average.running_mean.tolist() == [5, 5]  # type: ignore[union-attr]
+
+
+def test_a_young_average_forgets_its_random_start() -> None:
+    model, average = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        average.weight.fill_(100.0)
+    for step in range(50):
+        update_average(average, model, decay=0.999, step=step)
+    assert float(average.weight) < 1.001
+
+
+def test_a_checkpoint_interrupted_while_writing_leaves_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = tmp_path / "state.pt", nn.Linear(1, 1)
+    save_state(path, 1, {"model": model})
+    before = path.read_bytes()
+
+    def cut(content: object, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", cut)
+    with pytest.raises(OSError, match="No space left"):
+        save_state(path, 2, {"model": model})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+    assert resume(path, {"model": model}) == 1
+
+
+def test_a_checkpoint_of_another_width_or_system_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save_state(path, 1, {"model": nn.Linear(1, 1)})
+    with pytest.raises(UserError, match=r"does not fit the model .*was the width changed"):
+        resume(path, {"model": nn.Linear(2, 1)})
+    with pytest.raises(UserError, match="holds no 'generator'"):
+        resume(path, {"generator": nn.Linear(1, 1)})
+
+
+def test_a_run_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", "toy", Toy(), [])
+    open_run(tmp_path / "run", "toy", Toy(steps=20), [])  # more steps is how one goes on
+    assert read_run_config(tmp_path / "run")["steps"] == 20
+    with pytest.raises(UserError, match=r"was started with lr = 0.001, now 0.1"):
+        open_run(tmp_path / "run", "toy", Toy(lr=0.1), [])
+    with pytest.raises(UserError, match="is a run of 'toy', not of 'other'"):
+        open_run(tmp_path / "run", "other", Toy(), [])
+    with pytest.raises(UserError, match="was started with clips"):
+        open_run(tmp_path / "run", "toy", Toy(), [{"label": "Rain", "clips": 1}])
+
+
+def test_a_damaged_run_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
+    with pytest.raises(UserError, match="is not JSON"):
+        read_run_config(tmp_path)

@@ -1,0 +1,95 @@
+"""An exported instrument plays what torch plays, and is refused when it would not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foleybox.doors import UserError
+from foleybox.instrument import read_instrument
+from foleybox.lab import export
+from foleybox.lab.export import Export, GeneratorGraph, build, heard_by, without_parametrizations
+from foleybox.lab.features import DCASE, WIDE
+from foleybox.lab.models.sagan import Generator, SaganConfig
+from foleybox.lab.models.vocos import Vocos, VocosConfig
+from foleybox.lab.runs import load_generator, load_vocoder, open_run, save_state
+from foleybox.lab.training.sagan import TrainSagan
+from foleybox.lab.training.vocoder import TrainVocoder
+from foleybox.studio.seeds import noise
+from foleybox.studio.synth import Synth
+
+TINY = SaganConfig(width=8, latent=16, embedding=16)
+TINY_VOCOS = VocosConfig(width=16, inner=16, layers=1)
+CLIPS: list[dict[str, str | int]] = [{"label": "Rain", "tier": "open", "licence": "CC0", "clips": 3}]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two run folders with untrained parts, as training leaves them."""
+    gan, vocoder = tmp_path_factory.mktemp("gan"), tmp_path_factory.mktemp("vocoder")
+    torch.manual_seed(0)
+    open_run(gan, "sagan", TrainSagan((), gan, model=TINY), CLIPS)
+    save_state(gan / "state.pt", 5, {"average": Generator(TINY)})
+    open_run(vocoder, "vocoder", TrainVocoder((), vocoder, size="small"), CLIPS)
+    save_state(vocoder / "state.pt", 7, {"average": Vocos(VocosConfig())})
+    return gan, vocoder
+
+
+def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    assert export.main(Export(*runs, out, draws=1)) == 0
+    instrument = read_instrument(out)
+    assert (instrument.rate, instrument.samples, instrument.latent) == (22_050, 88_200, (16,))
+    assert instrument.licence.terms == "CC-BY-4.0"
+    assert instrument.made_with["generator"]["steps"] == 5
+    assert "2C without label" in (out / "CARD.md").read_text()
+
+    from foleybox.lab.models.sagan import refresh_batch_norm
+
+    generator, vocoder = load_generator(runs[0])[0], load_vocoder(runs[1])[0]
+    torch.manual_seed(0)
+    refresh_batch_norm(generator, 1)
+    latent, label = torch.from_numpy(noise(7, (16,)))[None], torch.tensor([3])
+    with torch.no_grad():
+        wave = vocoder(GeneratorGraph(generator, 345)(latent, label))[0, :88_200].numpy()
+    np.testing.assert_allclose(Synth.load(out).render("keyboard", 7).wave, wave, atol=1e-3)
+
+
+def test_the_last_frame_is_held_so_that_four_seconds_are_full() -> None:
+    mel = GeneratorGraph(Generator(TINY).eval(), 345)(torch.randn(1, 16), torch.tensor([0]))
+    assert mel.shape == (1, 80, 345)
+    assert torch.equal(mel[..., 344], mel[..., 343])
+
+
+def test_multiplying_out_the_spectral_norms_changes_no_output() -> None:
+    torch.manual_seed(0)
+    generator = Generator(TINY).eval()
+    z, label = torch.randn(2, 16), torch.tensor([0, 5])
+    plain = without_parametrizations(generator)
+    assert not any("parametrizations" in name for name in plain.state_dict())
+    torch.testing.assert_close(plain(z, label), generator(z, label))
+
+
+def test_a_graph_that_differs_from_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "largest_difference", lambda *_: 0.5)
+    with pytest.raises(UserError, match=r"differs from torch by 0\.5 at batch 1"):
+        build(Generator(TINY), Vocos(TINY_VOCOS), DCASE, 88_200)
+
+
+def test_a_vocoder_of_another_mel_is_refused() -> None:
+    with pytest.raises(UserError, match="train a vocoder with --mel dcase"):
+        build(Generator(TINY), Vocos(TINY_VOCOS), WIDE, 88_200)
+
+
+def test_runs_in_the_wrong_order_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a run of 'vocoder': expected one of `foleybox train sagan`"):
+        export.main(Export(runs[1], runs[0], tmp_path / "x"))
+    with pytest.raises(UserError, match="is not a run folder"):
+        export.main(Export(tmp_path, runs[1], tmp_path / "x"))
+
+
+def test_a_clip_that_both_parts_heard_counts_once() -> None:
+    other = {"label": "(other)", "tier": "nc", "licence": "CC BY-NC", "clips": 9}
+    heard = heard_by({"clips": CLIPS}, {"clips": [{**CLIPS[0], "clips": 2}, other]})
+    assert [(row.label, row.clips) for row in heard] == [("(other)", 9), ("Rain", 3)]

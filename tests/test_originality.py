@@ -1,0 +1,205 @@
+"""`foleybox audit`: copies are found however they are shifted, scaled or re-phased; other recordings are left alone."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foleybox.audio import fit, read_wave, write_wave
+from foleybox.lab.data import find_clips, split_by_recording
+from foleybox.lab.evaluation.originality import (
+    MEL,
+    Audit,
+    Nearest,
+    Sounds,
+    audit,
+    compare,
+    fast_length,
+    mel_correlations,
+    mel_spectra,
+    run,
+    thresholds,
+    verdict,
+    wave_correlations,
+)
+from foleybox.lab.features import LogMel
+
+RATE, SAMPLES = 22_050, 44_100
+
+
+def recording(generator: np.random.Generator) -> np.ndarray:
+    """A few decaying bursts of noise at moments of their own."""
+    wave = np.zeros(SAMPLES)
+    for start in generator.uniform(0.05, 1.6, generator.integers(2, 6)):
+        at = round(start * RATE)
+        length = min(SAMPLES - at, 6_000)
+        colour = np.convolve(generator.normal(size=length), generator.normal(size=9), "same")
+        wave[at : at + length] += colour * np.exp(-np.arange(length) / generator.uniform(300, 2_000))
+    return (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+
+
+def copied(wave: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """37 ms later, 6 dB down, with noise at 30 dB."""
+    shift = round(0.037 * RATE)
+    late = np.concatenate([np.zeros(shift), wave[:-shift]]) * 10 ** (-6 / 20)
+    return (late + generator.normal(size=len(wave)) * np.sqrt(np.mean(late**2)) * 10 ** (-30 / 20)).astype(np.float32)
+
+
+@pytest.fixture
+def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """40 training recordings; 20 generated clips, of which the first four are copies."""
+    monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
+    generator = np.random.default_rng(0)
+    for name, count in (("train", 40), ("fake", 20)):
+        (tmp_path / name / "GunShot").mkdir(parents=True)
+        for index in range(count):
+            wave = recording(generator)
+            if name == "fake" and index < 4:
+                wave = copied(read_wave(tmp_path / "train" / "GunShot" / f"{7 * index:02d}.wav")[0], generator)
+            write_wave(tmp_path / name / "GunShot" / f"{index:02d}.wav", wave, RATE)
+    return tmp_path
+
+
+def asked(studio: Path, **changes) -> Audit:
+    return Audit(str(studio / "fake"), str(studio / "train"), embedding="none", seconds=2.0, **changes)
+
+
+def test_every_planted_copy_is_found_with_its_source_and_shift_and_nothing_else(studio: Path) -> None:
+    result = run(asked(studio))[0]
+    words = [record["verdict"] for record in result["clips"]]
+    assert words[:4] == ["copy"] * 4
+    assert "copy" not in words[4:]
+    assert words.count("own") >= 13  # 40 clips to calibrate with: about one in forty is above all of them, each way
+    for index, record in enumerate(result["clips"][:4]):
+        near = record["nearest"]["wave"]
+        assert Path(near["nearest"]).name == f"{7 * index:02d}.wav"
+        assert near["lag_ms"] == pytest.approx(37, abs=0.1)
+        assert record["nearest"]["mel"]["nearest"] == near["nearest"]
+    assert result["labels"]["gunshot"]["n"] == 20
+    assert result["labels"]["gunshot"]["copy"] == 4
+    assert result["chance"] == pytest.approx(2 / 41)
+
+
+def test_the_exit_code_says_whether_there_are_copies(studio: Path) -> None:
+    assert audit(asked(studio, json=studio / "a.json")) == 1
+    assert json.loads((studio / "a.json").read_text())["ways"]["wave"]["limit"] < 0.9
+    for index in range(4):
+        (studio / "fake" / "GunShot" / f"{index:02d}.wav").unlink()
+    assert audit(asked(studio)) == 0
+
+
+def test_comparing_every_waveform_finds_what_the_candidates_found(studio: Path) -> None:
+    some, every = (run(asked(studio, candidates=count))[0]["clips"] for count in (8, 0))
+    for a, b in zip(some[:4], every[:4]):
+        assert a["nearest"]["wave"] == b["nearest"]["wave"]
+    assert all(a["nearest"]["wave"]["likeness"] <= b["nearest"]["wave"]["likeness"] + 1e-6 for a, b in zip(some, every))
+
+
+def test_two_runs_find_the_same(studio: Path) -> None:
+    for name in ("a", "b"):
+        audit(asked(studio, json=studio / f"{name}.json"))
+    assert (studio / "a.json").read_bytes() == (studio / "b.json").read_bytes()
+
+
+def test_the_page_plays_both_clips_of_a_pair(studio: Path) -> None:
+    audit(asked(studio, html=studio / "a.html", pairs=3))
+    text = (studio / "a.html").read_text(encoding="utf-8")
+    assert text.count("<audio") == 6
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+
+
+def test_clips_of_ones_own_recording_do_not_set_the_limit() -> None:
+    generator = np.random.default_rng(1)
+    wave = torch.from_numpy((recording(generator) * 32_767).astype(np.int16))
+    other = torch.from_numpy((recording(generator) * 32_767).astype(np.int16))
+    known = Sounds(torch.stack([wave, wave, other]), None, ("a", "a", "b"))
+    query = Sounds(wave[None], None, ("a",))
+    assert compare(query, known, 4, apart=True)["wave"].known.tolist() == [2]
+    assert compare(query, known, 4, apart=False)["wave"].value[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_waveform_correlation_is_the_sum_over_every_lag() -> None:
+    generator = np.random.default_rng(2)
+    a, b = generator.normal(size=300), generator.normal(size=300)
+    found, lag = wave_correlations(torch.from_numpy(a).float(), torch.from_numpy(b).float()[None])
+    every = np.correlate(a, b, "full") / np.linalg.norm(a) / np.linalg.norm(b)
+    assert float(found) == pytest.approx(every.max(), abs=1e-5)
+    assert int(lag) == int(every.argmax()) - 299  # the query comes that much later
+    gained, _ = wave_correlations(torch.from_numpy(0.01 * a).float(), torch.from_numpy(b).float()[None])
+    assert float(gained) == pytest.approx(float(found), abs=1e-5)
+
+
+def test_a_copy_with_other_phases_is_found_by_its_mel_alone() -> None:
+    generator = np.random.default_rng(3)
+    wave = recording(generator)
+    spectrum = torch.stft(torch.from_numpy(wave), 1024, 256, window=torch.hann_window(1024), return_complex=True)
+    angles = torch.from_numpy(generator.uniform(0, 2 * np.pi, spectrum.shape)).float()
+    again = torch.istft(torch.polar(spectrum.abs(), angles), 1024, 256, window=torch.hann_window(1024), length=SAMPLES)
+    waves = torch.stack([torch.from_numpy(wave), again, torch.from_numpy(recording(generator))])
+    spectra = mel_spectra(waves, LogMel(MEL))
+    likeness, _ = mel_correlations(spectra[:1], spectra)
+    assert float(likeness[0, 0]) == pytest.approx(1, abs=1e-4)
+    assert float(likeness[0, 1]) > 0.85 > float(likeness[0, 2]) + 0.1
+    assert float(wave_correlations(waves[0], waves[1:2])[0]) < 0.5
+
+
+def test_a_delayed_mel_is_found_at_its_delay() -> None:
+    wave = fit(recording(np.random.default_rng(4))[:30_000], SAMPLES)
+    late = np.concatenate([np.zeros(10 * MEL.hop, np.float32), wave])[:SAMPLES]
+    spectra = mel_spectra(torch.from_numpy(np.stack([late, wave])), LogMel(MEL))
+    _, lag = mel_correlations(spectra[:1], spectra[1:])
+    assert int(lag) == 10
+
+
+def test_silence_is_like_nothing() -> None:
+    waves = torch.zeros(2, SAMPLES)
+    assert float(wave_correlations(waves[0], waves[1:])[0]) == 0
+    spectra = mel_spectra(waves, LogMel(MEL))
+    assert float(mel_correlations(spectra[:1], spectra[1:])[0]) == 0
+
+
+def test_limits_leave_the_asked_share_of_real_clips_above_over_all_ways() -> None:
+    generator = np.random.default_rng(5)
+    real = {way: Nearest(np.zeros(1000, int), generator.uniform(size=1000), np.zeros(1000)) for way in ("wave", "mel")}
+    limits = thresholds(real, 0.02)
+    assert all(9 <= int((each.value > limits[way]).sum()) <= 10 for way, each in real.items())
+
+
+def test_the_words_of_the_verdict() -> None:
+    assert [verdict(["wave"], 0.95), verdict(["mel"], 0.3), verdict([], 0.3)] == ["copy", "close", "own"]
+
+
+def test_lengths_of_ffts_are_even_smooth_and_long_enough() -> None:
+    for size in (2, 1001, 88_200, 176_400):
+        length = fast_length(size)
+        assert length >= size
+        assert length % 2 == 0
+        for prime in (2, 3, 5):
+            while length % prime == 0:
+                length //= prime
+        assert length == 1
+
+
+def test_planted_copies_of_real_clips_are_found(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
+    dev = find_clips(shared / "data" / "foley", "dev")
+    generator = np.random.default_rng(6)
+    for name, clips in zip(("train", "other"), split_by_recording(dev, 0.5)):
+        for index, clip in enumerate(clips[::3]):
+            assert clip.label is not None
+            wave = fit(read_wave(clip.path, RATE)[0], 88_200)
+            versions = {
+                name: wave,
+                **({"planted": copied(wave, generator)} if name == "train" and index % 6 == 0 else {}),
+            }
+            for folder, version in versions.items():
+                (tmp_path / folder / clip.label.name).mkdir(parents=True, exist_ok=True)
+                write_wave(tmp_path / folder / clip.label.name / f"{index:03d}.wav", version, RATE)
+    for name, flagged in (("planted", 1.0), ("other", 0.0)):
+        question = Audit(str(tmp_path / name), str(tmp_path / "train"), embedding="none", candidates=6)
+        words = [record["verdict"] for record in run(question)[0]["clips"]]
+        share = np.mean([word != "own" for word in words])
+        assert abs(share - flagged) <= 0.08, (name, words)  # some 85 real clips to calibrate with

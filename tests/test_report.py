@@ -1,0 +1,307 @@
+"""`foleybox evaluate`: what it refuses, what it states, and that it says the same twice."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from toy_embedding import RATE, ToyEmbedding, sounds, toy
+
+from foleybox.audio import write_wave
+from foleybox.doors import UserError
+from foleybox.lab.evaluation import page
+from foleybox.lab.evaluation.frechet import Gaussian, Statistics, write_statistics
+from foleybox.lab.evaluation.measures import MeasureConfig
+from foleybox.lab.evaluation.report import Evaluate, _check_official, evaluate, run
+from foleybox.lab.evaluation.tables import PRINTED, number
+from foleybox.labels import LABELS
+
+__all__ = ["toy"]  # a fixture
+
+
+def asked(tmp_path: Path, *generated: str, **changes: Any) -> Evaluate:
+    values: dict[str, Any] = {
+        "generated": generated or (str(tmp_path / "fake"),),
+        "reference": str(tmp_path / "real"),
+        "seconds": 1.0,
+        "measure": MeasureConfig(bootstrap=20),
+        "players": 0,
+    }
+    return Evaluate(**{**values, **changes})
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Two folders of all seven labels, eight clips each: fake and real."""
+    sounds(tmp_path / "real", seed=0)
+    sounds(tmp_path / "fake", seed=1)
+    return tmp_path
+
+
+def test_two_runs_with_one_seed_write_the_same_json(toy: ToyEmbedding, folders: Path) -> None:
+    for name in ("a", "b"):
+        assert evaluate(asked(folders, json=folders / f"{name}.json")) == 0
+    assert (folders / "a.json").read_bytes() == (folders / "b.json").read_bytes()
+    evaluate(asked(folders, json=folders / "c.json", measure=MeasureConfig(seed=1, bootstrap=20)))
+    assert (folders / "a.json").read_bytes() != (folders / "c.json").read_bytes()
+
+
+def test_the_reference_itself_is_at_no_distance_and_covers_itself(toy: ToyEmbedding, folders: Path) -> None:
+    figures = run(asked(folders, str(folders / "real")))["systems"][0]["mean"]["figures"]
+    assert abs(figures["frechet"]["value"]) < 1e-5
+    assert figures["precision"]["value"] == figures["coverage"]["value"] == 1
+    assert figures["accuracy"]["value"] == 1
+
+
+def test_every_figure_has_its_n_its_interval_and_its_floor(toy: ToyEmbedding, folders: Path) -> None:
+    result = run(asked(folders, floor=str(folders / "fake")))
+    part = result["systems"][0]["labels"]["rain"]
+    assert (part["n"], part["windows"], part["floor_n"]) == (8, 24, 8)
+    for name, figure in part["figures"].items():
+        assert figure["floor"] is not None, name
+        assert figure["low"] is not None or name == "frechet_infinity"
+    assert part["figures"]["frechet"]["floor"] == part["figures"]["frechet"]["value"]  # the same clips
+    protocol = result["protocol"]
+    assert protocol["embedding"] == "toy"
+    assert protocol["windows"] == toy.rule
+    assert protocol["reference_clips"]["rain"] == 8
+
+
+def test_wrong_labels_are_far_and_heard(toy: ToyEmbedding, folders: Path) -> None:
+    (folders / "fake" / "Rain").rename(folders / "fake" / "swap")
+    (folders / "fake" / "DogBark").rename(folders / "fake" / "Rain")
+    (folders / "fake" / "swap").rename(folders / "fake" / "DogBark")
+    labels = run(asked(folders))["systems"][0]["labels"]
+    assert labels["rain"]["figures"]["frechet"]["value"] > 20 * labels["keyboard"]["figures"]["frechet"]["value"]
+    assert labels["rain"]["figures"]["accuracy"]["value"] == 0
+    assert labels["rain"]["figures"]["precision"]["value"] == 0
+
+
+def test_the_tables_state_embedding_windows_reference_and_n(toy: ToyEmbedding, folders: Path) -> None:
+    evaluate(asked(folders, markdown=folders / "t.md"))
+    text = (folders / "t.md").read_text(encoding="utf-8")
+    for stated in (
+        "toy, 8 numbers",
+        toy.rule,
+        str(folders / "real"),
+        "8 to 8 clips",
+        "| Rain | 8 |",
+        "real, floor of Rain",
+    ):
+        assert stated in text
+    assert "ANOTHER embedding and reference" in text
+
+
+def test_a_statistics_file_gives_the_same_distance_as_its_clips(toy: ToyEmbedding, folders: Path) -> None:
+    whole = run(asked(folders, statistics=folders / "real.npz"))["systems"][0]
+    only = run(asked(folders, reference=str(folders / "real.npz")))["systems"][0]
+    for slug, part in only["labels"].items():
+        assert part["figures"]["frechet"]["value"] == whole["labels"][slug]["figures"]["frechet"]["value"]
+        assert set(part["figures"]) == {"frechet", "frechet_infinity", "accuracy"}
+    assert only["pooled"] is None
+
+
+def test_an_earlier_run_stands_beside_if_it_was_measured_alike(toy: ToyEmbedding, folders: Path) -> None:
+    evaluate(asked(folders, json=folders / "a.json"))
+    result = run(asked(folders, str(folders / "real"), compare=(folders / "a.json",)))
+    assert [record["name"] for record in result["systems"]] == ["real", "fake"]
+    with pytest.raises(UserError, match="do not belong side by side"):
+        run(asked(folders, seconds=0.75, compare=(folders / "a.json",)))
+    (folders / "bad.json").write_text("[1]")
+    with pytest.raises(UserError, match="--compare expects"):
+        run(asked(folders, compare=(folders / "bad.json",)))
+
+
+def test_32_clips_are_named_differently_and_never_beside_others(toy: ToyEmbedding, tmp_path: Path) -> None:
+    sounds(tmp_path / "real", count=8)
+    sounds(tmp_path / "fake", count=33, seed=1, samples=4_000)
+    result = run(asked(tmp_path, mode="cmu32", json=tmp_path / "a.json"))
+    assert result["protocol"]["distance"] == "FD at 32 clips"
+    assert {part["n"] for part in result["systems"][0]["labels"].values()} == {32}
+    evaluate(asked(tmp_path, mode="cmu32", json=tmp_path / "a.json"))
+    with pytest.raises(UserError, match="measured with mode cmu32"):
+        run(asked(tmp_path, compare=(tmp_path / "a.json",)))
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def spoil(folder: Path, how: str) -> None:
+    label = folder / "fake" / "Rain"
+    if how == "missing":
+        for path in label.iterdir():
+            path.unlink()
+        label.rmdir()
+    elif how == "empty":
+        for path in label.iterdir():
+            path.unlink()
+    elif how == "one":
+        for path in sorted(label.iterdir())[1:]:
+            path.unlink()
+    elif how == "silent":
+        write_wave(label / "003.wav", np.zeros(RATE, np.float32), RATE)
+    elif how == "nan":
+        soundfile.write(label / "003.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")
+    elif how == "rates":
+        write_wave(label / "003.wav", np.full(RATE, 0.5, np.float32), 2 * RATE)
+    elif how == "text":
+        (label / "003.wav").write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ("missing", "has no clips of Rain"),
+        ("empty", "Rain is empty"),
+        ("one", "1 clip of Rain"),
+        ("silent", "1 silent clip"),
+        ("nan", "NaN"),
+        ("rates", "mixes rates, 8000 Hz"),
+        ("text", "003.wav"),
+    ],
+)
+def test_clips_that_give_no_honest_figure_are_one_clear_line(
+    toy: ToyEmbedding, folders: Path, how: str, complaint: str
+) -> None:
+    spoil(folders, how)
+    with pytest.raises(UserError, match=complaint) as caught:
+        evaluate(asked(folders, json=folders / "a.json"))
+    assert "\n" not in str(caught.value)
+    assert not (folders / "a.json").exists()
+
+
+def test_silent_clips_and_fewer_labels_are_measured_when_asked_for_and_said(toy: ToyEmbedding, folders: Path) -> None:
+    spoil(folders, "silent")
+    assert any("1 clips are silent" in note for note in run(asked(folders, keep_silent=True))["notes"])
+    assert set(run(asked(folders, labels=("dog_bark", "Keyboard")))["systems"][0]["labels"]) == {"dog_bark", "keyboard"}
+
+
+@pytest.mark.parametrize(
+    ("statistics", "complaint"),
+    [
+        (
+            Statistics({label: Gaussian(np.zeros(8), np.eye(8), 9) for label in LABELS}, "mn04"),
+            "statistics of mn04, not of toy",
+        ),
+        (
+            Statistics({label: Gaussian(np.zeros(9), np.eye(9), 9) for label in LABELS}, ""),
+            "reference of another embedding",
+        ),
+        (Statistics({LABELS[0]: Gaussian(np.zeros(8), np.eye(8), 9)}, "toy"), "no statistics of Footstep"),
+    ],
+)
+def test_statistics_of_another_embedding_are_refused(
+    toy: ToyEmbedding, folders: Path, statistics: Statistics, complaint: str
+) -> None:
+    write_statistics(folders / "other.npz", statistics)
+    with pytest.raises(UserError, match=complaint):
+        run(asked(folders, reference=str(folders / "other.npz")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"reference": None}, "no reference"),
+        ({"reference": "none.npz"}, "no statistics file"),
+        ({"mode": "official", "labels": ("rain",)}, "all seven labels"),
+        ({"mode": "official", "embedding": "mn04", "reference": "x.npz"}, "defined on vggish-official"),
+        ({"mode": "official"}, "compares with a statistics file"),
+        ({"mode": "official", "reference": "x.npz"}, "8 clips of DogBark: --mode official takes exactly 100"),
+        ({"mode": "cmu32"}, "needs 32 a label"),
+        ({"generated": ()}, "nothing to evaluate"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(
+    toy: ToyEmbedding, folders: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        run(asked(folders, **changes))
+
+
+@pytest.mark.parametrize(
+    ("rate", "samples", "subtype", "channels"),
+    [
+        (44_100, 88_200, "PCM_16", 1),
+        (22_050, 88_199, "PCM_16", 1),
+        (22_050, 88_200, "PCM_24", 1),
+        (22_050, 88_200, "PCM_16", 2),
+    ],
+)
+def test_the_official_protocol_refuses_what_its_tool_refuses(
+    tmp_path: Path, rate: int, samples: int, subtype: str, channels: int
+) -> None:
+    soundfile.write(tmp_path / "x.wav", np.zeros((samples, channels)), rate, subtype=subtype)
+    with pytest.raises(UserError, match="--mode official takes 22050 Hz, mono, 88200 samples, PCM_16"):
+        _check_official(tmp_path / "x.wav")
+    soundfile.write(tmp_path / "y.wav", np.zeros(88_200), 22_050, subtype="PCM_16")
+    _check_official(tmp_path / "y.wav")
+
+
+def test_ninety_nine_clips_are_not_a_hundred(tmp_path: Path) -> None:
+    for label in LABELS:
+        (tmp_path / "fake" / label.slug).mkdir(parents=True)
+        for index in range(99 if label.slug == "rain" else 100):
+            (tmp_path / "fake" / label.slug / f"{index}.wav").touch()
+    with pytest.raises(UserError, match="99 clips of Rain: --mode official takes exactly 100"):
+        run(asked(tmp_path, mode="official", reference="x.npz"))
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_loads_nothing_and_plays_the_clips(toy: ToyEmbedding, folders: Path) -> None:
+    evaluate(asked(folders, html=folders / "r.html", players=2))
+    text = (folders / "r.html").read_text(encoding="utf-8")
+    assert set(re.findall(r'(?:src|href)="([a-z]+:[a-z]+/[a-z]+)', text)) == {"data:image/png", "data:audio/flac"}
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert text.count("<audio") == 2 * 2 * 7
+    first = re.search(r'data:audio/flac;base64,([^"]+)"', text)
+    assert first is not None
+    (folders / "first.flac").write_bytes(base64.b64decode(first[1]))
+    played, rate = soundfile.read(folders / "first.flac")
+    real, _ = soundfile.read(folders / "real" / "DogBark" / "000.wav")
+    assert rate == RATE
+    np.testing.assert_allclose(played, real, atol=2 / 32_768)
+
+
+def test_many_sounds_go_into_a_folder_beside_the_page(folders: Path) -> None:
+    sounds_of_page = page.Sounds(folders / "r.html", limit=0)
+    figure = sounds_of_page.figure(folders / "real" / "Rain" / "000.wav", "rain", 1.0)
+    source = re.search(r'<audio[^>]* src="([^"]+)"', figure)
+    assert source is not None
+    assert (folders / source[1]).is_file()
+
+
+def test_names_cannot_write_html(toy: ToyEmbedding, folders: Path) -> None:
+    (folders / "fake").rename(folders / "<script>alert(1)<")
+    evaluate(asked(folders, str(folders / "<script>alert(1)<"), html=folders / "r.html", players=1))
+    assert "<script" not in (folders / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_plot_puts_larger_values_further_right() -> None:
+    line = [page.Point(1.0, 0.5, 2.0), None, page.Point(3.0, None, None)]
+    places = re.findall(r'<circle cx="([\d.]+)"', page.dot_plot("x", ["a", "b", "c"], [("s", line)], [0.8, None, None]))
+    assert len(places) == 2
+    assert float(places[0]) < float(places[1])
+
+
+# --- printed figures ----------------------------------------------------------------------------------------------
+
+
+def test_printed_means_are_the_means_of_their_rows() -> None:
+    for row in PRINTED:
+        assert len(row.values) == 7
+        assert row.mean == pytest.approx(np.mean(row.values), abs=0.0011), row.system
+    assert {row.mean for row in PRINTED} >= {9.702, 6.616, 4.833, 5.060}
+
+
+def test_numbers_keep_three_digits() -> None:
+    assert [number(value) for value in (0.0123, 1.5, 12.34, 123.4, None)] == ["0.012", "1.50", "12.3", "123", "–"]
+
+
+def test_json_of_a_run_is_plain(toy: ToyEmbedding, folders: Path) -> None:
+    assert json.loads(json.dumps(run(asked(folders)), allow_nan=False))["protocol"]["mode"] == "default"

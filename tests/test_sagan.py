@@ -1,0 +1,272 @@
+"""KT's GAN has the report's shapes, keeps its steps apart, and its training resumes bit for bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers_lab import toy_folder
+from torch import nn
+from torch.nn.utils import parametrize
+
+from foleybox.doors import UserError
+from foleybox.lab.data import find_clips
+from foleybox.lab.features import SILENCE
+from foleybox.lab.models.sagan import (
+    FLOOR,
+    ConditionalBatchNorm,
+    Discriminator,
+    Generator,
+    SaganConfig,
+    SelfAttention,
+    refresh_batch_norm,
+    to_mel,
+    to_network,
+)
+from foleybox.lab.runs import load_generator
+from foleybox.lab.training.sagan import TrainSagan, main, train
+
+TINY = SaganConfig(width=8, latent=16, embedding=16)
+
+
+def millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("plan", "width", "generator", "discriminator"),
+    [("A", 64, 21.8, 9.7), ("A", 32, 9.0, 2.4), ("A", 16, 4.0, 0.63), ("S", 16, 4.0, 0.63)],
+)
+def test_the_networks_have_the_measured_number_of_weights(
+    plan: str, width: int, generator: float, discriminator: float
+) -> None:
+    config = SaganConfig(plan, width)
+    assert millions(Generator(config)) == pytest.approx(generator, rel=0.012)
+    assert millions(Discriminator(config)) == pytest.approx(discriminator, rel=0.025)
+
+
+@pytest.mark.parametrize("plan", ["A", "S"])
+def test_both_plans_make_80_by_344_within_tanh(plan: str) -> None:
+    image = Generator(replace(TINY, plan=plan))(torch.randn(2, 16), torch.tensor([0, 6]))
+    assert image.shape == (2, 1, 80, 344)
+    assert image.abs().max() < 1
+
+
+@pytest.mark.parametrize("plan", ["A", "S"])
+def test_every_pixel_counts_for_the_discriminator(plan: str) -> None:
+    """Five floor-poolings would see only 64 of 80 bands and 320 of 344 frames."""
+    torch.manual_seed(0)
+    image = (0.1 * torch.randn(1, 1, 80, 344)).requires_grad_()
+    Discriminator(replace(TINY, plan=plan))(image, torch.tensor([1])).logit.sum().backward()
+    assert image.grad is not None
+    assert (image.grad != 0).all()
+
+
+def test_embeddings_and_proxies_have_unit_length() -> None:
+    judged = Discriminator(TINY)(torch.randn(3, 1, 80, 344), torch.tensor([0, 1, 2]))
+    torch.testing.assert_close(judged.embedding.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(judged.proxy.norm(dim=1), torch.ones(3))
+
+
+def test_the_label_enters_the_logit_only_on_request() -> None:
+    image = torch.randn(1, 1, 80, 344)
+    for wanted in (False, True):
+        torch.manual_seed(0)
+        discriminator = Discriminator(replace(TINY, conditional_logit=wanted)).eval()
+        logits = [float(discriminator(image, torch.tensor([label])).logit) for label in (0, 1)]
+        assert (logits[0] != logits[1]) == wanted
+
+
+def test_spectral_norm_holds_every_weight_at_one() -> None:
+    torch.manual_seed(0)
+    discriminator = Discriminator(TINY)
+    for part in discriminator.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            with torch.no_grad():
+                part.parametrizations.weight.original.mul_(3)  # type: ignore[union-attr]
+    with torch.no_grad():
+        for _ in range(30):
+            discriminator(torch.randn(1, 1, 80, 344), torch.tensor([0]))
+    discriminator.eval()
+    for part in discriminator.modules():
+        if parametrize.is_parametrized(part):
+            largest = torch.linalg.matrix_norm(part.weight.flatten(1), ord=2)  # type: ignore[operator]
+            assert float(largest) == pytest.approx(1, abs=0.02)
+    image = torch.randn(1, 1, 80, 344)
+    first, second = (discriminator(image, torch.tensor([0])).logit for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_attention_starts_as_the_identity_and_equals_softmax_by_hand() -> None:
+    torch.manual_seed(0)
+    attention = SelfAttention(16).eval()
+    x = torch.randn(2, 16, 5, 43)  # odd sizes: pooled keys are 2 x 21
+    assert torch.equal(attention(x), x)
+    with torch.no_grad():
+        attention.gamma.fill_(0.7)
+    query = attention.query(x).flatten(2)  # [B, 2, HW]
+    key, value = (F.max_pool2d(part(x), 2).flatten(2) for part in (attention.key, attention.value))
+    weights = (query.transpose(1, 2) @ key).softmax(-1)  # no 1/sqrt(d)
+    y = (value @ weights.transpose(1, 2)).unflatten(2, (5, 43))
+    torch.testing.assert_close(attention(x), x + 0.7 * attention.out(y), atol=1e-5, rtol=1e-5)
+
+
+def test_conditional_batch_norm_starts_plain_and_a_label_moves_only_its_own_item() -> None:
+    norm = ConditionalBatchNorm(4, labels=7)
+    x = torch.randn(6, 4, 3, 3)
+    label = torch.tensor([0, 1, 2, 3, 4, 5])
+    torch.testing.assert_close(norm(x, label), nn.BatchNorm2d(4, eps=1e-4)(x))
+    norm.eval()
+    with torch.no_grad():
+        norm.gamma.normal_()
+    other = label.clone()
+    other[2] = 6
+    changed = (norm(x, label) != norm(x, other)).flatten(1).any(1)
+    assert changed.tolist() == [False, False, True, False, False, False]
+
+
+def test_a_sound_is_the_same_alone_and_among_other_labels() -> None:
+    torch.manual_seed(0)
+    generator = Generator(TINY)
+    refresh_batch_norm(generator, batches=2, batch=14)
+    generator.eval()
+    z, label = torch.randn(7, 16), torch.arange(7)
+    with torch.no_grad():
+        torch.testing.assert_close(generator(z, label)[3:4], generator(z[3:4], label[3:4]), atol=1e-5, rtol=1e-4)
+
+
+def test_refreshing_an_average_gives_it_its_own_statistics_and_norms() -> None:
+    torch.manual_seed(0)
+    generator = Generator(TINY)
+    with torch.no_grad():  # weights far from those that the norms and statistics were estimated for
+        for parameter in generator.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    before = {name: value.clone() for name, value in generator.named_parameters()}
+    refresh_batch_norm(generator, batches=4, batch=14)
+    assert all(torch.equal(before[name], value) for name, value in generator.named_parameters())
+    z, label = torch.randn(70, 16), torch.arange(70) % 7
+    with torch.no_grad():
+        by_own = generator.eval()(z, label)
+        by_batch = generator.train()(z, label)
+    assert (by_own - by_batch).abs().mean() < 0.1 * by_batch.std()
+
+
+def test_the_scale_is_inverted_and_silence_is_its_floor() -> None:
+    config = SaganConfig()
+    mel = torch.linspace(SILENCE, 2.5, 80 * 344).reshape(1, 80, 344)
+    torch.testing.assert_close(to_mel(to_network(mel, config), config), mel, atol=1e-5, rtol=0)
+    silence = torch.full((1, 80, 344), SILENCE)
+    assert torch.allclose(to_network(silence, config), torch.tensor(FLOOR))
+    assert torch.allclose(to_mel(torch.full((1, 1, 80, 344), -1.0), config), silence)  # tanh may overshoot the floor
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def tiny_run(out: Path, **changes: object) -> TrainSagan:
+    settings = TrainSagan(
+        ("unused",), out, model=TINY, batch=7, steps=4, precision="no", device="cpu", threads=1, tracker="none",
+        log_every=1, save_every=2, sample_every=100,
+    )  # fmt: skip
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_folder(tmp_path_factory.mktemp("sounds"), per_label=2)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    clips = find_clips(folder)
+    train(tiny_run(tmp_path / "whole"), clips, tmp_path / "whole")
+    train(tiny_run(tmp_path / "parts", steps=2), clips, tmp_path / "parts")
+    train(tiny_run(tmp_path / "parts", steps=4), clips, tmp_path / "parts")
+    whole, parts = (torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 4
+    for part in ("generator", "discriminator", "average"):
+        for name, value in whole[part].items():
+            assert torch.equal(value, parts[part][name]), (part, name)
+    lines = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_each_step_moves_only_its_own_network(folder: Path, tmp_path: Path) -> None:
+    clips = find_clips(folder)
+    for frozen, moving, changes in (
+        ("generator", "discriminator", {"lr_generator": 0.0}),
+        ("discriminator", "generator", {"lr_discriminator": 0.0}),
+    ):
+        states = []
+        for steps in (1, 3):
+            out = tmp_path / f"{frozen}{steps}"
+            train(tiny_run(out, steps=steps, save_every=1, **changes), clips, out)
+            states.append(torch.load(out / "state.pt", weights_only=True))
+        names = [
+            name
+            for name in states[0][frozen]
+            if name.endswith(("original", "bias", "gamma", "beta", "embedding.weight"))
+        ]
+        assert names
+        assert all(torch.equal(states[0][frozen][name], states[1][frozen][name]) for name in names)
+        assert any(not torch.equal(states[0][moving][name], value) for name, value in states[1][moving].items())
+
+
+def test_the_contrastive_loss_of_real_clips_falls(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(tiny_run(out, steps=30, save_every=30, lr_discriminator=1e-3), find_clips(folder), out)
+    curve = [json.loads(line)["d_2c"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert sum(curve[-5:]) < 0.97 * sum(curve[:5])
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr("foleybox.lab.training.sagan.hinge_discriminator", lambda real, fake: real.sum() * torch.nan)
+    train(tiny_run(out, steps=1, save_every=1), find_clips(folder), out)
+    state = torch.load(out / "state.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["generator"].values())
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[0])["skipped"] == 1
+
+
+def test_a_run_folder_of_other_settings_is_refused_and_more_steps_are_not(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    clips = find_clips(folder)
+    train(tiny_run(out, steps=1, save_every=1), clips, out)
+    with pytest.raises(UserError, match=r"was started with seed = 0, now 1: give the same settings"):
+        train(tiny_run(out, seed=1), clips, out)
+    with pytest.raises(UserError, match="is not empty and not a run folder"):
+        train(tiny_run(folder), clips, folder)
+    assert load_generator(out)[1] == 1
+
+
+def test_a_damaged_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    clips = find_clips(folder)
+    train(tiny_run(out, steps=1, save_every=1), clips, out)
+    (out / "state.pt").write_bytes((out / "state.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        train(tiny_run(out), clips, out)
+
+
+def test_a_label_with_one_clip_and_a_batch_of_one_are_refused(folder: Path, tmp_path: Path) -> None:
+    clips = find_clips(folder)
+    with pytest.raises(UserError, match="DogBark has 1 clip: expected at least 2"):
+        train(tiny_run(tmp_path / "a"), clips[1:], tmp_path / "a")
+    with pytest.raises(UserError, match="batch 1: expected at least 7"):
+        train(tiny_run(tmp_path / "b", batch=1), clips, tmp_path / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_verb_trains_from_a_folder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    main(tiny_run(out, data=(str(folder),), steps=1, save_every=1, sample_every=1))
+    assert (out / "samples" / "step-000001.png").stat().st_size > 1000
+    assert (out / "samples" / "real.png").is_file()

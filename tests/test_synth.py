@@ -1,0 +1,154 @@
+"""A clip is a function of (instrument, label, seed, knobs), whatever else is rendered."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import FRAMES, HOP, LATENT, toy_graphs, toy_instrument, toy_manifest
+
+from foleybox.audio import read_wave
+from foleybox.doors import UserError
+from foleybox.instrument import write_instrument
+from foleybox.labels import LABELS
+from foleybox.studio.recipe import read_recipe
+from foleybox.studio.synth import SHIPPED, Synth, find_instrument
+
+STEP = 2**-15
+
+
+@pytest.fixture(scope="module")
+def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
+    return Synth.load(toy_instrument(tmp_path_factory.mktemp("synth") / "toy"))
+
+
+def test_a_clip_is_the_graphs_of_the_seeds_noise(synth: Synth) -> None:
+    from onnx import ModelProto
+    from onnx.reference import ReferenceEvaluator
+
+    from foleybox.studio.seeds import noise
+
+    generator, vocoder = (
+        ReferenceEvaluator(ModelProto.FromString(toy_graphs()[name])) for name in ("generator", "vocoder")
+    )
+    mel = generator.run(None, {"latent": noise(7, (1, LATENT)), "label": np.array([5])})[0]  # type: ignore[index]
+    wave = vocoder.run(None, {"mel": mel})[0][0]  # type: ignore[index]
+    np.testing.assert_allclose(synth.render("rain", 7).wave, wave[: FRAMES * HOP - 120], atol=1e-6)
+
+
+def test_a_clip_is_the_same_alone_in_any_batch_and_in_another_process(synth: Synth, tmp_path: Path) -> None:
+    pairs = [(label.name, seed) for seed in range(10) for label in LABELS][:64]
+    together = list(synth.render_many(pairs, batch=64))
+    alone = [synth.render(label, seed) for label, seed in pairs]
+    ragged = list(synth.render_many(reversed(pairs), batch=7))[::-1]
+    code = (
+        "import sys, numpy as np; from foleybox.studio.synth import Synth; s = Synth.load(sys.argv[1]);"
+        "np.save(sys.argv[2], np.stack([s.render(int(i) % 7, int(i) // 7).wave for i in range(64)]))"
+    )
+    subprocess.run([sys.executable, "-c", code, synth.folder, tmp_path / "x.npy"], check=True, timeout=60)
+    elsewhere = np.load(tmp_path / "x.npy")
+    for place, clip in enumerate(together):
+        assert (clip.label, clip.seed) == pairs[place]
+        for other in (alone[place].wave, ragged[place].wave, elsewhere[place]):
+            assert np.abs(clip.wave - other).max() < STEP
+
+
+def test_every_seed_and_every_label_is_another_sound(synth: Synth) -> None:
+    waves = [clip.wave for clip in synth.render_many(itertools.product(range(7), range(4)))]
+    for one, other in itertools.combinations(waves, 2):
+        assert np.abs(one - other).max() > 0.01
+
+
+def test_the_last_clip_is_longer_than_the_graph_gives_only_by_zeros(tmp_path: Path) -> None:
+    folder = toy_instrument(tmp_path / "long", samples=FRAMES * HOP + 50)
+    wave = Synth.load(folder).render("rain", 0).wave
+    assert len(wave) == FRAMES * HOP + 50
+    assert not wave[-50:].any()
+    assert wave[: FRAMES * HOP].any()
+
+
+def test_rendering_streams_from_an_endless_supply(synth: Synth) -> None:
+    endless = synth.render_many((("rain", seed) for seed in itertools.count()), batch=16)
+    assert [clip.seed for clip in itertools.islice(endless, 40)] == list(range(40))
+
+
+def test_temperature_zero_is_one_sound_for_all_seeds(synth: Synth) -> None:
+    one, other = (synth.render("rain", seed, temperature=0).wave for seed in (1, 2))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("label", ["dog_bark", "DogBark", "0", 0, "dog bark"])
+def test_any_spelling_plays(synth: Synth, label: str | int) -> None:
+    assert synth.resolve(label) == "DogBark"
+
+
+def test_labels_of_its_own_play_by_their_names(tmp_path: Path) -> None:
+    synth = Synth.load(toy_instrument(tmp_path / "own", labels=("Door_Slam", "Rain")))
+    assert synth.render("door slam", 0).label == "Door_Slam"
+    with pytest.raises(UserError, match="instrument toy plays Door_Slam, rain"):
+        synth.render("dog_bark", 0)
+
+
+def test_a_saved_clip_reads_back_with_its_recipe_at_any_rate(synth: Synth, tmp_path: Path) -> None:
+    clip = synth.render("rain", 3).resampled(44_100)
+    assert clip.save(tmp_path / "x.wav", "PCM_24") <= 1
+    wave, rate = read_wave(tmp_path / "x.wav")
+    assert (len(wave), rate) == (round(synth.instrument.samples * 44_100 / 8_000), 44_100)
+    recipe = read_recipe(tmp_path / "x.wav")
+    assert recipe == clip.recipe
+    assert clip.recipe.fingerprint == synth.instrument.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"label": "cat", "seed": 0}, "plays dog_bark, footstep"),
+        ({"label": "rain", "seed": -1}, "seed -1"),
+        ({"label": "rain", "seed": 0, "temperature": float("nan")}, "temperature nan"),
+    ],
+)
+def test_what_cannot_be_rendered_is_said(synth: Synth, arguments: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        synth.render(**arguments)
+
+
+def test_graphs_of_the_wrong_make_are_refused(tmp_path: Path) -> None:
+    graphs = toy_graphs()
+    swapped = {"generator": graphs["vocoder"], "vocoder": graphs["generator"]}
+    write_instrument(tmp_path / "swapped", toy_manifest(), swapped, "")
+    with pytest.raises(UserError, match="takes mel: expected latent, label"):
+        Synth.load(tmp_path / "swapped").render("rain", 0)
+    write_instrument(tmp_path / "junk", toy_manifest(), {"generator": b"not onnx", "vocoder": b""}, "")
+    with pytest.raises(UserError, match="onnxruntime cannot load"):
+        Synth.load(tmp_path / "junk").render("rain", 0)
+
+
+def test_an_instrument_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no instrument nowhere"):
+        find_instrument("nowhere")
+    monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    with pytest.raises(UserError, match="no instrument ships"):
+        Synth.load()
+    toy_instrument(tmp_path / "toy")
+    assert Synth.load().folder == Synth.load("toy").folder == tmp_path / "toy"
+
+
+def test_loading_the_synth_imports_neither_torch_nor_flags_nor_bars() -> None:
+    heavy = ("torch", "tyro", "rich", "onnxruntime")
+    code = f"import sys, foleybox.studio.synth; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("*/instrument.json")), reason="no instrument ships yet")
+def test_the_shipped_instrument_renders_all_seven_alike_alone_and_together() -> None:
+    synth = Synth.load()
+    assert synth.labels == tuple(label.name for label in LABELS)
+    together = list(synth.render_many((label, 1) for label in synth.labels))
+    alone = synth.render("rain", 1)
+    assert np.abs(together[5].wave - alone.wave).max() < STEP
+    for clip in together:
+        assert clip.wave.shape == (synth.instrument.samples,)
+        assert 0.001 < np.abs(clip.wave).max() < 4

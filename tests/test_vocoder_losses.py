@@ -1,0 +1,71 @@
+"""The vocoder's losses by hand."""
+
+import math
+
+import torch
+
+from foleybox.lab.losses import (
+    feature_matching,
+    mel_distance,
+    multi_resolution_stft,
+    squares_discriminator,
+    squares_generator,
+)
+
+
+def test_mel_distance_of_a_doubled_amplitude_is_ln_2() -> None:
+    mel = torch.randn(2, 80, 10)
+    torch.testing.assert_close(mel_distance(mel, mel + math.log(2)), torch.tensor(math.log(2)))
+
+
+def test_stft_losses_of_a_wave_and_its_half_are_a_half_and_ln_2() -> None:
+    # |X - X/2| / |X| = 1/2, and |ln X - ln X/2| = ln 2, at every resolution.
+    wave = torch.randn(3, 4096, generator=torch.Generator().manual_seed(0))
+    convergence, distance = multi_resolution_stft(wave, wave / 2, floor=1e-9)
+    torch.testing.assert_close(convergence, torch.tensor(0.5))
+    torch.testing.assert_close(distance, torch.tensor(math.log(2)))
+
+
+def test_convergence_weighs_a_soft_item_as_much_as_a_loud_one() -> None:
+    wave = torch.randn(1, 4096, generator=torch.Generator().manual_seed(1))
+    real = torch.cat([wave, wave / 100])
+    fake = torch.cat([wave, wave / 200])  # only the soft one is wrong
+    convergence, _ = multi_resolution_stft(real, fake, floor=1e-9)
+    torch.testing.assert_close(convergence, torch.tensor(0.25))
+
+
+def test_equal_waves_cost_nothing_and_silence_has_a_finite_gradient() -> None:
+    wave = torch.randn(2, 4096)
+    assert [float(term) for term in multi_resolution_stft(wave, wave)] == [0, 0]
+    fake = torch.zeros(1, 4096, requires_grad=True)
+    torch.stack(multi_resolution_stft(torch.zeros(1, 4096), fake)).sum().backward()
+    assert fake.grad is not None
+    assert torch.isfinite(fake.grad).all()
+
+
+def test_what_lies_under_the_floor_is_not_learned() -> None:
+    faint = 1e-7 * torch.randn(1, 4096)
+    assert [float(term) for term in multi_resolution_stft(torch.zeros(1, 4096), faint)] == [0, 0]
+
+
+def test_eight_undecided_judges_cost_the_discriminator_4_and_the_generator_2() -> None:
+    half = [torch.full((2, 1, 5, 3), 0.5)] * 8  # (1 - 0.5)^2 + 0.5^2 = 0.5 each
+    assert float(squares_discriminator(half, half)) == 4
+    assert float(squares_generator(half)) == 2
+
+
+def test_perfect_judges_cost_nothing_and_fooled_ones_2_each() -> None:
+    ones, zeros = [torch.ones(4)] * 3, [torch.zeros(4)] * 3
+    assert float(squares_discriminator(ones, zeros)) == 0
+    assert float(squares_discriminator(zeros, ones)) == 6
+    assert float(squares_generator(ones)) == 0
+
+
+def test_feature_matching_sums_layer_means_and_leaves_the_real_side_alone() -> None:
+    real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 7)], [torch.zeros(2, 5)]]
+    fake = [[torch.full((2, 3), 1.0, requires_grad=True), torch.full((2, 7), -2.0)], [torch.full((2, 5), 4.0)]]
+    loss = feature_matching(real, fake)
+    assert loss.item() == 7
+    loss.backward()
+    assert real[0][0].grad is None
+    assert fake[0][0].grad is not None
