@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from foleybox.lab.data import find_clips, load_waves
-from foleybox.lab.evaluation.embeddings import embed_clips, load_embedding
+from foleybox.lab.evaluation.embeddings import embed_clips, find_weights, load_embedding
 from foleybox.lab.evaluation.measures import MeasureConfig, measure, reference_of
 from foleybox.lab.evaluation.originality import MEL, Sounds, compare
 
@@ -57,9 +57,9 @@ def main(config: Benchmark) -> int:
     clips = [found[i * len(found) // config.clips] for i in range(config.clips)]
     n = len(clips)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["FOLEYBOX_CACHE"], kept = folder, os.environ.get("FOLEYBOX_CACHE", "")
-        os.environ.setdefault("FOLEYBOX_WEIGHTS", os.path.join(kept, "weights"))
-        embedding = load_embedding("mn04")
+        weights = find_weights("mn04")
+        os.environ["FOLEYBOX_CACHE"] = folder
+        embedding = load_embedding("mn04", weights)
         with timed(f"read, resample, embed {n} clips (mn04)", n, "clip"):
             embedded = embed_clips(clips, embedding, 4.0)
         with timed(f"the same again, from the cache ({n} clips)", n, "clip"):
@@ -75,7 +75,7 @@ def main(config: Benchmark) -> int:
     waves = load_waves(clips, MEL.rate, 4 * MEL.rate)
     vectors = torch.from_numpy(embedded.vectors.mean(1))
     known = Sounds(waves, vectors, tuple(clip.recording for clip in clips))
-    some = Sounds(*(part[: config.queries] for part in known))
+    some = Sounds(waves[: config.queries], vectors[: config.queries], known.recordings[: config.queries])
     with timed(f"audit {config.queries} clips against {n}, 16 candidates each", config.queries, "clip"):
         compare(some, known, 16, apart=True)
     return 0

@@ -9,11 +9,12 @@ from foleybox.labels import LABELS
 
 
 def toy_wave(label: int, take: int, seconds: float = 4.0, rate: int = 22_050) -> np.ndarray:
-    """A decaying tone of the label's pitch in a little noise, then digital silence."""
+    """Bursts of a tone and noise: pitch, rhythm and end are the label's, the noise is the take's."""
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(label * 100 + take).standard_normal(len(time))
-    wave = 0.3 * np.sin(2 * np.pi * (200 + 300 * label) * time) * np.exp(-3 * time) + 0.02 * noise
-    return np.where(time < 0.8 * seconds, wave, 0).astype(np.float32)
+    on = (time * (label + 1) % 2 < 1) & (time < (0.4 + 0.08 * label) * seconds)
+    wave = 0.3 * np.sin(2 * np.pi * (200 + 700 * label) * time) + 0.01 * (label + 1) * noise
+    return np.where(on, wave, 0).astype(np.float32)
 
 
 def toy_folder(folder: Path, per_label: int, seconds: float = 4.0) -> Path:

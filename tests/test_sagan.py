@@ -218,11 +218,12 @@ def test_each_step_moves_only_its_own_network(folder: Path, tmp_path: Path) -> N
         assert any(not torch.equal(states[0][moving][name], value) for name, value in states[1][moving].items())
 
 
-def test_the_contrastive_loss_of_real_clips_falls(folder: Path, tmp_path: Path) -> None:
+def test_the_contrastive_loss_of_real_clips_falls_by_a_tenth(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    train(tiny_run(out, steps=30, save_every=30, lr_discriminator=1e-3), find_clips(folder), out)
+    config = tiny_run(out, model=replace(TINY, embedding=128), steps=40, save_every=40, lr_discriminator=3e-4)
+    train(config, find_clips(folder), out)
     curve = [json.loads(line)["d_2c"] for line in (out / "log.jsonl").read_text().splitlines()]
-    assert sum(curve[-5:]) < 0.97 * sum(curve[:5])
+    assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(

@@ -90,9 +90,10 @@ class Log:
     def __init__(self, out: Path, accelerator: Accelerator, start: int, steps: int) -> None:
         self.path, self.accelerator = out / "log.jsonl", accelerator
         self.main = accelerator.is_main_process
+        accelerator.init_trackers("tb")
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
-        self.clock, self.clock_step = time.monotonic(), start
+        self.clock, self.clock_step, self.done = time.monotonic(), start, start
         if self.main:
             kept = []
             if start and self.path.is_file():
@@ -114,8 +115,13 @@ class Log:
         self.bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
+        self.accelerator.end_training()
+        if kind is KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped after step {self.done}; the same command resumes from the last checkpoint in {self.path.parent}"
+            )
 
     def add(self, terms: Mapping[str, Tensor | float]) -> None:
         """Add a step's numbers to the means of the next line; a number that is not finite is left out."""
@@ -141,7 +147,8 @@ class Log:
             print(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()), flush=True)
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
+        """Move the bar: `step` steps are done."""
+        self.done = step
         self.bar.update(self.task, completed=step)
 
 
@@ -161,15 +168,13 @@ def accelerator_for(
     """
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UserError("precision fp16 needs a GPU: use bf16 or no on a CPU")
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=precision,
         cpu=device == "cpu" or not torch.cuda.is_available(),
         log_with=None if tracker == "none" else tracker,
         project_dir=out,
         kwargs_handlers=handlers,
     )
-    accelerator.init_trackers("tb")
-    return accelerator
 
 
 # --- looking ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Train KT's GAN: hinge and 2C losses, one visible loop. `foleybox train sagan FOLDER -o RUN`."""
 
-import sys
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,13 +106,14 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     if config.batch < max(2, len(present)):
         raise UserError(f"batch {config.batch}: expected at least {max(2, len(present))}, one of each label")
 
-    open_run(out, "sagan", config, clips=heard(clips))
     if config.threads:
         torch.set_num_threads(config.threads)
     unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = accelerator_for(config.device, config.precision, out, config.tracker, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    reals = to_network(load_mels(clips, DCASE), config.model)  # [N, 1, 80, 344]
+    with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
+        open_run(out, "sagan", config, clips=heard(clips))
+        reals = to_network(load_mels(clips, DCASE), config.model)  # [N, 1, 80, 344]
     labels = label_ids(clips)
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)
     per_process = config.batch // world
@@ -135,6 +135,8 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
         "optimizer_g": optimizer_g,
         "optimizer_d": optimizer_d,
     }
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     start = resume(out / "state.pt", parts)
     if accelerator.is_main_process and not start:
         first_of_each = [int(i) for label in range(len(LABELS)) for i in torch.nonzero(labels == label).flatten()[:6]]
@@ -146,67 +148,58 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
             judged.embedding, judged.proxy, tau_data=config.tau_data, tau_class=config.tau_class
         )
 
-    step = start
     with Log(out, accelerator, start, config.steps) as log:
-        try:
-            for step in range(start, config.steps):
-                seed_step(config.seed, step, rank)
-                indices = share(balanced_indices(step, per_process * world, labels, config.seed), rank, world)
-                label = labels[indices].to(device)
-                steady = STEADY.to(device)[label]
-                real = reals[indices].to(device)
-                z = torch.randn(len(indices), config.model.latent, device=device)
+        for step in range(start, config.steps):
+            seed_step(config.seed, step, rank)
+            indices = share(balanced_indices(step, per_process * world, labels, config.seed), rank, world)
+            label = labels[indices].to(device)
+            steady = STEADY.to(device)[label]
+            real = reals[indices].to(device)
+            z = torch.randn(len(indices), config.model.latent, device=device)
 
-                # Discriminator: tell real from fake, spread the real embeddings, hold each near its label's.
-                with accelerator.autocast():
-                    fake = generator(z, label)
-                    real = augment_mel(real, steady, config.augment, FLOOR, neper)
-                    fake_seen = augment_mel(fake, steady, config.augment, FLOOR, neper)
-                    judged = discriminator(torch.cat([real, fake_seen.detach()]), torch.cat([label, label]))
-                    on_real, on_fake = (Judgement(*(part.chunk(2)[half] for part in judged)) for half in (0, 1))
-                    terms_d = {
-                        "d_hinge": hinge_discriminator(on_real.logit.float(), on_fake.logit.float()),
-                        "d_2c": contrast(on_real),
-                    }
-                optimizer_d.zero_grad()
-                loss_d = sum(terms_d.values(), torch.zeros((), device=device))
-                finite = bool(torch.isfinite(loss_d))
-                if finite:
-                    accelerator.backward(loss_d)
-                    optimizer_d.step()
+            # Discriminator: tell real from fake, spread the real embeddings, hold each near its label's.
+            with accelerator.autocast():
+                fake = generator(z, label)
+                real = augment_mel(real, steady, config.augment, FLOOR, neper)
+                fake_seen = augment_mel(fake, steady, config.augment, FLOOR, neper)
+                judged = discriminator(torch.cat([real, fake_seen.detach()]), torch.cat([label, label]))
+                on_real, on_fake = (Judgement(*(part.chunk(2)[half] for part in judged)) for half in (0, 1))
+                terms_d = {
+                    "d_hinge": hinge_discriminator(on_real.logit.float(), on_fake.logit.float()),
+                    "d_2c": contrast(on_real),
+                }
+            optimizer_d.zero_grad()
+            loss_d = sum(terms_d.values(), torch.zeros((), device=device))
+            finite = bool(torch.isfinite(loss_d))
+            if finite:
+                accelerator.backward(loss_d)
+                optimizer_d.step()
 
-                # Generator: convince the updated discriminator, with the same fakes; its weights stay as they are.
-                plain_discriminator.requires_grad_(False)
-                with accelerator.autocast():
-                    judged = plain_discriminator(fake_seen, label)
-                    terms_g = {"g_hinge": hinge_generator(judged.logit.float()), "g_2c": contrast(judged)}
-                optimizer_g.zero_grad()
-                loss_g = sum(terms_g.values(), torch.zeros((), device=device))
-                if finite and bool(torch.isfinite(loss_g)):
-                    accelerator.backward(loss_g)
-                    optimizer_g.step()
-                    update_average(average, plain_generator, config.average, step)
-                plain_discriminator.requires_grad_(True)
+            # Generator: convince the updated discriminator, with the same fakes; its weights stay as they are.
+            plain_discriminator.requires_grad_(False)
+            with accelerator.autocast():
+                judged = plain_discriminator(fake_seen, label)
+                terms_g = {"g_hinge": hinge_generator(judged.logit.float()), "g_2c": contrast(judged)}
+            optimizer_g.zero_grad()
+            loss_g = sum(terms_g.values(), torch.zeros((), device=device))
+            if finite and bool(torch.isfinite(loss_g)):
+                accelerator.backward(loss_g)
+                optimizer_g.step()
+                update_average(average, plain_generator, config.average, step)
+            plain_discriminator.requires_grad_(True)
 
-                skipped = float(not (finite and bool(torch.isfinite(loss_g))))
-                logits = {"logit_real": on_real.logit.mean(), "logit_fake": on_fake.logit.mean()}
-                log.add({**terms_d, **terms_g, **logits, "skipped": skipped})
-                done = step + 1
-                log.advance(done)
-                if done % config.log_every == 0:
-                    log.write(done)
-                if accelerator.is_main_process:
-                    if done % config.save_every == 0 or done == config.steps:
-                        save_state(out / "state.pt", done, parts)
-                    if done % config.sample_every == 0 or done == config.steps:
-                        sample_sheet(out / "samples" / f"step-{done:06d}.png", average)
-        except KeyboardInterrupt:
-            print(
-                f"\nstopped at step {step}; the same command resumes from the last checkpoint in {out}", file=sys.stderr
-            )
-            raise
-        finally:
-            accelerator.end_training()
+            skipped = float(not (finite and bool(torch.isfinite(loss_g))))
+            logits = {"logit_real": on_real.logit.mean(), "logit_fake": on_fake.logit.mean()}
+            log.add({**terms_d, **terms_g, **logits, "skipped": skipped})
+            done = step + 1
+            log.advance(done)
+            if done % config.log_every == 0:
+                log.write(done)
+            if accelerator.is_main_process:
+                if done % config.save_every == 0 or done == config.steps:
+                    save_state(out / "state.pt", done, parts)
+                if done % config.sample_every == 0 or done == config.steps:
+                    sample_sheet(out / "samples" / f"step-{done:06d}.png", average)
     return average
 
 

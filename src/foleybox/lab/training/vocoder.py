@@ -69,6 +69,9 @@ class TrainVocoder:
     warm_up: int = 200
     "steps of linear rise to the learning rate"
     mel_weight: float = 45.0
+    "in phase A"
+    adversarial_mel_weight: float = 12.0
+    "in phase B: with HiFi-GAN's 45 and narrow discriminators the mel's gradient was ten times theirs, and rain smooth"
     stft_weight: float = 2.0
     "in phase A only"
     matching_weight: float = 2.0
@@ -190,8 +193,9 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
     if config.threads:
         torch.set_num_threads(config.threads)
     crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share)
-    open_run(config.out, "vocoder", config, clips)
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    with accelerator.main_process_first():
+        open_run(config.out, "vocoder", config, clips)
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
@@ -258,7 +262,8 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
                     terms[f"adversarial_{name}"] = losses.squares_generator(fake_scores)
                     terms[f"matching_{name}"] = config.matching_weight * losses.feature_matching(target, seen)
 
-            terms["mel"] = config.mel_weight * losses.mel_distance(judge_mel(real), judge_mel(fake))
+            mel_weight = config.adversarial_mel_weight if adversarial else config.mel_weight
+            terms["mel"] = mel_weight * losses.mel_distance(judge_mel(real), judge_mel(fake))
             if not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence
@@ -283,7 +288,6 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
             if accelerator.is_main_process and (done % config.save_every == 0 or done == config.steps):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
-    accelerator.end_training()
     return average
 
 

@@ -1,0 +1,199 @@
+"""Write results/first_instrument.md: everything that is claimed of the instrument that ships, measured in one go.
+
+python benchmarks/first_instrument.py ../shared
+
+Needs the lab, the real recordings and the tagger's weights (`../shared`: data/foley, weights). Speeds are those of the
+machine it runs on: let nothing else run beside it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from foleybox.lab.data import find_clips, load_waves
+from foleybox.lab.features import DCASE, LogMel
+from foleybox.labels import LABELS
+from foleybox.studio.synth import Synth
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+SAMPLES = 344 * DCASE.hop
+
+
+@dataclass(frozen=True)
+class FirstInstrument:
+    """Measure the shipped instrument and write the page."""
+
+    shared: tyro.conf.Positional[Path]
+    "folder with data/foley and weights"
+    clips: int = 100
+    "sounds of each label that are evaluated"
+    seed: int = 0
+    "seed of the first of them"
+    skip_install: bool = False
+    "leave the installation out (it downloads the core)"
+
+
+def run(*command: str | Path) -> str:
+    """Run a command at the repository's root and return what it printed."""
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([str(each) for each in command], cwd=ROOT, env=surroundings, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
+    return done.stdout.rstrip()
+
+
+def install() -> str:
+    """Install the core into a new environment; return a line of its time and size."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        run(sys.executable, "-m", "venv", folder)
+        run(Path(folder) / "bin" / "python", "-m", "pip", "install", "-q", "-c", "constraints.txt", ".")
+        seconds = time.perf_counter() - start
+        size = sum(path.lstat().st_size for path in Path(folder).rglob("*") if not path.is_dir())
+        packages = run(Path(folder) / "bin" / "python", "-m", "pip", "list", "--format", "freeze")
+        assert "torch" not in packages
+        assert "scipy" not in packages
+    return f"virtual environment with the core: {size / 1e6:.0f} MB, {seconds:.0f} s (targets: 200 MB, 30 s)"
+
+
+@torch.no_grad()
+def round_trip(synth: Synth, shared: Path) -> tuple[str, Path]:
+    """Send the real `dev` clips through mel and vocoder; return a table of mel L1 by label, and a picture."""
+    clips = find_clips(f"{shared}/data/foley:dev")
+    front_end = LogMel(DCASE)
+    real = load_waves(clips, DCASE.rate, 88_200).float() / 32768
+    mel = front_end(real)  # [N, 80, 344]
+    waves = [synth.sessions["vocoder"].run(None, {"mel": chunk.numpy()})[0] for chunk in mel.split(8)]
+    wave = torch.from_numpy(np.concatenate(waves))[:, :SAMPLES]  # type: ignore[arg-type]
+    fake, real = front_end(wave), front_end(real[:, :SAMPLES])
+    distance = (fake - real).abs().mean((1, 2))
+    roughness = [part.diff(dim=2).abs().mean((1, 2)) for part in (real, fake)]
+    lines = ["| label | n | mel L1 | roughness real | roughness vocoded |", "|---|---|---|---|---|"]
+    ids = torch.tensor([clip.label.id for clip in clips if clip.label])
+    for label in LABELS:
+        mine = ids == label.id
+        cells = f"{distance[mine].mean():.3f} | {roughness[0][mine].mean():.3f} | {roughness[1][mine].mean():.3f}"
+        lines.append(f"| {label.name} | {int(mine.sum())} | {cells} |")
+    lines.append(
+        f"| all clips | {len(ids)} | {distance.mean():.3f} | {roughness[0].mean():.3f} | {roughness[1].mean():.3f} |"
+    )
+
+    picture = RESULTS / "round_trip.png"
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    axes = figure.subplots(2, len(LABELS))
+    window = torch.hann_window(1024)
+    for label in LABELS:
+        index = int(torch.nonzero(ids == label.id)[3])
+        for row, (name, sound) in enumerate(
+            (("real", real_wave(clips[index])), ("through mel and vocoder", wave[index]))
+        ):
+            spectrum = torch.stft(sound[:SAMPLES], 1024, 256, window=window, return_complex=True).abs()
+            axis = axes[row, label.id]
+            axis.imshow(
+                20 * torch.log10(spectrum + 1e-4), origin="lower", aspect="auto", cmap="magma", vmin=-60, vmax=40
+            )
+            axis.set_title(f"{label.name}, {name}", fontsize=6)
+            axis.set_axis_off()
+    figure.savefig(picture, dpi=110)
+    return "\n".join(lines), picture
+
+
+def real_wave(clip) -> torch.Tensor:
+    return load_waves([clip], DCASE.rate, 88_200)[0].float() / 32768
+
+
+def main(config: FirstInstrument) -> int:
+    if shutil.which("git") and run("git", "status", "--porcelain", "src"):
+        print("note: the source tree has uncommitted changes", file=sys.stderr)
+    RESULTS.mkdir(exist_ok=True)
+    synth = Synth.load()
+    made = synth.instrument
+    python, shared = sys.executable, config.shared
+    installed = "(left out)" if config.skip_install else install()
+    studio = run(python, "benchmarks/studio.py")
+    vocoder = run(python, "benchmarks/vocoder.py", "--graph", synth.folder / "vocoder.onnx", "--sizes", "base")
+    table, _ = round_trip(synth, shared)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / made.name
+        count, seed = str(config.clips), str(config.seed)
+        run(python, "-m", "foleybox", "generate", "all", "-n", count, "--seed", seed, "-o", out)
+        evaluate = [python, "-m", "foleybox", "evaluate", out, "--reference", f"{shared}/data/foley:dev"]
+        page, json = Path(folder) / "page.md", RESULTS / "first_instrument.json"
+        run(*evaluate, "--floor", f"{shared}/data/foley:train", "--markdown", page, "--json", json)
+        evaluation = page.read_text(encoding="utf-8").replace(folder, "").replace(str(shared), "../shared")
+        json.write_text(json.read_text().replace(folder, "").replace(str(shared), "../shared"))
+        run(python, "-m", "foleybox", "generate", "all", "-n", "12", "--seed", seed, "-o", out / "sheet", "--sheet",
+            RESULTS / "first_instrument.png")  # fmt: skip
+    commit = run("git", "rev-parse", "--short", "HEAD")
+    text = f"""# The first instrument, measured
+
+`{made.name}` {made.version} ({sum(graph.bytes for graph in made.graphs.values()) / 1e6:.1f} MB, {made.licence.terms}),
+written by `python benchmarks/first_instrument.py ../shared` at commit {commit}, on {os.cpu_count()} cores of
+{processor()}, Python {platform.python_version()}, torch {torch.__version__}. Seeds {config.seed} to
+{config.seed + config.clips - 1}, n = {config.clips} a label.
+
+## Installing and rendering
+
+```
+{installed}
+{studio}
+```
+
+## The vocoder beside HiFi-GAN
+
+`vocoder.onnx` is the shipped one; the others have random weights of their published sizes, which does not change the
+time. Same mel, same run. Target for the shipped one: 100 x real time.
+
+```
+{vocoder.replace(str(synth.folder) + "/", "")}
+```
+
+## Real clips through mel and vocoder
+
+Every clip of `dev`, none of which the vocoder heard: mean |difference| of the log-mel (natural logarithm), and the
+roughness of both (mean |frame-to-frame difference| of the log-mel).
+
+{table}
+
+![real clips above, the same through mel and vocoder below](round_trip.png)
+
+## Against real recordings
+
+{evaluation}
+
+## What it looks like
+
+Twelve seeds a label, `foleybox generate all -n 12 --sheet`:
+
+![contact sheet](first_instrument.png)
+"""
+    seen = RESULTS / "first_instrument_seen.md"
+    if seen.is_file():
+        text += "\n" + seen.read_text(encoding="utf-8")
+    (RESULTS / "first_instrument.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def processor() -> str:
+    """Return the processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.is_file() else []  # fmt: skip
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(FirstInstrument, config=(tyro.conf.OmitArgPrefixes,))))

@@ -1,0 +1,87 @@
+"""Every command in README and docs runs: `bash` and `python` blocks literally, `console` blocks as far as their flags."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import tyro
+
+from foleybox import cli
+from foleybox.studio.synth import SHIPPED
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OTHER_COMMANDS = {"make", "pip", "tensorboard", "torchrun", "python"}  # in console blocks: named, not run
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path, language: str) -> list[list[str]]:
+    lines = [line for block in blocks(page, language) for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if shlex.split(line, comments=True)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_flags_of_every_command_are_understood(page: Path) -> None:
+    for words in commands(page, "bash") + commands(page, "console"):
+        if words[0] != "foleybox":
+            assert words[0] in OTHER_COMMANDS, words
+            continue
+        verb = next(" ".join(words[1:end]) for end in (3, 2) if " ".join(words[1:end]) in cli.VERBS)
+        function = cli._load(cli.VERBS[verb][0])
+        (config,) = (kind for name, kind in get_type_hints(function).items() if name != "return")
+        style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+        tyro.cli(config, args=words[1 + len(verb.split()) :], config=style)
+
+
+@pytest.mark.skipif(not any(SHIPPED.glob("*/instrument.json")), reason="no instrument ships yet")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
+def test_every_command_of_a_page_runs_in_order(page: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the pages use the lab")
+    from helpers_lab import toy_folder
+
+    toy_folder(tmp_path / "my_sounds", per_label=3)
+    surroundings = {**os.environ, "FOLEYBOX_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
+    for words in commands(page, "bash"):
+        assert words[0] == "foleybox", f"only foleybox commands can be run: {words}"
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, env=surroundings, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.skipif(not any(SHIPPED.glob("*/instrument.json")), reason="no instrument ships yet")
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    code = "\n".join(blocks(page, "python"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_link_of_a_page_leads_to_a_file() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_verb_of_the_table_has_help_with_a_runnable_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in cli.VERBS:
+        assert cli.main([*verb.split(), "--help"]) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"Example:\s+foleybox " + verb.split()[0], printed), verb
+
+
+def test_the_demo_needs_nothing_but_python_and_make() -> None:
+    recipe = subprocess.run(["make", "-n", "demo", "VENV=nowhere"], cwd=ROOT, capture_output=True, text=True).stdout
+    words = {shlex.split(line)[0] for line in recipe.splitlines() if line}
+    assert words <= {"python3", "nowhere/bin/python", "nowhere/bin/foleybox", "touch"}
+    assert shutil.which("make")
