@@ -23,6 +23,7 @@ from foleybox.audio import fit, read_wave, write_wave
 from foleybox.doors import write_text
 from foleybox.lab.data import ClipFile, find_clips
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
+from foleybox.lab.evaluation.page import Point, dot_plot
 from foleybox.lab.evaluation.report import Evaluate, run, write_page
 from foleybox.lab.evaluation.tables import cell, number, protocol_entries, title_of
 from foleybox.labels import LABELS
@@ -122,6 +123,7 @@ def text_of(result: Mapping[str, Any], config: Ruler) -> str:
         "measured against the real dev clips; no recording is in both.",
         "\n".join(f"* {term}: {text}" for term, text in protocol_entries(protocol) if term != "floor"),
         "\n".join(f"> {note}" for note in result["notes"]),
+        f"![distances by label]({config.output.with_suffix('.svg').name})",
         "## Mean of the seven labels",
         grid(head, rows),
     ]
@@ -136,6 +138,18 @@ def text_of(result: Mapping[str, Any], config: Ruler) -> str:
     counts = ", ".join(f"{label} {protocol['reference_clips'][label.slug]}" for label in labels)
     parts.append(f"Reference clips: {counts}.")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def picture(result: Mapping[str, Any]) -> str:
+    """Return the distances of every row, label by label, as an SVG."""
+    labels = [label for label in LABELS if label.slug in result["systems"][0]["labels"]]
+    series = []
+    for each in result["systems"]:
+        found = [each["labels"][label.slug]["figures"]["frechet"] for label in labels]
+        series.append((each["name"], [Point(one["value"], one["low"], one["high"]) for one in found]))
+    rows = [*map(str, labels)]
+    marks = [result["systems"][0]["labels"][label.slug]["figures"]["frechet"]["floor"] for label in labels]
+    return dot_plot(title_of("frechet", result["protocol"]), rows, series, marks, legend_rows=True) + "\n"
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -160,6 +174,7 @@ def main(config: Ruler) -> int:
             write_page(question, result)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(config.output, text_of(result, config))
+    write_text(config.output.with_suffix(".svg"), picture(result))
     print(text_of(result, config))
     return 0
 

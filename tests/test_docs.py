@@ -27,7 +27,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path, language: str) -> list[list[str]]:
     lines = [line for block in blocks(page, language) for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if shlex.split(line, comments=True)]
+    return [words for line in lines if (words := shlex.split(line.removeprefix("$ "), comments=True))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

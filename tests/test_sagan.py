@@ -1,6 +1,10 @@
 """KT's GAN has the report's shapes, keeps its steps apart, and its training resumes bit for bit."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -271,3 +275,26 @@ def test_the_verb_trains_from_a_folder(folder: Path, tmp_path: Path) -> None:
     main(tiny_run(out, data=(str(folder),), steps=1, save_every=1, sample_every=1))
     assert (out / "samples" / "step-000001.png").stat().st_size > 1000
     assert (out / "samples" / "real.png").is_file()
+
+
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_killed_or_interrupted_training_resumes_with_the_same_command(
+    folder: Path, tmp_path: Path, stop: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "run"
+    flags = "--steps 5 --batch 7 --width 8 --precision no --device cpu --threads 1 --tracker none --save-every 1 --log-every 1"
+    command = [sys.executable, "-m", "foleybox", "train", "sagan", str(folder), "-o", str(out), *flags.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not (out / "state.pt").exists() and running.poll() is None:
+            time.sleep(0.02)
+        running.send_signal(stop)
+        said = running.communicate()[1]
+    assert running.returncode == code
+    if stop == signal.SIGINT:
+        assert len(said.strip().splitlines()) == 1
+        assert "the same command resumes" in said
+    assert not list(out.glob(".*.partial*")) or stop == signal.SIGKILL  # kill -9 may leave a temporary file, no more
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 5
+    lines = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4, 5]

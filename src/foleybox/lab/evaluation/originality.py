@@ -24,7 +24,7 @@ from foleybox import __version__
 from foleybox.doors import UserError, write_text
 from foleybox.lab.data import ClipFile, find_clips, load_wave_cache, load_waves
 from foleybox.lab.evaluation import page
-from foleybox.lab.evaluation.embeddings import embed_clips, load_embedding
+from foleybox.lab.evaluation.embeddings import beside, embed_clips, load_embedding
 from foleybox.lab.features import LogMel, MelConfig
 from foleybox.labels import LABELS
 
@@ -152,7 +152,6 @@ def fast_length(size: int) -> int:
     return min(length for length in smooth if length >= size)
 
 
-@torch.inference_mode()
 def compare(queries: Sounds, known: Sounds, candidates: int, apart: bool) -> dict[str, Nearest]:
     """Find the nearest known clip of every query, each way; `apart` leaves out clips of the query's own recording.
 
@@ -160,28 +159,33 @@ def compare(queries: Sounds, known: Sounds, candidates: int, apart: bool) -> dic
     the few nearest by embedding.
     """
     front_end = LogMel(MEL)
-    spectra = torch.cat([mel_spectra(part.float() / 32768, front_end) for part in known.waves.split(64)])
+    parts = range(0, len(known.waves), 64)
+    spectra = torch.cat(
+        list(beside(lambda at: mel_spectra(known.waves[at : at + 64].float() / 32768, front_end), parts))
+    )
     centre = 0 if known.vectors is None else known.vectors.mean(0)  # or every cosine would be near 1
     own = np.array(known.recordings)
-    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {way: [] for way in WAYS}
-    for start in range(0, len(queries.waves), 16):
+
+    @torch.inference_mode()
+    def nearest(start: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         rows = slice(start, start + 16)
         waves = queries.waves[rows]
         barred = torch.zeros(len(waves), len(own), dtype=torch.bool)
         if apart:
             barred = torch.from_numpy(np.array(queries.recordings[rows])[:, None] == own)
         likeness, lags = mel_correlations(mel_spectra(waves.float() / 32768, front_end), spectra)
-        likeness = likeness.masked_fill(barred, -1)
-        found["mel"].append(_best(likeness, lags * (MEL.hop / MEL.rate)))
-        chosen = [likeness]
+        likenesses = [likeness.masked_fill(barred, -1)]
+        found = {"mel": _best(likenesses[0], lags * (MEL.hop / MEL.rate))}
         if queries.vectors is not None and known.vectors is not None:
             cosine = unit(queries.vectors[rows] - centre) @ unit(known.vectors - centre).T
-            cosine = cosine.masked_fill(barred, -1)
-            found["embedding"].append(_best(cosine, torch.zeros_like(cosine)))
-            chosen.append(cosine)
-        found["wave"].append(_nearest_waves(waves, known.waves, chosen, barred, candidates))
+            likenesses.append(cosine.masked_fill(barred, -1))
+            found["embedding"] = _best(likenesses[1], torch.zeros_like(cosine))
+        return {"wave": _nearest_waves(waves, known.waves, likenesses, barred, candidates), **found}
+
+    chunks = list(beside(nearest, range(0, len(queries.waves), 16)))
     return {
-        way: Nearest(*(torch.cat(column).numpy() for column in zip(*parts))) for way, parts in found.items() if parts
+        way: Nearest(*(torch.cat(column).numpy() for column in zip(*(each[way] for each in chunks))))
+        for way in chunks[0]
     }
 
 
@@ -377,14 +381,14 @@ def write_html(config: Audit, result: dict[str, Any], clips: Sequence[ClipFile],
         ),
         "<h2>How near</h2>",
         page.table(
-            ["way", "limit", "real: median", "highest", "generated: median", "highest", "what"],
+            ["way", "limit", "real: median", "highest", "generated: median", "highest"],
             [
                 [way, f"{each['limit']:.3f}"]
                 + [f"{each[key][i]:.3f}" for key in ("real_quantiles", "generated_quantiles") for i in (2, 4)]
-                + [page.escape(each["what"])]
                 for way, each in result["ways"].items()
             ],
         ),
+        page.definitions([(way, each["what"]) for way, each in result["ways"].items()]),
         "<h2>Verdicts</h2>",
         page.table(
             ["label", "n", "copy", "close", "own"],

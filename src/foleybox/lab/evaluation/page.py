@@ -37,7 +37,7 @@ figure { margin: 0; } figure img { width: 100%; height: 6.5rem; display: block; 
 figure audio { width: 100%; height: 2.2rem; margin-top: .25rem; }
 figcaption { font-size: .76rem; color: var(--dim); overflow-wrap: anywhere; }
 .note { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem .8rem; margin: .5rem 0; }
-.pair { display: grid; grid-template-columns: 1fr 1fr 14rem; gap: 1rem; margin: 1rem 0; align-items: start; }
+.pair { display: grid; grid-template-columns: 1fr 1fr 19rem; gap: 1rem; margin: 1rem 0; align-items: start; }
 @media (max-width: 46rem) { .pair { grid-template-columns: 1fr; } }
 """
 
@@ -118,7 +118,7 @@ def spectrogram(wave: NDArray[np.float32], rate: int, seconds: float) -> bytes:
 
 # --- plots --------------------------------------------------------------------------------------------------------
 
-COLOURS = ("#b3471d", "#1f6f8b", "#6a8d2f", "#7b4a9e", "#b08a00", "#555f69")
+COLOURS = ("#b3471d", "#1f6f8b", "#6a8d2f", "#7b4a9e", "#b08a00", "#555f69", "#c2478b", "#2f8f7a")
 
 
 class Point(NamedTuple):
@@ -134,6 +134,7 @@ def dot_plot(
     rows: Sequence[str],
     series: Sequence[tuple[str, Sequence[Point | None]]],  # name, one point a row
     marks: Sequence[float | None],  # what real clips score, a row
+    legend_rows: bool = False,  # a line of the legend for each system, where they do not fit into one
 ) -> str:
     """Return an SVG: a row a label, a dot and its interval a system, a grey bar where real clips are."""
     points = [point for _, line in series for point in line if point]
@@ -144,7 +145,9 @@ def dot_plot(
         return ""
     low, high = min(0.0, *ends), max(ends)
     high = high if high > low else low + 1
-    left, right, line, top = 150, 20, 16, 44
+    left, right, line = 150, 20, 16 if len(series) < 5 else 8
+    names = len(series) + 1 if legend_rows else 1
+    top = 28 + 16 * names
     step = max(26, line * len(series) + 10)
     width, height = 620, top + step * len(rows) + 30
 
@@ -172,13 +175,11 @@ def dot_plot(
                 span = f'x1="{x(point.low):.1f}" x2="{x(point.high):.1f}"'
                 parts.append(f'<line {span} y1="{at:.1f}" y2="{at:.1f}" stroke="{colour}" stroke-width="2"/>')
             parts.append(f'<circle cx="{x(point.value):.1f}" cy="{at:.1f}" r="4" fill="{colour}"/>')
-    legend = "".join(
-        f'<tspan fill="{COLOURS[index % len(COLOURS)]}">● {escape(name)}</tspan><tspan>   </tspan>'
-        for index, (name, _) in enumerate(series)
-    )
-    if any(mark is not None for mark in marks):
-        legend += '<tspan fill="#8a949e">▮ real clips, same n</tspan>'
-    parts.append(f'<text x="{left}" y="32" xml:space="preserve">{legend}</text>')
+    entries = [(COLOURS[index % len(COLOURS)], f"● {name}") for index, (name, _) in enumerate(series)]
+    entries += [("#8a949e", "▮ real clips, same n")] if any(mark is not None for mark in marks) else []
+    spans = [f'<tspan fill="{colour}">{escape(text)}</tspan>' for colour, text in entries]
+    for row, text in enumerate(spans if legend_rows else ["<tspan>   </tspan>".join(spans)]):
+        parts.append(f'<text x="{left}" y="{32 + 16 * row}" xml:space="preserve">{text}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'aria-label="{escape(title)}" font-family="system-ui, sans-serif" font-size="12" '
