@@ -3,14 +3,17 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from foleybox import cli
 from foleybox.doors import UserError
 from foleybox.lab.runs import open_run, read_run_config, resume, save_state
 from foleybox.lab.training.common import (
+    at_least,
     balanced_indices,
     batch_indices,
     seed_step,
@@ -42,13 +45,25 @@ def test_balanced_batches_hold_every_label_equally_often_and_every_clip_in_turn(
 
 def test_the_batch_of_a_step_does_not_depend_on_the_steps_before() -> None:
     labels = torch.arange(21) % 7
-    assert torch.equal(balanced_indices(9, 14, labels, 1), balanced_indices(9, 14, labels, 1))
+    stream = torch.cat([balanced_indices(step, 14, labels, 1) for step in range(10)])
+    assert torch.equal(stream[9 * 14 :], balanced_indices(9, 14, labels, 1))
     assert not torch.equal(balanced_indices(9, 14, labels, 1), balanced_indices(9, 14, labels, 2))
 
 
 def test_processes_share_a_batch_without_overlap() -> None:
     batch = torch.arange(8)
     assert sorted(torch.cat([share(batch, rank, 3) for rank in range(3)]).tolist()) == list(range(8))
+
+
+@pytest.mark.parametrize("seed", [0, 20_261_120, 2**53])
+def test_any_seed_is_a_seed(seed: int) -> None:
+    seed_step(seed, 10**6, rank=7)
+
+
+def test_settings_below_their_lowest_value_are_refused() -> None:
+    at_least(Toy(), steps=10)
+    with pytest.raises(UserError, match="--steps 10: expected 11 or more"):
+        at_least(Toy(), steps=11)
 
 
 def test_every_step_has_its_own_noise() -> None:
@@ -80,22 +95,26 @@ def test_a_young_average_forgets_its_random_start() -> None:
     assert float(average.weight) < 1.001
 
 
-def test_a_checkpoint_interrupted_while_writing_leaves_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_leaves_the_last_checkpoint_and_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, model = tmp_path / "state.pt", nn.Linear(1, 1)
     save_state(path, 1, {"model": model})
     before = path.read_bytes()
+    opened = Path.open
 
-    def cut(content: object, file: Path) -> None:
-        Path(file).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+    def open_full(self: Path, mode: str = "r", **rest: Any) -> Any:
+        """What a full disk is: the file opens, the bytes do not fit."""
+        return opened(Path("/dev/full"), mode, **rest) if "w" in mode else opened(self, mode, **rest)
 
-    monkeypatch.setattr(torch, "save", cut)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Path, "open", open_full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
         save_state(path, 2, {"model": model})
+    assert cli._tell(caught.value) == 2
+    assert capsys.readouterr().err == f"foleybox: No space left on device: {path}\n"
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+    monkeypatch.undo()
     assert resume(path, {"model": model}) == 1
 
 
@@ -117,7 +136,10 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run of 'toy', not of 'other'"):
         open_run(tmp_path / "run", "other", Toy(), [])
     with pytest.raises(UserError, match="was started with clips"):
-        open_run(tmp_path / "run", "toy", Toy(), [{"label": "Rain", "clips": 1}])
+        open_run(tmp_path / "run", "toy", Toy(), [{"clip": "Rain/0.wav 1"}])
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / ".config.abc.partial.json").write_text("{")
+    open_run(tmp_path / "killed", "toy", Toy(), [])  # killed before its first file was whole: not somebody's folder
 
 
 def test_a_damaged_run_config_is_named(tmp_path: Path) -> None:

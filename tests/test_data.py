@@ -67,7 +67,9 @@ def test_a_manifest_gives_label_split_tier_and_recording(tmp_path: Path) -> None
     assert [(clip.split, clip.tier, clip.recording) for clip in clips] == [("train", "open", "r1"), ("dev", "nc", "r2")]
     assert [clip.tier for clip in find_clips(f"{tmp_path}:dev")] == ["nc"]
     assert len(find_clips(tmp_path, tiers=["open"])) == 1
-    assert [row["clips"] for row in heard(find_clips(tmp_path, any_label=True))] == [1, 1, 1]
+    rows = heard(find_clips(tmp_path, any_label=True))
+    assert [row["label"] for row in rows] == ["Rain", "Rain", "(other)"]
+    assert rows[0]["clip"].startswith("wav/a.wav ")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +81,7 @@ def test_a_manifest_gives_label_split_tier_and_recording(tmp_path: Path) -> None
         ("sounds:test", "no clips of split 'test' in .*: its splits are none"),
         ("bad", "has columns label, wav: expected `file`"),
         ("hole", "line 3: file or label is empty"),
+        ("latin", "cannot be read as a table .*save it as CSV in UTF-8"),
     ],
 )
 def test_a_folder_without_clips_says_what_was_expected(tmp_path: Path, source: str, message: str) -> None:
@@ -88,6 +91,8 @@ def test_a_folder_without_clips_says_what_was_expected(tmp_path: Path, source: s
     for name, text in (("bad", "wav,label\na.wav,Rain\n"), ("hole", "file,label\na.wav,Rain\n,Rain\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metadata.csv").write_text(text)
+    (tmp_path / "latin").mkdir()
+    (tmp_path / "latin" / "metadata.csv").write_bytes("file,label\ntür.wav,Rain\n".encode("latin-1"))
     with pytest.raises(UserError, match=message):
         find_clips(f"{tmp_path}/{source}")
 
@@ -147,14 +152,17 @@ def bad_folder(folder: Path) -> Path:
     (folder / "Rain" / "copy.wav").write_bytes((folder / "Rain" / "000.wav").read_bytes())
     (folder / "Rain" / "text.wav").write_text("not audio")
     (folder / "Rain" / "empty.wav").write_bytes(b"")
+    (folder / "Rain" / "phone.m4a").write_bytes(b"?")
+    write(folder / "Rain" / "a" / "b" / "deep.wav", toy_wave(1, 7, 1.0))
+    write(folder / "engine" / "car.wav", toy_wave(1, 8, 1.0))
     return folder
 
 
 def test_check_reports_every_kind_of_trouble_and_drops_nothing(tmp_path: Path) -> None:
     folder = bad_folder(tmp_path / "sounds")
-    clips = find_clips(folder)
-    found = inspect(clips, folder, 4.0)
-    assert found.clips == len(clips) == 21
+    found = inspect(find_clips(folder, any_label=True), folder, 4.0)
+    assert found.clips == len(find_clips(folder)) == 21
+    assert found.other == ["engine/car.wav"]
     assert set(found.unreadable) == {"Rain/text.wav", "Rain/empty.wav"}
     assert found.silent == ["Rain/silent.wav"]
     assert found.clipped == ["Rain/clipped.wav"]
@@ -172,6 +180,11 @@ def test_the_verb_counts_what_it_found_and_fails_on_unreadable_files(
     assert "21 clips in" in printed
     assert "2 unreadable:" in printed
     assert "1 exact duplicates:" in printed
+    assert "1 outside the seven labels, not trained on:\n  engine/car.wav" in printed
+    unread = (
+        "2 sound files that no layout reaches, or of a kind that is not read:\n  Rain/a/b/deep.wav\n  Rain/phone.m4a"
+    )
+    assert unread in printed
     assert (tmp_path / "report.json").is_file()
     assert check(DataCheck(str(toy_folder(tmp_path / "good", 2, 0.5)))) == 0
     assert check(DataCheck(str(toy_folder(tmp_path / "lonely", 1, 0.5)))) == 1

@@ -21,7 +21,9 @@ from foleybox.studio.synth import Synth
 
 TINY = SaganConfig(width=8, latent=16, embedding=16)
 TINY_VOCOS = VocosConfig(width=16, inner=16, layers=1)
-CLIPS: list[dict[str, str | int]] = [{"label": "Rain", "tier": "open", "licence": "CC0", "clips": 3}]
+CLIPS = [
+    {"clip": f"Rain/{i}.wav 9", "label": "Rain", "tier": "open", "licence": "CC0", "source": "me"} for i in range(3)
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,24 @@ def test_runs_in_the_wrong_order_are_refused(runs: tuple[Path, Path], tmp_path: 
         export.main(Export(tmp_path, runs[1], tmp_path / "x"))
 
 
-def test_a_clip_that_both_parts_heard_counts_once() -> None:
-    other = {"label": "(other)", "tier": "nc", "licence": "CC BY-NC", "clips": 9}
-    heard = heard_by({"clips": CLIPS}, {"clips": [{**CLIPS[0], "clips": 2}, other]})
-    assert [(row.label, row.clips) for row in heard] == [("(other)", 9), ("Rain", 3)]
+def test_a_clip_that_both_parts_heard_counts_once_and_others_add_up() -> None:
+    other = [{**CLIPS[0], "clip": "Engine/0.wav 5", "label": "(other)", "tier": "nc"}]
+    more = [{**CLIPS[0], "clip": "Rain/9.wav 9"}]
+    assert [(row.label, row.clips) for row in heard_by(CLIPS, CLIPS[:2] + other)] == [("(other)", 1), ("Rain", 3)]
+    assert [(row.label, row.clips) for row in heard_by(CLIPS, more)] == [("Rain", 4)]
+
+
+def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "precious.onnx").write_bytes(b"weights")
+    with pytest.raises(UserError, match="holds other things than an instrument"):
+        export.main(Export(*runs, theirs, draws=1))
+    assert (theirs / "precious.onnx").read_bytes() == b"weights"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "instrument.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an instrument: name another folder, or replace it with --force"):
+        export.main(Export(*runs, mine, draws=1))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from foleybox.doors import UserError
 from foleybox.lab.data import ClipFile
 from foleybox.lab.evaluation.embeddings import EmbeddedClips
 from foleybox.lab.evaluation.frechet import gaussian
@@ -125,6 +126,12 @@ def test_the_mean_is_the_plain_mean_of_labels() -> None:
 def test_neighbours_are_counted_only_where_there_are_more_than_k_clips() -> None:
     assert "recall" not in measure(clips(5, 1), reference_of(clips(40, 0)), CONFIG).values
     assert "recall" in measure(clips(6, 1), reference_of(clips(40, 0)), CONFIG).values
+
+
+@pytest.mark.parametrize("bad", [{"bootstrap": -1}, {"k": 0}, {"confidence": 1.0}, {"seed": -1}])
+def test_settings_without_sense_are_refused(bad: dict) -> None:
+    with pytest.raises(UserError, match="expected bootstrap"):
+        MeasureConfig(**bad)
 
 
 def test_labels_are_grouped_in_their_order() -> None:

@@ -241,6 +241,23 @@ def test_the_official_protocol_refuses_what_its_tool_refuses(
     _check_official(tmp_path / "y.wav")
 
 
+def test_the_official_protocol_takes_a_hundred_clips_and_names_its_score(toy: ToyEmbedding, tmp_path: Path) -> None:
+    for label in LABELS:
+        folder = tmp_path / "fake" / label.slug
+        folder.mkdir(parents=True)
+        wave = np.random.default_rng(label.id).normal(0, 0.1, 88_200).astype(np.float32)
+        write_wave(folder / "000.wav", wave, 22_050)
+        for index in range(1, 100):
+            (folder / f"{index:03d}.wav").hardlink_to(folder / "000.wav")
+    write_statistics(
+        tmp_path / "s.npz", Statistics({label: Gaussian(np.zeros(8), np.eye(8), 1000) for label in LABELS}, "")
+    )
+    result = run(asked(tmp_path, mode="official", reference=str(tmp_path / "s.npz"), seconds=4.0))
+    assert result["protocol"]["distance"] == "FAD (challenge protocol)"
+    assert {part["n"] for part in result["systems"][0]["labels"].values()} == {100}
+    assert "kad" not in result["systems"][0]["mean"]["figures"]
+
+
 def test_ninety_nine_clips_are_not_a_hundred(tmp_path: Path) -> None:
     for label in LABELS:
         (tmp_path / "fake" / label.slug).mkdir(parents=True)

@@ -21,7 +21,7 @@ from foleybox.lab.training.vocoder import Crops, TrainVocoder, learning_rate, ma
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A tiny "small" size and an accelerator that is not the one of the test before."""
-    monkeypatch.setitem(vocoder.SIZES, "small", vocos.VocosConfig(width=16, inner=32, layers=2))
+    monkeypatch.setitem(vocos.SIZES, "small", vocos.VocosConfig(width=16, inner=32, layers=2))
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     threads = torch.get_num_threads()
     yield
@@ -144,7 +144,7 @@ def test_at_rate_0_no_weight_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     train(settings(tmp_path / "run"), waves, waves[:1], [])
     state = read_state(tmp_path / "run" / "state.pt")
     torch.manual_seed(0)
-    fresh = vocos.Vocos(vocoder.SIZES["small"])
+    fresh = vocos.Vocos(vocos.SIZES["small"])
     for name, value in fresh.state_dict().items():
         assert torch.equal(value, state["generator"][name])
 

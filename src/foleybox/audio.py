@@ -148,11 +148,8 @@ def write_wave(
         data = _wav(wave, rate, subtype, tags or {}, chunks or {})
     else:
         data = _encoded(suffix, wave, rate, subtype, tags or {})
-    try:
-        with write_beside(path) as beside:
-            beside.write_bytes(data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # a full disk does not name the file
+    with write_beside(path) as beside:
+        beside.write_bytes(data)
     return gain
 
 

@@ -26,8 +26,10 @@ def write_beside(path: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # a full disk does not name the file, or names the temporary one
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 

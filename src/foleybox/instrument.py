@@ -37,12 +37,13 @@ class Graph:
 
 @dataclass(frozen=True)
 class Heard:
-    """So many training clips of one label, tier and stated licence."""
+    """So many training clips of one label, tier, stated licence and source."""
 
     label: str
     tier: str  # open, open-clip, nc, unclear; see TERMS
     licence: str  # as its source states it
     clips: int
+    source: str = ""  # the collection, for credit: a repository, a data set
 
 
 # --- licences -----------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ TERMS = (
     ),
     ("nc", "CC-BY-NC-4.0", "clips licensed for non-commercial use only: weights made from them pass that on"),
     ("open-clip", "CC-BY-4.0", "free clips (CC0, CC BY) taken out of a collection whose compilation is CC BY-NC"),
-    ("open", "CC-BY-4.0", "clips free for any use, most of them asking for credit: CARD.md gives it"),
+    ("open", "CC-BY-4.0", "clips free for any use, most of them asking for credit: CARD.md names the collections"),
 )
 # Conditions that are reported beside the terms, by what a stated licence mentions.
 MENTIONS = (
@@ -159,10 +160,9 @@ def write_instrument(
         wanted = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
         raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {wanted}")
     if folder.exists():
-        ours = folder.is_dir() and all(
-            entry.name in (MANIFEST, CARD) or entry.suffix == ".onnx" for entry in folder.iterdir()
-        )
-        if not ours:
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
+        ours = {MANIFEST, CARD, *(f"{name}.onnx" for name in GRAPHS[instrument.kind])}
+        if names and (MANIFEST not in names or names - ours):
             raise UserError(f"{folder} holds other things than an instrument: name a new folder for it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
@@ -181,7 +181,11 @@ def write_instrument(
         if folder.exists():
             old = beside.with_suffix(".old")
             folder.replace(old)
-            beside.replace(folder)
+            try:
+                beside.replace(folder)
+            except BaseException:
+                old.replace(folder)
+                raise
             shutil.rmtree(old)
         else:
             beside.replace(folder)
@@ -220,7 +224,7 @@ KEYS: dict[str, type | tuple[type, ...]] = {
 }
 ROWS: dict[str, dict[str, type]] = {
     "graphs": {"file": str, "sha256": str, "bytes": int},
-    "heard": {"label": str, "tier": str, "licence": str, "clips": int},
+    "heard": {"label": str, "tier": str, "licence": str, "clips": int, "source": str},
 }
 
 

@@ -41,11 +41,20 @@ def canonical(text: str) -> str:
     return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
+_BY_NAME = {canonical(spelling): label for label in LABELS for spelling in (label.name, label.slug)}
 _BY_SPELLING = {
     canonical(spelling): label
     for label in LABELS
     for spelling in (label.name, label.slug, str(label.id), *label.aliases)
 }
+
+
+def find_folder_label(text: str) -> Label | None:
+    """Return the label whose name this is, in any spelling, or None: for folders and manifests.
+
+    Stricter than `find_label`: a folder `engine` of somebody's collection, or a fold called `1`, is not one of the seven.
+    """
+    return _BY_NAME.get(canonical(text))
 
 
 def find_label(text: str | int) -> Label | None:

@@ -2,7 +2,7 @@
 
 Three layouts are read: a folder of class folders in any spelling (the DCASE 2023 development set among them); the same
 under one `train`/`dev` style folder; a folder with `manifest.csv` or `metadata.csv` (columns `file` or `file_name`,
-and `label`; `split`, `recording_id`, `licence_tier`, `licence`, `kind` when present).
+and `label`; `split`, `recording_id`, `licence_tier`, `licence`, `source_repo` when present).
 """
 
 import csv
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Annotated
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 from foleybox.audio import fit, read_wave
 from foleybox.doors import UserError, write_beside
 from foleybox.lab.features import LogMel, MelConfig
-from foleybox.labels import LABELS, Label, find_label
+from foleybox.labels import LABELS, Label, find_folder_label
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 MANIFESTS = ("manifest.csv", "metadata.csv")
@@ -44,7 +45,8 @@ class ClipFile:
     "clips cut from one recording share it: the unit of splitting"
     tier: str = ""
     licence: str = ""
-    kind: str = "real"
+    source: str = ""
+    "the collection it is from, for credit"
     split: str = ""
 
 
@@ -93,35 +95,42 @@ def _walk(folder: Path) -> list[ClipFile]:
         if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or len(parts) not in (2, 3):
             continue
         split = parts[0] if len(parts) == 3 else ""
-        clips.append(ClipFile(path, find_label(parts[-2]), "/".join(parts), split=split))
+        clips.append(ClipFile(path, find_folder_label(parts[-2]), "/".join(parts), split=split))
     return clips
 
 
 def _read_manifest(manifest: Path) -> list[ClipFile]:
-    with manifest.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = set(reader.fieldnames or ())
-        name = next((column for column in ("file", "file_name", "filename", "path") if column in columns), None)
-        if name is None or "label" not in columns:
-            raise UserError(
-                f"{manifest} has columns {', '.join(sorted(columns)) or '(none)'}: expected `file` (or `file_name`) and `label`"
+    try:
+        rows, columns = _read_rows(manifest)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{manifest} cannot be read as a table ({error}): save it as CSV in UTF-8") from None
+    name = next((column for column in ("file", "file_name", "filename", "path") if column in columns), None)
+    if name is None or "label" not in columns:
+        raise UserError(
+            f"{manifest} has columns {', '.join(sorted(columns)) or '(none)'}: expected `file` (or `file_name`) and `label`"
+        )
+    clips = []
+    for number, row in enumerate(rows, start=2):
+        if not row[name] or not row["label"]:
+            raise UserError(f"{manifest}, line {number}: file or label is empty")
+        clips.append(
+            ClipFile(
+                manifest.parent / row[name],
+                find_folder_label(row["label"]),
+                row.get("recording_id") or row[name],
+                row.get("licence_tier") or "",
+                row.get("licence") or "",
+                row.get("source_repo") or row.get("source") or "",
+                row.get("split") or "",
             )
-        clips = []
-        for number, row in enumerate(reader, start=2):
-            if not row[name] or not row["label"]:
-                raise UserError(f"{manifest}, line {number}: file or label is empty")
-            clips.append(
-                ClipFile(
-                    manifest.parent / row[name],
-                    find_label(row["label"]),
-                    row.get("recording_id") or row[name],
-                    row.get("licence_tier") or "",
-                    row.get("licence") or "",
-                    row.get("kind") or "real",
-                    row.get("split") or "",
-                )
-            )
+        )
     return clips
+
+
+def _read_rows(manifest: Path) -> tuple[list[dict[str, str]], set[str]]:
+    with manifest.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        return list(reader), set(reader.fieldnames or ())
 
 
 def split_by_recording(clips: Sequence[ClipFile], held_out: float) -> tuple[list[ClipFile], list[ClipFile]]:
@@ -201,12 +210,21 @@ def label_ids(clips: Iterable[ClipFile]) -> Tensor:
     return torch.tensor([clip.label.id for clip in clips if clip.label is not None])
 
 
-def heard(clips: Iterable[ClipFile]) -> list[dict[str, str | int]]:
-    """Count clips by label, tier and stated licence: what an instrument's manifest says it was trained on."""
-    counts = Counter((clip.label.name if clip.label else "(other)", clip.tier, clip.licence) for clip in clips)
+def heard(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
+    """Return a row for each clip: what a run folder keeps of what it was trained on.
+
+    `clip` names the file by folder, name and size, so that moving the collection changes nothing, and two runs on the
+    same clips can be told from two runs on as many others.
+    """
     return [
-        {"label": label, "tier": tier, "licence": licence, "clips": count}
-        for (label, tier, licence), count in sorted(counts.items())
+        {
+            "clip": f"{clip.path.parent.name}/{clip.path.name} {clip.path.stat().st_size}",
+            "label": clip.label.name if clip.label else "(other)",
+            "tier": clip.tier,
+            "licence": clip.licence,
+            "source": clip.source,
+        }
+        for clip in clips
     ]
 
 
@@ -233,6 +251,7 @@ class Findings:
     """What `inspect` found: file names by complaint."""
 
     clips: int = 0
+    other: list[str] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
     rates: dict[int, int] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -243,6 +262,7 @@ class Findings:
     duplicates: list[list[str]] = field(default_factory=list)
 
 
+LOOKS_LIKE_SOUND = SUFFIXES | {".m4a", ".aac", ".wma", ".opus", ".mp4", ".webm", ".caf", ".raw"}
 SHORT_SECONDS = 0.1
 SILENT_DB = -60.0
 CLIPPED_RUN = 8  # consecutive samples at full scale
@@ -250,34 +270,40 @@ CLIPPED_RUN = 8  # consecutive samples at full scale
 
 def inspect(clips: Sequence[ClipFile], folder: Path, seconds: float) -> Findings:
     """Read every clip and collect what is unusual about it."""
-    found = Findings(clips=len(clips))
+    found = Findings(clips=sum(clip.label is not None for clip in clips))
+    found.other = [_short_name(clip.path, folder) for clip in clips if clip.label is None]
+    clips = [clip for clip in clips if clip.label is not None]
     found.labels = dict(Counter(clip.label.name for clip in clips if clip.label))
     same: dict[str, list[str]] = {}
+    lock = Lock()
 
-    def look(clip: ClipFile) -> tuple[str, NDArray[np.float32] | None, int, str]:
+    def look(clip: ClipFile) -> None:
+        name = _short_name(clip.path, folder)
         try:
             wave, rate = read_wave(clip.path)
         except UserError as error:
-            return _short_name(clip.path, folder), None, 0, str(error)
-        return _short_name(clip.path, folder), wave, rate, ""
+            found.unreadable[name] = str(error)
+            return
+        peak = float(np.abs(wave).max())
+        complaints = {
+            "silent": peak < 10 ** (SILENT_DB / 20),
+            "clipped": peak >= 0.999 and _longest_run(np.abs(wave) >= 0.999 * peak) >= CLIPPED_RUN,
+            "short": len(wave) < SHORT_SECONDS * rate,
+            "long": len(wave) > seconds * rate * 1.001,
+        }
+        digest = hashlib.sha256(wave.tobytes()).hexdigest()
+        with lock:
+            found.rates[rate] = found.rates.get(rate, 0) + 1
+            same.setdefault(digest, []).append(name)
+            for complaint, holds in complaints.items():
+                if holds:
+                    getattr(found, complaint).append(name)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, wave, rate, problem in pool.map(look, clips):
-            if wave is None:
-                found.unreadable[name] = problem
-                continue
-            found.rates[rate] = found.rates.get(rate, 0) + 1
-            peak = float(np.abs(wave).max())
-            if peak < 10 ** (SILENT_DB / 20):
-                found.silent.append(name)
-            if peak >= 0.999 and _longest_run(np.abs(wave) >= 0.999 * peak) >= CLIPPED_RUN:
-                found.clipped.append(name)
-            if len(wave) < SHORT_SECONDS * rate:
-                found.short.append(name)
-            if len(wave) > seconds * rate * 1.001:
-                found.long.append(name)
-            same.setdefault(hashlib.sha256(wave.tobytes()).hexdigest(), []).append(name)
-    found.duplicates = [names for names in same.values() if len(names) > 1]
+        list(pool.map(look, clips))
+    for names in (found.silent, found.clipped, found.short, found.long, *same.values()):
+        names.sort()
+    found.duplicates = sorted(names for names in same.values() if len(names) > 1)
     return found
 
 
@@ -294,8 +320,14 @@ def _longest_run(flags: NDArray[np.bool_]) -> int:
 def check(config: DataCheck) -> int:
     """Print the report of `inspect`; 0 if every clip can be read and no label has fewer than two clips, else 1."""
     folder = Path(config.source) if Path(config.source).exists() else Path(config.source.rsplit(":", 1)[0])
-    clips = find_clips(config.source)
-    found = inspect(clips, folder, config.seconds)
+    find_clips(config.source)  # refuses a folder without any clip of the seven
+    found = inspect(find_clips(config.source, any_label=True), folder, config.seconds)
+    known = {clip.path.resolve() for clip in find_clips(folder, any_label=True)}
+    unread = [
+        _short_name(path, folder)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix.lower() in LOOKS_LIKE_SOUND and path.resolve() not in known
+    ]
     print(f"{found.clips} clips in {folder}")
     for label in LABELS:
         if count := found.labels.get(label.name, 0):
@@ -310,6 +342,8 @@ def check(config: DataCheck) -> int:
         (f"clipped ({CLIPPED_RUN} or more samples in a row at full scale)", found.clipped),
         (f"short (under {SHORT_SECONDS:g} s)", found.short),
         (f"longer than {config.seconds:g} s: training hears the first {config.seconds:g} s", found.long),
+        ("outside the seven labels, not trained on", found.other),
+        ("sound files that no layout reaches, or of a kind that is not read", unread),
         ("exact duplicates", [" = ".join(names) for names in found.duplicates]),
         ("labels without clips", missing),
         ("labels with one clip: nothing to hold out", lonely),

@@ -23,13 +23,14 @@ from torch.nn.utils import parametrize
 
 import foleybox
 from foleybox.doors import UserError
-from foleybox.instrument import Heard, Instrument, read_instrument, roll_up, write_instrument
+from foleybox.instrument import MANIFEST, Heard, Instrument, read_instrument, roll_up, write_instrument
 from foleybox.lab.features import DCASE, MelConfig
 from foleybox.lab.models.sagan import Generator, refresh_batch_norm, to_mel
 from foleybox.lab.models.vocos import Vocos
-from foleybox.lab.runs import load_generator, load_vocoder, read_run_config
+from foleybox.lab.runs import load_generator, load_vocoder, read_clips, read_run_config
 from foleybox.labels import LABELS
 
+SECONDS = 4.0
 TOLERANCE_MEL, TOLERANCE_WAVE = 1e-3, 1e-3
 "largest difference to torch that an export may have: log-mel, and wave of full scale 1"
 
@@ -50,12 +51,12 @@ class Export:
     name: str = ""
     "the instrument's name; the folder's name if not given"
     version: str = "1"
-    seconds: float = 4.0
-    "length of a clip"
     measured: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     "JSON of measured scores to put in the manifest and the card"
     notes: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     "Markdown to add to the card: known weaknesses, intended use"
+    force: bool = False
+    "replace an instrument that is there"
     draws: int = 50
     "batches of 64 sounds from which the averaged generator's batch statistics are re-estimated"
     seed: int = 0
@@ -158,7 +159,9 @@ def build(generator: Generator, vocoder: Vocos, mel: MelConfig, samples: int) ->
 
 
 def commit() -> str:
-    """Return the git commit of the source tree, "" outside one."""
+    """Return the git commit of the source tree, "" outside one (an installed package is in none)."""
+    if not (Path(__file__).parents[3] / "pyproject.toml").is_file():
+        return ""
     try:
         command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -166,26 +169,30 @@ def commit() -> str:
         return ""
 
 
-def heard_by(*runs: dict[str, Any]) -> tuple[Heard, ...]:
-    """Add up the clips that runs were trained on; a clip that two of them heard counts once (the larger count)."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for run in runs:
-        for row in run["clips"]:
-            key = (row["label"], row["tier"], row["licence"])
-            counts[key] = max(counts[key], row["clips"])
-    return tuple(Heard(*key, clips) for key, clips in sorted(counts.items()))
+def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
+    """Count the clips that runs were trained on (`runs.read_clips`); a clip that two of them heard counts once."""
+    clips = {row["clip"]: row for rows in runs for row in rows}
+    counts = Counter((row["label"], row["tier"], row["licence"], row["source"]) for row in clips.values())
+    return tuple(
+        Heard(label, tier, licence, count, source) for (label, tier, licence, source), count in sorted(counts.items())
+    )
 
 
 def main(config: Export) -> int:
     """`foleybox export`: write the instrument, or nothing."""
+    if config.draws < 1:
+        raise UserError(f"--draws {config.draws}: expected 1 or more")
+    if (config.out / MANIFEST).exists() and not config.force:
+        raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
     run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
     generator, step = load_generator(config.generator)
     vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
     measured = _read_json(config.measured) if config.measured else {}
-    notes = config.notes.read_text(encoding="utf-8") if config.notes else ""
+    notes = _read_notes(config.notes) if config.notes else ""
     torch.manual_seed(config.seed)
     refresh_batch_norm(generator, config.draws)
-    graphs = build(generator, vocoder, mel, round(config.seconds * mel.rate))
+    samples = round(SECONDS * mel.rate)
+    graphs = build(generator, vocoder, mel, samples)
     left_out = ("clips", "out", "data")  # counted in `heard`; paths are nobody's business
     made_with = {
         "foleybox": foleybox.__version__,
@@ -201,10 +208,10 @@ def main(config: Export) -> int:
         version=config.version,
         labels=tuple(label.name for label in LABELS),
         rate=mel.rate,
-        samples=round(config.seconds * mel.rate),
+        samples=samples,
         latent=(generator.config.latent,),
         mel=asdict(mel),
-        heard=heard_by(run, vocoder_run),
+        heard=heard_by(read_clips(config.generator), read_clips(config.vocoder)),
         measured=measured,
         made_with=made_with,
     )
@@ -214,9 +221,19 @@ def main(config: Export) -> int:
     return 0
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_notes(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}): expected Markdown in UTF-8") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise ValueError(f"it holds {name}")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not JSON that can be read ({error})") from error
 
@@ -244,17 +261,20 @@ def card(instrument: Instrument, notes: str) -> str:
         "",
         "## What it heard",
         "",
-        "Generator and vocoder together; `(other)` are everyday sounds that only the vocoder heard.",
+        "Generator and vocoder together; `(other)` are everyday sounds that only the vocoder heard. The source is the",
+        "collection that the clips came in, and whom to credit: with thanks to everyone who recorded them.",
         "",
-        "| label | tier | licence as its source states it | clips |",
-        "|---|---|---|---|",
-        *[f"| {row.label} | {row.tier} | {row.licence} | {row.clips} |" for row in instrument.heard],
+        "| label | tier | licence as its source states it | source | clips |",
+        "|---|---|---|---|---|",
+        *[f"| {row.label} | {row.tier} | {row.licence} | {row.source} | {row.clips} |" for row in instrument.heard],
         "",
         "## How it was trained",
         "",
         f"* Generator: {generator['system']}, plan {generator['model']['plan']}, width {generator['model']['width']}, "
         f"{generator['steps']:,} steps of {generator['batch']} clips, Adam {generator['lr_generator']:g} / "
-        f"{generator['lr_discriminator']:g}, hinge + {generator['contrastive']:g} x 2C without label (tau_d "
+        f"{generator['lr_discriminator']:g}, hinge ("
+        f"{'projection logit' if generator['model']['conditional_logit'] else 'unconditional logit'}) + "
+        f"{generator['contrastive']:g} x 2C without label (tau_d "
         f"{generator['tau_data']:g}, tau_c {generator['tau_class']:g}), augmentation probability "
         f"{generator['augment']['probability']:g}, average {generator['average']:g}, seed {generator['seed']}.",
         f"* Vocoder: Vocos {vocoder['size']}, {vocoder['steps']:,} steps of {vocoder['batch']} x {vocoder['segment']} "

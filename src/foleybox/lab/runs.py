@@ -2,12 +2,15 @@
 
 `foleybox train` writes it, the same command resumes from it, `export` and `synthesis` read it.
 
-    config.json   the system, the settings, the clips heard      state.pt   the step and the state dicts
-    log.jsonl     one line a logged step                         samples/   pictures
+    config.json   the system and the settings      clips.jsonl   what was heard, a line a clip
+    state.pt      the step and the state dicts     log.jsonl     a line a logged step      samples/   pictures
 """
 
 import dataclasses
+import hashlib
+import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +22,7 @@ from foleybox.lab.features import MELS, MelConfig
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
 
+CLIPS = "clips.jsonl"
 MAY_CHANGE = {
     "steps",
     "save_every",
@@ -46,13 +50,16 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def open_run(out: Path, system: str, config: Any, clips: list[dict[str, str | int]]) -> None:
+def open_run(out: Path, system: str, config: Any, clips: list[dict[str, str]]) -> None:
     """Make the run folder, or check that it holds a run of this very system, configuration and clips.
 
     `clips` is `data.heard` of the training clips: what an exported instrument will say it was trained on.
     """
     path = out / "config.json"
-    mine = {"system": system, "clips": clips, **plain(config)}
+    listed = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in clips)
+    mine = {"system": system, "clips": hashlib.sha256(listed.encode()).hexdigest(), **plain(config)}
+    for half_written in out.glob(".*.partial*"):  # what kill -9 left of an earlier sitting
+        half_written.unlink()
     if path.is_file():
         theirs = read_run_config(out)
         if theirs.get("system") != system:
@@ -74,6 +81,7 @@ def open_run(out: Path, system: str, config: Any, clips: list[dict[str, str | in
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and not a run folder: give another folder with -o")
     out.mkdir(parents=True, exist_ok=True)
+    write_text(out / CLIPS, listed)
     write_text(path, json.dumps(mine, indent=1) + "\n")
 
 
@@ -88,10 +96,23 @@ def read_run_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON ({error}): restore it, or train into another folder") from error
 
 
+def read_clips(run: Path) -> list[dict[str, str]]:
+    """Return what a run heard, a row a clip. Raises UserError if the list is not there."""
+    path = run / CLIPS
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): what a run heard must be known to export it") from None
+
+
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
     """Write a checkpoint whole or not at all: kill -9 at any moment leaves the last one readable."""
-    with write_beside(path) as beside:
-        torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, beside)
+    content = io.BytesIO()  # torch turns a full disk into errors of its own; bytes keep the system's
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, content)
+    with write_beside(path) as beside, beside.open("wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -127,27 +148,31 @@ def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
 
 def load_generator(run: Path) -> tuple[Generator, int]:
     """Return (the averaged generator of a run in eval mode, the step). Raises UserError for a bad run."""
-    settings = read_run_config(run)
-    if settings.get("system") != "sagan":
-        raise UserError(f"{run} is a run of {settings.get('system')!r}: expected one of `foleybox train sagan`")
-    path = run / "state.pt"
-    if not path.is_file():
-        raise UserError(f"{run} holds no state.pt yet: let the training reach its first checkpoint")
-    generator, state = Generator(SaganConfig(**settings["model"])), read_state(path)
+    settings, state = _read_trained(run, "sagan")
+    generator = Generator(SaganConfig(**settings["model"]))
     generator.load_state_dict(state["average"])
     return generator.eval(), int(state["step"])
 
 
 def load_vocoder(run: Path) -> tuple[Vocos, MelConfig, int]:
     """Return (the averaged model of a run in eval mode, the mel it reads, the step). Raises UserError for a bad run."""
+    settings, state = _read_trained(run, "vocoder")
+    mel = MELS[settings["mel"]]
+    model = Vocos(vocos_config(mel, settings["size"]))
+    model.load_state_dict(state["average"])
+    return model.eval(), mel, int(state["step"])
+
+
+def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
+    """Return the settings of a vocoder of that size for that mel."""
+    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
+
+
+def _read_trained(run: Path, system: str) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = read_run_config(run)
-    if settings.get("system") != "vocoder":
-        raise UserError(f"{run} is a run of {settings.get('system')!r}: expected one of `foleybox train vocoder`")
-    mel, size = MELS[settings["mel"]], SIZES[settings["size"]]
-    model = Vocos(VocosConfig(mel.bands, mel.n_fft, mel.hop, size.width, size.inner, size.layers))
+    if settings.get("system") != system:
+        raise UserError(f"{run} is a run of {settings.get('system')!r}: expected one of `foleybox train {system}`")
     path = run / "state.pt"
     if not path.is_file():
         raise UserError(f"{run} holds no state.pt yet: let the training reach its first checkpoint")
-    state = read_state(path)
-    model.load_state_dict(state["average"])
-    return model.eval(), mel, int(state["step"])
+    return settings, read_state(path)

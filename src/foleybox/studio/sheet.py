@@ -131,8 +131,5 @@ def write_png(path: str | Path, image: Image) -> None:
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)  # filter 0 each row
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, colour
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
-    try:
-        with write_beside(path) as beside:
-            beside.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with write_beside(path) as beside:
+        beside.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))

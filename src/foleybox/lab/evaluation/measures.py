@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from foleybox.doors import UserError
 from foleybox.lab.evaluation.embeddings import EmbeddedClips
 from foleybox.lab.evaluation.frechet import Array, Gaussian, extrapolate, frechet, frechet_quick, gaussian, psd_root
 from foleybox.lab.evaluation.kad import bandwidth, clip_kernel, kad
@@ -58,6 +59,14 @@ class MeasureConfig:
     k: int = 5
     "neighbours of precision, recall, density and coverage"
     confidence: float = 0.95
+    "of the interval"
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 0 or self.k < 1 or not 0 < self.confidence < 1 or self.seed < 0:
+            raise UserError(
+                f"bootstrap {self.bootstrap}, k {self.k}, confidence {self.confidence}, seed {self.seed}: expected "
+                "bootstrap >= 0, k >= 1, confidence between 0 and 1, seed >= 0"
+            )
 
 
 class Figure(NamedTuple):

@@ -53,6 +53,7 @@ class Audit:
     real: str | None = None
     "real clips that were not trained on, to calibrate with; otherwise training clips against other recordings"
     embedding: Literal["mn04", "vggish", "none"] = "mn04"
+    "what hears likeness; none: waveform and mel only"
     weights: Path | None = None
     "the embedding's weights; otherwise found as `foleybox evaluate` finds them"
     seconds: float = 4.0
@@ -243,6 +244,11 @@ def verdict(by: Sequence[str], wave: float) -> str:
 
 def run(config: Audit) -> tuple[dict[str, Any], list[ClipFile], list[ClipFile]]:
     """Return what was found, as JSON would hold it, with the clips it speaks of."""
+    if not 0 < config.false_alarm < 1 or config.calibration < 2 or config.candidates < 0:
+        raise UserError(
+            f"false alarm {config.false_alarm}, calibration {config.calibration}, candidates {config.candidates}: expected "
+            "a share between 0 and 1, at least 2 clips, and 0 or more candidates"
+        )
     clips, known = find_clips(config.generated), find_clips(config.against)
     if len(known) < 2:
         raise UserError(f"{config.against} has {len(known)} clip: expected the training clips")

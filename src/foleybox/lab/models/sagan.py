@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 FLOOR = -0.9  # digital silence on the network's scale: inside tanh's range, so that a fake can reach it exactly
 SEED_GRID = (5, 43)
+LABELS = 7
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,6 @@ class SaganConfig:
     "base channels: 64 is SAGAN's, 16 trains on a laptop"
     latent: int = 128
     "width of z"
-    labels: int = 7
     embedding: int = 128
     "width of the projection h and of the label embedding e"
     mel_low: float = math.log(1e-5)
@@ -168,7 +168,7 @@ class Generator(nn.Module):
     def __init__(self, config: SaganConfig) -> None:
         super().__init__()
         self.config = config
-        C, K = config.width, config.labels
+        C, K = config.width, LABELS
         self.seed = sn_linear(config.latent, 8 * C * math.prod(SEED_GRID))
         self.block1 = GeneratorBlock(8 * C, 8 * C, K, (2, 1))  # 10 x 43
         self.block2 = GeneratorBlock(8 * C, 4 * C, K, (2, 2))  # 20 x 86
@@ -220,8 +220,8 @@ class Discriminator(nn.Module):
         self.projection = nn.Sequential(  # the report's 2-layer h
             sn_linear(8 * C, config.embedding), nn.ReLU(), sn_linear(config.embedding, config.embedding)
         )
-        self.label_embedding = nn.Embedding(config.labels, config.embedding)  # e(c), L2-normalised at use
-        self.label_feature = sn_embedding(config.labels, 8 * C) if config.conditional_logit else None
+        self.label_embedding = nn.Embedding(LABELS, config.embedding)  # e(c), L2-normalised at use
+        self.label_feature = sn_embedding(LABELS, 8 * C) if config.conditional_logit else None
 
     def forward(self, image: Tensor, label: Tensor) -> Judgement:
         """Judge images [B, 1, 80, 344]; `label` [B] enters the logit only with `conditional_logit`."""
@@ -255,7 +255,7 @@ def refresh_batch_norm(generator: Generator, batches: int = 50, batch: int = 64)
             norm.momentum = None  # a plain mean over the batches
         for _ in range(count):
             z = torch.randn(size, generator.config.latent, device=device)
-            generator(z, torch.arange(size, device=device) % generator.config.labels)
+            generator(z, torch.arange(size, device=device) % LABELS)
     generator.train(was_training)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum

@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from foleybox.labels import LABELS
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed torch from (seed, rank, step), so that a step's noise does not depend on how the run got there."""
-    torch.manual_seed((seed * 1_000_003 + rank) * 1_000_000_007 + step)
+    torch.manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63)
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
@@ -90,7 +91,7 @@ class Log:
     def __init__(self, out: Path, accelerator: Accelerator, start: int, steps: int) -> None:
         self.path, self.accelerator = out / "log.jsonl", accelerator
         self.main = accelerator.is_main_process
-        accelerator.init_trackers("tb")
+        accelerator.init_trackers("foleybox")
         self.sums: dict[str, float] = {}
         self.counts: dict[str, int] = {}
         self.clock, self.clock_step, self.done = time.monotonic(), start, start
@@ -166,6 +167,8 @@ def accelerator_for(
 
     `device`: "auto" or "cpu". `precision`: "no", "bf16" or "fp16" (fp16 needs a GPU).
     """
+    if tracker == "wandb" and find_spec("wandb") is None:
+        raise UserError("tracker wandb is not installed: pip install 'foleybox[wandb]', or use --tracker tensorboard")
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UserError("precision fp16 needs a GPU: use bf16 or no on a CPU")
     return Accelerator(
@@ -175,6 +178,13 @@ def accelerator_for(
         project_dir=out,
         kwargs_handlers=handlers,
     )
+
+
+def at_least(config: object, **lowest: float) -> None:
+    """Raise UserError for a setting of `config` below its lowest sensible value."""
+    for name, bound in lowest.items():
+        if getattr(config, name) < bound:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: expected {bound:g} or more")
 
 
 # --- looking ------------------------------------------------------------------------------------------------------

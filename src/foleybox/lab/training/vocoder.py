@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from foleybox.doors import UserError, write_beside
 from foleybox.lab import losses
-from foleybox.lab.data import LICENSED, ClipFile, find_clips, heard, load_wave_cache, split_by_recording
+from foleybox.lab.data import ClipFile, find_clips, heard, load_wave_cache, split_by_recording
 from foleybox.lab.features import MELS, LogMel, MelConfig
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
-from foleybox.lab.models.vocos import SIZES, MultiResolutionDiscriminator, ResolutionConfig, Vocos, VocosConfig
-from foleybox.lab.runs import open_run, resume, save_state
+from foleybox.lab.models.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
+from foleybox.lab.runs import open_run, resume, save_state, vocos_config
 from foleybox.lab.training.common import (
     Log,
     accelerator_for,
+    at_least,
     batch_indices,
     seed_step,
     share,
@@ -44,9 +45,9 @@ class TrainVocoder:
     "folders of recordings, `folder:split` for one split; any sound helps, with a label or without"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vocoder")
     "run folder: config.json, state.pt, log.jsonl, samples/"
-    tiers: tuple[str, ...] = LICENSED
-    "licence tiers to keep, as the manifests state them; none keeps every clip"
-    mel: Literal["dcase", "wide", "cembed"] = "dcase"
+    tiers: tuple[str, ...] = ()
+    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    mel: Literal["dcase", "wide"] = "dcase"
     "the mel that the vocoder reads"
     size: Literal["small", "medium", "base"] = "medium"
     "1.65, 2.0 or 13.5 million weights"
@@ -142,16 +143,10 @@ class Crops:
         return wave[:, CONTEXT * hop : -CONTEXT * hop], mel
 
 
-def vocos_config(config: TrainVocoder) -> VocosConfig:
-    """Return the model's settings: the size, for the mel."""
-    mel, size = MELS[config.mel], SIZES[config.size]
-    return VocosConfig(mel.bands, mel.n_fft, mel.hop, size.width, size.inner, size.layers)
-
-
 def learning_rate(config: TrainVocoder, step: int) -> float:
     """Return the rate of a step: a rise, then a half-life; it does not depend on `steps`, which may be raised later."""
-    start = config.adversarial_from if step >= config.adversarial_from else 0
-    peak = config.adversarial_lr if start else config.lr
+    adversarial = step >= config.adversarial_from
+    start, peak = (config.adversarial_from, config.adversarial_lr) if adversarial else (0, config.lr)
     return peak * min(1.0, (step - start + 1) / config.warm_up) * 0.5 ** ((step - start) / config.half_life)
 
 
@@ -184,12 +179,14 @@ def main(config: TrainVocoder) -> int:
     return 0
 
 
-def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[str, str | int]]) -> Vocos:
+def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[str, str]]) -> Vocos:
     """Train on `waves`, measure on `held`, both int16 [N, L] at the mel's rate; return the averaged model.
 
     `clips` is `data.heard` of what the waves are, for the run's record. Raises UserError for clips shorter than a crop
     or a run folder of another configuration.
     """
+    positive = dict.fromkeys(("segment", "batch", "steps", "log_every", "save_every", "sample_every", "judged"), 1)
+    at_least(config, **positive, half_life=1, warm_up=1, adversarial_from=0, threads=0, seed=0)
     if config.threads:
         torch.set_num_threads(config.threads)
     crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share)
@@ -200,7 +197,7 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
     torch.manual_seed(config.seed)
-    generator = Vocos(vocos_config(config))
+    generator = Vocos(vocos_config(MELS[config.mel], config.size))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
     periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
     resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width))
@@ -214,6 +211,8 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
         "optimizer": optimizer,
         "critics_optimizer": critics_optimizer,
     }
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
@@ -253,8 +252,10 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
                 accelerator.backward(judged)
                 numbers["discriminator"] = judged.detach()
                 accelerator.unscale_gradients(critics_optimizer)
-                numbers["discriminator_norm"] = nn.utils.clip_grad_norm_(critics.parameters(), config.clip_norm)
-                critics_optimizer.step()
+                norm = nn.utils.clip_grad_norm_(critics.parameters(), config.clip_norm)
+                if torch.isfinite(norm):
+                    critics_optimizer.step()
+                numbers["discriminator_norm"] = norm
 
                 critics.requires_grad_(False)
                 for judge, target, name in zip(judges, seen_real, ("periods", "resolutions"), strict=True):
@@ -273,9 +274,11 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
             optimizer.zero_grad()
             accelerator.backward(loss)
             accelerator.unscale_gradients(optimizer)
-            numbers["norm"] = nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
-            optimizer.step()
-            update_average(average, generator, config.decay, step)
+            norm = nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
+            if torch.isfinite(norm):  # a step that is not finite is skipped and counted, and never reaches a checkpoint
+                optimizer.step()
+                update_average(average, generator, config.decay, step)
+            numbers |= {"norm": norm, "skipped": (~torch.isfinite(norm)).float()}
 
             log.add({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **numbers})
             done = step + 1
