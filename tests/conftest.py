@@ -1,10 +1,15 @@
 """What the suite needs around it: the real recordings where they are, and the lab only where torch is."""
 
 import os
+import signal
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+# A suite started in the background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).resolve().parent
 
@@ -25,3 +30,10 @@ def shared() -> Path:
     if not (folder / "data" / "foley" / "manifest.csv").is_file():
         pytest.skip(f"no real recordings: {folder} is absent (set FOLEYBOX_SHARED)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    """Let every test choose its precision: accelerate keeps that of the first run of a process."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)

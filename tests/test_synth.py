@@ -14,6 +14,7 @@ from foleybox.doors import UserError
 from foleybox.instrument import write_instrument
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import read_recipe
+from foleybox.studio.seeds import noise
 from foleybox.studio.synth import SHIPPED, Synth, find_instrument
 
 STEP = 2**-15
@@ -27,8 +28,6 @@ def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
 def test_a_clip_is_the_graphs_of_the_seeds_noise(synth: Synth) -> None:
     from onnx import ModelProto
     from onnx.reference import ReferenceEvaluator
-
-    from foleybox.studio.seeds import noise
 
     generator, vocoder = (
         ReferenceEvaluator(ModelProto.FromString(toy_graphs()[name])) for name in ("generator", "vocoder")
@@ -152,3 +151,20 @@ def test_the_shipped_instrument_renders_all_seven_alike_alone_and_together() -> 
     for clip in together:
         assert clip.wave.shape == (synth.instrument.samples,)
         assert 0.001 < np.abs(clip.wave).max() < 4
+
+
+def test_a_silent_draw_is_drawn_anew_from_the_seeds_next_stream(synth: Synth, monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(seed: int, stream: int) -> np.ndarray:
+        return next(synth._waves(["Rain"], noise(seed, synth.instrument.latent, stream)[None]))
+
+    seed = next(seed for seed in range(50) if np.abs(drawn(seed, 0)).max() < np.abs(drawn(seed, 1)).max())
+    quiet, loud = drawn(seed, 0), drawn(seed, 1)
+    assert np.array_equal(synth.render("rain", seed).wave, quiet)
+    monkeypatch.setattr("foleybox.studio.synth.AUDIBLE", float(np.abs(loud).max()))
+    assert np.array_equal(synth.render("rain", seed).wave, loud)
+    among_others = list(synth.render_many([("dog", 1), ("rain", seed), ("key", 2)], batch=3))[1].wave
+    np.testing.assert_allclose(among_others, loud, atol=2**-15)
+    monkeypatch.setattr(
+        "foleybox.studio.synth.AUDIBLE", 2.0
+    )  # nothing is that loud: silence is what it plays, after eight tries
+    assert np.array_equal(synth.render("rain", seed).wave, drawn(seed, 7))

@@ -159,11 +159,7 @@ def write_instrument(
     if set(files) != set(GRAPHS.get(instrument.kind, ())):
         wanted = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
         raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {wanted}")
-    if folder.exists():
-        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
-        ours = {MANIFEST, CARD, *(f"{name}.onnx" for name in GRAPHS[instrument.kind])}
-        if names and (MANIFEST not in names or names - ours):
-            raise UserError(f"{folder} holds other things than an instrument: name a new folder for it")
+    check_place(folder, instrument.kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -193,6 +189,16 @@ def write_instrument(
         shutil.rmtree(beside, ignore_errors=True)
         raise
     return written
+
+
+def check_place(folder: Path, kind: str) -> None:
+    """Raise UserError if `folder` is there and is not an instrument alone: an instrument is never written over other work."""
+    if not folder.exists():
+        return
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
+    ours = {MANIFEST, CARD, *(f"{name}.onnx" for name in GRAPHS[kind])}
+    if names and (MANIFEST not in names or names - ours):
+        raise UserError(f"{folder} holds other things than an instrument: name a new folder for it")
 
 
 def _shallow(instrument: Instrument) -> dict[str, Any]:

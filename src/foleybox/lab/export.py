@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 import foleybox
 from foleybox.doors import UserError
-from foleybox.instrument import MANIFEST, Heard, Instrument, read_instrument, roll_up, write_instrument
+from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
 from foleybox.lab.features import DCASE, MelConfig
 from foleybox.lab.models.sagan import Generator, refresh_batch_norm, to_mel
 from foleybox.lab.models.vocos import Vocos
@@ -182,6 +182,7 @@ def main(config: Export) -> int:
     """`foleybox export`: write the instrument, or nothing."""
     if config.draws < 1:
         raise UserError(f"--draws {config.draws}: expected 1 or more")
+    check_place(config.out, "gan")
     if (config.out / MANIFEST).exists() and not config.force:
         raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
     run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from foleybox.doors import UserError
 
 SEEDS = 2**53  # JSON and JavaScript carry whole numbers exactly up to here
-STREAMS = 2**11  # independent noises of one seed; 0 is the latent of a clip
+STREAMS = 2**11  # independent noises of one seed; 0 is the latent of a clip, 1 to 7 its latent where 0 is silence
 
 _G = np.uint64(0x9E3779B97F4A7C15)
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11))

@@ -1,7 +1,8 @@
 """(label, seed) -> Clip: an instrument played through ONNX Runtime.
 
-Randomness comes from `seeds.noise` of one clip's seed alone, so a clip is the same alone, in a batch and in another
-process, within one 16-bit step (matrix products round differently at different sizes).
+Randomness comes from `seeds.noise` of one clip's seed alone (stream 0, or the next one where that makes silence), so a
+clip is the same alone, in a batch and in another process, within one 16-bit step (matrix products round differently at
+different sizes).
 """
 
 import itertools
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "instruments"
 BATCH = 8
 "clips rendered at once: more are hardly faster, and memory grows with them"
+AUDIBLE = 10 ** (-45 / 20)
+"a clip whose peak is below this (-45 dBFS) is silence, and drawn anew"
+STREAMS_TRIED = 8
+"streams of a seed that are tried before silence is taken for what the instrument plays"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +130,25 @@ class Synth:
         pairs = iter(pairs)
         while chunk := list(itertools.islice(pairs, batch)):
             named = [(self.resolve(label), check_seed(seed)) for label, seed in chunk]
-            latent = np.stack([noise(seed, self.instrument.latent) for _, seed in named]) * np.float32(temperature)
-            for (label, seed), wave in zip(named, self._waves([label for label, _ in named], latent)):
+            for (label, seed), wave in zip(named, self._audible(named, temperature)):
                 yield Clip(wave, self._recipe(label, seed, temperature))
+
+    def _audible(self, named: list[tuple[str, int]], temperature: float) -> list[Wave]:
+        """Render (label, seed) pairs; one that comes out silent is drawn anew from the seed's next stream of noise.
+
+        A generator that learned from clips padded with silence draws silence itself now and then (one seed in sixty,
+        say); nobody who asked for a sound wants that. What is drawn still follows from label and seed alone.
+        """
+        waves: dict[int, Wave] = {}
+        silent = list(range(len(named)))
+        for stream in range(STREAMS_TRIED):
+            latent = np.stack([noise(named[i][1], self.instrument.latent, stream) for i in silent])
+            drawn = self._waves([named[i][0] for i in silent], latent * np.float32(temperature))
+            waves |= dict(zip(silent, drawn))
+            silent = [i for i in silent if np.abs(waves[i]).max() < AUDIBLE]
+            if not silent:
+                break
+        return [waves[i] for i in range(len(named))]
 
     def _recipe(self, label: str, seed: int, temperature: float) -> Recipe:
         made = self.instrument
