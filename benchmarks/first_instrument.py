@@ -32,6 +32,7 @@ from foleybox.studio.synth import Synth
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
+SHARED = Path()  # set by main, for the commands that it runs
 SAMPLES = 344 * DCASE.hop
 
 
@@ -53,7 +54,7 @@ class FirstInstrument:
 
 def run(*command: str | Path) -> str:
     """Run a command at the repository's root and return what it printed."""
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    surroundings = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "FOLEYBOX_SHARED": str(SHARED)}
     done = subprocess.run([str(each) for each in command], cwd=ROOT, env=surroundings, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}")
@@ -131,7 +132,9 @@ def main(config: FirstInstrument) -> int:
     RESULTS.mkdir(exist_ok=True)
     synth = Synth.load()
     made = synth.instrument
+    global SHARED
     python, shared = sys.executable, config.shared
+    SHARED = shared.resolve()
     installed = "(left out)" if config.skip_install else install()
     studio = run(python, "benchmarks/studio.py")
     vocoder = run(python, "benchmarks/vocoder.py", "--graph", synth.folder / "vocoder.onnx", "--sizes", "base")
