@@ -157,7 +157,7 @@ def main(config: FirstInstrument) -> int:
             )
         evaluation = page.read_text(encoding="utf-8")
         run(python, "-m", "foleybox", "generate", "all", "-n", "12", "--seed", seed, "-o", out / "sheet", "--sheet",
-            RESULTS / "first_instrument.png")  # fmt: skip
+            RESULTS / "first_instrument.png", "--force")  # fmt: skip
     if config.notes:
         rewrite_card(
             synth.folder, measured(json.loads(figures.read_text()), config), config.notes.read_text(encoding="utf-8")
