@@ -120,10 +120,10 @@ def largest_difference(graph: bytes, module: nn.Module, inputs: dict[str, Tensor
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    theirs = session.run(None, {name: value.numpy() for name, value in inputs.items()})[0]
+    theirs = np.asarray(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
     with torch.no_grad():
         ours = module.eval()(*inputs.values()).numpy()
-    assert np.shape(theirs) == ours.shape, (np.shape(theirs), ours.shape)
+    assert theirs.shape == ours.shape, (theirs.shape, ours.shape)
     return float(np.abs(theirs - ours).max())
 
 

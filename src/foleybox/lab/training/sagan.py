@@ -118,8 +118,9 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     per_process = config.batch // world
 
     torch.manual_seed(config.seed)
-    generator = Generator(config.model).to(memory_format=torch.channels_last)
-    discriminator = Discriminator(config.model).to(memory_format=torch.channels_last)
+    generator, discriminator = Generator(config.model), Discriminator(config.model)
+    for network in (generator, discriminator):  # twice as fast in bf16 on a processor
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     average = deepcopy(generator).to(device).requires_grad_(False).eval()
     optimizer_g = torch.optim.Adam(generator.parameters(), config.lr_generator, config.betas)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), config.lr_discriminator, config.betas)
