@@ -33,12 +33,17 @@ def write_beside(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all, on the disk before the rename."""
-    with write_beside(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path`, whole or not at all, on the disk before the rename."""
+    with write_beside(path) as beside, beside.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def sha256(path: Path) -> str:

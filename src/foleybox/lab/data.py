@@ -25,14 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foleybox.audio import fit, read_wave
-from foleybox.doors import UserError, write_beside
+from foleybox.doors import UserError, write_beside, write_text
 from foleybox.lab.features import LogMel, MelConfig
 from foleybox.labels import LABELS, Label, find_folder_label
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 MANIFESTS = ("manifest.csv", "metadata.csv")
-LICENSED = ("open", "open-clip", "nc")
-"the tiers that weights shipped with the package may hear"
 
 
 @dataclass(frozen=True)
@@ -356,8 +354,7 @@ def check(config: DataCheck) -> int:
             if len(names) > 5:
                 print(f"  ... and {len(names) - 5} more" + ("" if config.json else " (--json FILE lists all)"))
     if config.json:
-        with write_beside(config.json) as beside:
-            beside.write_text(json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(config.json, json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n")
     if found.unreadable or lonely:
         print("not ready for training: mend or remove the unreadable files and lonely labels above", file=sys.stderr)
         return 1

@@ -10,14 +10,13 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from foleybox.doors import UserError, write_beside, write_text
+from foleybox.doors import UserError, write_bytes, write_text
 from foleybox.lab.features import MELS, MelConfig
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
@@ -109,10 +108,7 @@ def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
     """Write a checkpoint whole or not at all: kill -9 at any moment leaves the last one readable."""
     content = io.BytesIO()  # torch turns a full disk into errors of its own; bytes keep the system's
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, content)
-    with write_beside(path) as beside, beside.open("wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+    write_bytes(path, content.getbuffer())
 
 
 def read_state(path: Path) -> dict[str, Any]:
