@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foleybox.lab.augment import MelAugment, augment_mel, cut, gain, shift_bands, shift_time
+from foleybox.lab.augment import MelAugment, augment_mel, cut, draw_changes, gain, shift_bands, shift_time
 
 FLOOR = -0.9
 POLICY = MelAugment(probability=1.0)
@@ -19,14 +19,27 @@ def picture() -> torch.Tensor:
 
 def test_probability_zero_is_the_identity() -> None:
     image = picture()
-    assert augment_mel(image, EVENT, MelAugment(), FLOOR, 0.1) is image
+    changes = draw_changes(2, 8, 40, MelAugment())
+    assert all((part == 0).all() for part in (changes.gain, changes.shift, changes.bands))
+    assert torch.equal(augment_mel(image, changes, EVENT, FLOOR, 0.1), image)
+
+
+def test_a_part_of_the_drawn_changes_does_to_its_items_what_the_whole_does() -> None:
+    """Which is how processes share a batch."""
+    torch.manual_seed(0)
+    images, steady = torch.rand(6, 1, 8, 40), torch.arange(6) % 2 == 0
+    changes = draw_changes(6, 8, 40, POLICY)
+    whole = augment_mel(images, changes, steady, FLOOR, 0.1)
+    part = augment_mel(images[1::2], type(changes)(*(each[1::2] for each in changes)), steady[1::2], FLOOR, 0.1)
+    assert torch.equal(part, whole[1::2])
 
 
 def test_silence_stays_silence() -> None:
     silence = torch.full((8, 1, 8, 40), FLOOR)
     torch.manual_seed(0)
     for _ in range(5):
-        assert torch.equal(augment_mel(silence, torch.arange(8) % 2 == 0, POLICY, FLOOR, 0.1), silence)
+        changes = draw_changes(8, 8, 40, POLICY)
+        assert torch.equal(augment_mel(silence, changes, torch.arange(8) % 2 == 0, FLOOR, 0.1), silence)
 
 
 def test_a_shift_lets_silence_in_and_wraps_steady_sounds() -> None:
@@ -56,7 +69,8 @@ def test_a_cut_is_silence_and_nothing_else_changes() -> None:
 def test_items_draw_apart_and_the_gradient_passes() -> None:
     torch.manual_seed(1)
     image = picture().requires_grad_()
-    after = augment_mel(image, EVENT, MelAugment(probability=1.0, cut_time=0, cut_bands=0), FLOOR, 0.1)
+    changes = draw_changes(2, 8, 40, MelAugment(probability=1.0, cut_time=0, cut_bands=0))
+    after = augment_mel(image, changes, EVENT, FLOOR, 0.1)
     assert not torch.equal(after[0], after[1])
     after.sum().backward()
     assert image.grad is not None

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from foleybox.lab.losses import conditional_contrastive, hinge_discriminator, hinge_generator
+from foleybox.lab.losses import conditional_contrastive, hinge_discriminator, hinge_generator, lecam, r1
 
 # d, the label table and the labels of the worked example: two items of label 0 on one axis, one of label 1 on the other.
 DATA = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
@@ -169,7 +171,40 @@ def test_half_precision_does_not_overflow_at_a_temperature_of_a_tenth(dtype: tor
     assert float(value) == pytest.approx(13.143, abs=0.1)
 
 
+def test_no_tensor_is_larger_than_a_few_n_by_n() -> None:
+    """An [N, N, E] product would be 128 times that."""
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            made = function(*args, **(kwargs or {}))
+            largest = max([largest, *(each.numel() for each in tree_leaves(made) if isinstance(each, Tensor))])
+            return made
+
+    data, proxy = unit(64, 128), unit(64, 128, seed=1)
+    with Watch():
+        conditional_contrastive(data.requires_grad_(), proxy, labels=torch.arange(64) % 7).backward()
+    assert largest <= 2 * 64 * 66
+
+
 def test_hinge_is_what_a_pencil_gives() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.5])
     assert float(hinge_discriminator(real, fake)) == pytest.approx(0.833333 + 1.166667, abs=1e-6)
     assert float(hinge_generator(fake)) == pytest.approx(0.166667, abs=1e-6)
+
+
+def test_lecam_is_what_a_pencil_gives() -> None:
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.0])
+    assert float(lecam(real, fake, torch.tensor(1.0), torch.tensor(-1.0))) == pytest.approx(10 + 5)
+    settled = lecam(torch.tensor([-1.0]), torch.tensor([1.0]), torch.tensor(1.0), torch.tensor(-1.0))
+    assert float(settled) == 0  # one-sided: logits nearer to each other than the averages cost nothing
+
+
+def test_the_r1_penalty_of_a_linear_discriminator_is_half_its_squared_weights() -> None:
+    weight = torch.tensor([3.0, -4.0], requires_grad=True)
+    real = torch.randn(5, 2, requires_grad=True)
+    penalty = r1(real @ weight, real)
+    assert penalty.item() == pytest.approx(12.5)
+    penalty.backward()
+    torch.testing.assert_close(weight.grad, weight.detach())  # d/dw of |w|^2 / 2

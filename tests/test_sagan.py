@@ -1,25 +1,28 @@
 """KT's GAN has the report's shapes, keeps its steps apart, and its training resumes bit for bit."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from helpers_lab import toy_folder
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foleybox.doors import UserError
 from foleybox.lab.augment import MelAugment
-from foleybox.lab.data import find_clips
-from foleybox.lab.features import SILENCE
+from foleybox.lab.data import find_clips, load_mels
+from foleybox.lab.features import DCASE, SILENCE
+from foleybox.lab.models.encoder import Encoder, EncoderConfig, embed_mels
 from foleybox.lab.models.sagan import (
     FLOOR,
     ConditionalBatchNorm,
@@ -28,11 +31,14 @@ from foleybox.lab.models.sagan import (
     SaganConfig,
     SelfAttention,
     refresh_batch_norm,
+    set_conditioning,
     to_mel,
     to_network,
 )
 from foleybox.lab.runs import load_generator
-from foleybox.lab.training.sagan import TrainSagan, main, train
+from foleybox.lab.systems import KT, KtSystem
+from foleybox.lab.training import sagan as loop
+from foleybox.lab.training.sagan import Anchors, Steadiers, TrainSagan, faded_in, main, train
 
 TINY = SaganConfig(width=8, latent=16, embedding=16)
 
@@ -53,14 +59,20 @@ def test_the_networks_have_the_measured_number_of_weights(
     assert millions(Discriminator(config)) == pytest.approx(discriminator, rel=0.025)
 
 
-@pytest.mark.parametrize("plan", ["A", "S"])
-def test_both_plans_make_80_by_344_within_tanh(plan: str) -> None:
+def test_plan_b_has_a_larger_seed_and_a_block_less_and_c_a_smaller_seed() -> None:
+    sizes = {plan: Generator(SaganConfig(plan, 64)).seed.weight.numel() for plan in "ABC"}  # type: ignore[union-attr]
+    assert sizes == {"A": 128 * 512 * 5 * 43, "B": 128 * 512 * 430, "C": 128 * 512 * 5 * 22}
+    assert millions(Generator(SaganConfig("A", 16))) > millions(Generator(SaganConfig("C", 16)))
+
+
+@pytest.mark.parametrize("plan", ["A", "B", "C", "S"])
+def test_every_plan_makes_80_by_344_within_tanh(plan: str) -> None:
     image = Generator(replace(TINY, plan=plan))(torch.randn(2, 16), torch.tensor([0, 6]))
     assert image.shape == (2, 1, 80, 344)
     assert image.abs().max() < 1
 
 
-@pytest.mark.parametrize("plan", ["A", "S"])
+@pytest.mark.parametrize("plan", ["A", "B", "C", "S"])
 def test_every_pixel_counts_for_the_discriminator(plan: str) -> None:
     """Five floor-poolings would see only 64 of 80 bands and 320 of 344 frames."""
     torch.manual_seed(0)
@@ -133,6 +145,32 @@ def test_conditional_batch_norm_starts_plain_and_a_label_moves_only_its_own_item
     assert changed.tolist() == [False, False, True, False, False, False]
 
 
+def test_without_conditioning_no_label_is_heard_and_with_half_of_it_some() -> None:
+    torch.manual_seed(0)
+    generator = Generator(TINY).eval()
+    discriminator = Discriminator(replace(TINY, conditional_logit=True)).eval()
+    z, image = torch.randn(1, 16), torch.randn(1, 1, 80, 344)
+    with torch.no_grad():
+        for part in generator.modules():
+            if isinstance(part, ConditionalBatchNorm):
+                part.gamma.normal_(1, 0.1)
+
+        def difference(amount: float) -> tuple[float, float]:
+            for network in (generator, discriminator):
+                set_conditioning(network, amount)
+            sounds = [generator(z, torch.tensor([label])) for label in (0, 6)]
+            logits = [float(discriminator(image, torch.tensor([label])).logit) for label in (0, 6)]
+            return float((sounds[0] - sounds[1]).abs().mean()), abs(logits[0] - logits[1])
+
+        assert difference(0.0) == (0, 0)
+        assert all(0 < half < whole for half, whole in zip(difference(0.5), difference(1.0)))
+
+
+def test_the_label_is_faded_in_between_two_steps() -> None:
+    assert [faded_in(step, (10, 20)) for step in (0, 10, 15, 20, 99)] == [0, 0, 0.5, 1, 1]
+    assert faded_in(0, (0, 0)) == 1
+
+
 def test_a_sound_is_the_same_alone_and_among_other_labels() -> None:
     torch.manual_seed(0)
     generator = Generator(TINY)
@@ -190,9 +228,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    """In the precision and with the augmentation that real runs have."""
+    """With all that a run may have switched on."""
     clips = find_clips(folder)
-    real: dict[str, Any] = {"precision": "bf16", "augment": MelAugment(probability=0.5)}
+    steadiers = Steadiers(lecam=0.1, lecam_from=0, r1=0.1, r1_every=2, transition=(1, 3))
+    real: dict[str, Any] = {"precision": "bf16", "augment": MelAugment(probability=0.5), "steadiers": steadiers}
+    real |= {"average": 0.9, "d_steps": 2}
     train(tiny_run(tmp_path / "whole", **real), clips, tmp_path / "whole")
     train(tiny_run(tmp_path / "parts", steps=2, **real), clips, tmp_path / "parts")
     train(tiny_run(tmp_path / "parts", steps=4, **real), clips, tmp_path / "parts")
@@ -230,7 +270,7 @@ def test_the_contrastive_loss_of_real_clips_falls_by_a_tenth(folder: Path, tmp_p
     out = tmp_path / "run"
     config = tiny_run(out, model=replace(TINY, embedding=128), steps=40, save_every=40, lr_discriminator=3e-4)
     train(config, find_clips(folder), out)
-    curve = [json.loads(line)["d_2c"] for line in (out / "log.jsonl").read_text().splitlines()]
+    curve = [json.loads(line)["d_contrast"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
 
 
@@ -242,7 +282,189 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     train(tiny_run(out, steps=1, save_every=1), find_clips(folder), out)
     state = torch.load(out / "state.pt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in state["generator"].values())
+    fresh = Generator(TINY).state_dict()
+    statistics = [name for name in fresh if "running" in name or name.endswith("num_batches_tracked")]
+    assert statistics
+    assert all(torch.equal(state["generator"][name], fresh[name]) for name in statistics)  # the step left no trace
     assert json.loads((out / "log.jsonl").read_text().splitlines()[0])["skipped"] == 1
+
+
+def test_training_gives_up_when_no_step_is_finite(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "hinge_generator", lambda fake: fake.sum() * torch.inf)
+    monkeypatch.setattr(loop, "PATIENCE", 2)
+    with pytest.raises(UserError, match="NaN or infinite for 2 steps up to 2: lower the learning rates"):
+        train(tiny_run(tmp_path / "run", save_every=100), find_clips(folder), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_the_six_systems_have_the_reports_losses_and_temperatures() -> None:
+    table = {name: (loss.source, loss.labels, loss.tau_data, loss.tau_class) for name, loss in KT.items()}
+    assert table == {
+        "kt-2c-t01": (False, False, 0.1, 0.1),  # S0
+        "kt-2c": (False, False, 0.1, 1.0),  # S1
+        "kt-csupcon-t01": (True, False, 0.1, 0.1),  # S2
+        "kt-csupcon": (True, False, 0.1, 1.0),  # S3
+        "kt-2c-label": (False, True, 0.1, 1.0),
+        "kt-csupcon-label": (True, True, 0.1, 1.0),
+    }
+    assert set(KT) == set(get_args(KtSystem))
+
+
+SOURCED = replace(TINY, embedding=128)
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """Stands in for a trained one: training asks for nothing but its embeddings."""
+    torch.manual_seed(1)
+    encoder = Encoder(EncoderConfig(width=4)).eval()
+    monkeypatch.setattr(loop, "load_encoder", lambda run: (encoder, 1))
+    return encoder
+
+
+@pytest.mark.parametrize("system", KT)
+def test_a_system_trains_with_its_loss_and_no_other(
+    system: KtSystem, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    calls = []
+
+    def spy(data: Tensor, proxy: Tensor, source: Tensor | None, labels: Tensor | None, **tau: float) -> Tensor:
+        calls.append((source is not None, labels is not None, tau["tau_data"], tau["tau_class"]))
+        return (data - proxy).square().mean()
+
+    monkeypatch.setattr(loop, "conditional_contrastive", spy)
+    sourced = {"encoder": Path("run"), "model": SOURCED} if KT[system].source else {}
+    train(tiny_run(tmp_path / "run", system=system, steps=1, **sourced), find_clips(folder), tmp_path / "run")
+    assert calls == [astuple(KT[system])] * 2  # the discriminator's, the generator's
+
+
+def sources_seen(
+    source: str, folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The E of reals (discriminator's step) and of fakes (generator's) that three steps of training put into the loss."""
+    seen: list[Tensor] = []
+
+    def spy(data: Tensor, proxy: Tensor, source: Tensor, labels: None, **_: float) -> Tensor:
+        seen.append(source)
+        return (data - proxy).square().mean() + 0 * source.sum()
+
+    monkeypatch.setattr(loop, "conditional_contrastive", spy)
+    config = tiny_run(out, system="kt-csupcon", encoder=Path("run"), source=source, model=SOURCED, steps=3)
+    train(config, find_clips(folder), out)
+    return seen[::2], seen[1::2]
+
+
+def test_the_source_of_a_fake_is_its_paired_real_itself_or_its_labels_mean(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder
+) -> None:
+    mels = load_mels(find_clips(folder), DCASE)
+    table = embed_mels(encoder, mels)  # [N, 128], two clips a label in order
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+
+    reals, fakes = sources_seen("paired", folder, tmp_path / "paired", monkeypatch)
+    for real, fake in zip(reals, fakes):
+        assert torch.equal(real, fake)
+        assert all(any(torch.equal(row, known) for known in table) for row in real)
+
+    reals, fakes = sources_seen("class-mean", folder, tmp_path / "mean", monkeypatch)
+    means = F.normalize(table.unflatten(0, (7, 2)).mean(1), dim=1)
+    for real, fake in zip(reals, fakes):
+        torch.testing.assert_close(
+            fake, means[torch.arange(7)[[int((real[i] @ table.T).argmax()) // 2 for i in range(7)]]]
+        )
+
+    reals, fakes = sources_seen("self", folder, tmp_path / "self", monkeypatch)
+    assert fakes[0].requires_grad
+    assert not reals[0].requires_grad
+    assert not any(torch.equal(row, known) for row in fakes[0] for known in table)
+
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())  # E is frozen
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_the_label_embedding_moves_in_the_discriminators_step_only(folder: Path, tmp_path: Path) -> None:
+    tables = []
+    for rate in (0.0, 1e-3):
+        out = tmp_path / str(rate)
+        train(tiny_run(out, steps=2, lr_discriminator=rate, lr_generator=1e-2), find_clips(folder), out)
+        tables.append(torch.load(out / "state.pt", weights_only=True)["discriminator"]["label_embedding.weight"])
+    torch.manual_seed(0)
+    Generator(TINY)
+    start = Discriminator(TINY).label_embedding.weight
+    assert torch.equal(tables[0], start)
+    assert not torch.equal(tables[1], start)
+
+
+def test_more_discriminator_steps_see_more_reals_and_one_generator_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    balanced = loop.balanced_indices
+    monkeypatch.setattr(loop, "balanced_indices", lambda turn, *rest: (turns.append(turn), balanced(turn, *rest))[1])
+    moved = []
+    follow = Anchors.follow
+    monkeypatch.setattr(Anchors, "follow", lambda self, *logits: (moved.append(1), follow(self, *logits))[1])
+    train(tiny_run(tmp_path / "run", steps=2, d_steps=3), find_clips(folder), tmp_path / "run")
+    assert turns == [0, 1, 2, 3, 4, 5]
+    assert len(moved) == 6
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["step"] == 2
+
+
+def test_the_penalties_are_in_the_loss_when_they_are_due(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    steadiers = Steadiers(lecam=0.3, lecam_from=2, r1=0.1, r1_every=2)
+    train(tiny_run(out, steps=4, steadiers=steadiers), find_clips(folder), out)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert ["d_r1" in line for line in lines] == [True, False, True, False]
+    assert ["d_lecam" in line for line in lines] == [False, False, True, True]
+    assert all(line["d_r1"] > 0 for line in lines[::2])
+
+
+def test_anchors_follow_the_logits() -> None:
+    anchors = Anchors(decay=0.9)
+    for _ in range(3):
+        anchors.follow(torch.tensor([1.0, 3.0]), torch.tensor([-1.0]))
+    real, fake = anchors()
+    assert float(real) == pytest.approx(2 * (1 - 0.9**3))
+    assert float(fake) == pytest.approx(-(1 - 0.9**3))
+
+
+def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_path: Path) -> None:
+    """Losses of each step, with all that mixes the items of a batch: 2C, batch norm, augmentation, LeCam's averages."""
+    flags = (
+        f"{folder} --steps 3 --batch 14 --width 8 --precision no --device cpu --threads 1 --tracker none --log-every 1 "
+        "--save-every 3 --probability 0.5 --conditional-logit --lecam 0.1 --lecam-from 0"
+    )
+    curves = []
+    for start in (["-m", "foleybox"], ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "foleybox"]):
+        out = tmp_path / str(len(curves))
+        command = [sys.executable, *start, "train", "sagan", *flags.split(), "-o", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr[-2000:]
+        lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        curves.append([{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines])
+    for alone, together in zip(*curves, strict=True):
+        assert together == pytest.approx(alone, rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"system": "kt-csupcon"}, "--system kt-csupcon needs the frozen encoder"),
+        ({"encoder": Path("runs/encoder")}, "--system kt-2c has no encoder in its loss"),
+        ({"source": "self"}, "--system kt-2c has no encoder in its loss"),
+        ({"d_steps": 0}, "--d-steps 0: expected 1 or more"),
+        ({"steadiers": Steadiers(r1=-1.0)}, "--r1 -1.0: expected 0 or more"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    changes: dict[str, Any], complaint: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        train(tiny_run(tmp_path / "run", **changes), find_clips(folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_folder_of_other_settings_is_refused_and_more_steps_are_not(folder: Path, tmp_path: Path) -> None:

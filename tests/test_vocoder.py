@@ -209,6 +209,6 @@ def test_crops_longer_than_the_clips_are_refused_before_the_run_folder_is_made(t
 
 
 def test_a_run_of_another_system_is_not_loaded(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"system": "sagan"}')
+    (tmp_path / "config.json").write_text('{"part": "sagan"}')
     with pytest.raises(UserError, match="'sagan'"):
         load_vocoder(tmp_path)

@@ -5,6 +5,7 @@ the floor, not zero, which would be a loud plateau (DiffAugment fills with 0: Zh
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,27 +61,94 @@ def cut(image: Tensor, start: Tensor, length: Tensor, dim: int, floor: float) ->
     return torch.where(inside, floor, image)
 
 
-def augment_mel(image: Tensor, steady: Tensor, policy: MelAugment, floor: float, neper: float) -> Tensor:
-    """Return the images [B, 1, M, T] under random gain, time shift, band shift and cut-outs.
+class Changes(NamedTuple):
+    """What `augment_mel` does to each item of a batch, tensors [B]; 0 is nothing."""
 
-    `steady` [B] marks sounds without events (rain, motor), whose shift wraps; `neper` is the scale of the image: how
-    much one neper of log-mel is on it. Draws from torch's global generator.
+    gain: Tensor
+    "dB"
+    shift: Tensor
+    "frames, later"
+    bands: Tensor
+    "mel bands, up"
+    cut_time: Tensor
+    "frames cut to silence, from `cut_start`"
+    cut_start: Tensor
+    cut_bands: Tensor
+    "bands cut to silence, from `cut_low`"
+    cut_low: Tensor
+
+
+def draw_changes(
+    count: int, bands: int, frames: int, policy: MelAugment, device: torch.device | None = None
+) -> Changes:
+    """Draw the changes of `count` mels of `bands` x `frames` from torch's global generator.
+
+    Apart from `augment_mel`, so that processes that share a batch can draw for all of it and take their part.
     """
-    if policy.probability == 0:
-        return image
-    B, _, M, T = image.shape
-    device = image.device
 
     def draw(low: float, high: float) -> Tensor:
-        """Uniform [B] where the item's coin says so, else 0."""
-        chosen = torch.rand(B, device=device) < policy.probability
-        return torch.where(chosen, torch.empty(B, device=device).uniform_(low, high), 0.0)
+        """Uniform where the item's coin says so, else 0."""
+        chosen = torch.rand(count, device=device) < policy.probability
+        return torch.where(chosen, torch.empty(count, device=device).uniform_(low, high), 0.0)
 
-    image = gain(image, draw(-policy.gain, policy.gain) * NEPER_PER_DB * neper, floor)
-    image = shift_time(image, draw(-policy.shift * T, policy.shift * T).round().long(), steady, floor)
-    image = shift_bands(image, draw(-policy.bands, policy.bands).round().long())
-    for dim, size, widest in ((3, T, policy.cut_time), (2, M, policy.cut_bands)):
-        length = draw(0, widest * size)
-        start = torch.rand(B, device=device) * (size - length)
-        image = cut(image, start.floor(), length.floor(), dim, floor)
+    def draw_cut(size: int, widest: float) -> tuple[Tensor, Tensor]:
+        """Length and start of a span within `size`."""
+        length = draw(0, widest * size).floor()
+        return length, (torch.rand(count, device=device) * (size - length)).floor()
+
+    gain_db = draw(-policy.gain, policy.gain)
+    shift = draw(-policy.shift * frames, policy.shift * frames).round().long()
+    moved = draw(-policy.bands, policy.bands).round().long()
+    return Changes(gain_db, shift, moved, *draw_cut(frames, policy.cut_time), *draw_cut(bands, policy.cut_bands))
+
+
+def augment_mel(image: Tensor, changes: Changes, steady: Tensor, floor: float, neper: float) -> Tensor:
+    """Return the images [B, 1, M, T] with their gain, time shift, band shift and cut-outs.
+
+    `steady` [B] marks sounds without events (rain, motor), whose shift wraps; `neper` is the scale of the image: how
+    much one neper of log-mel is on it.
+    """
+    image = gain(image, changes.gain * NEPER_PER_DB * neper, floor)
+    image = shift_time(image, changes.shift, steady, floor)
+    image = shift_bands(image, changes.bands)
+    image = cut(image, changes.cut_start, changes.cut_time, 3, floor)
+    return cut(image, changes.cut_low, changes.cut_bands, 2, floor)
+
+
+# --- the encoder's views ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Views:
+    """What makes a view of a clip for the encoder: fades and time masks, a draw for each item (KT report, encoder)."""
+
+    fade: float = 0.4
+    "longest fade in and longest fade out, of the clip"
+    fade_depth: float = 60.0
+    "dB below at the outer end of a fade; the way there is straight in dB"
+    masks: int = 2
+    "most time masks; at least one is drawn"
+    mask: float = 0.15
+    "longest time mask, of the clip"
+
+
+def fade(image: Tensor, head: Tensor, tail: Tensor, depth: float, floor: float) -> Tensor:
+    """Fade each item [B, 1, M, T] in over `head` [B] frames and out over `tail` [B], from `depth` below, not below floor."""
+    T = image.shape[3]
+    place = torch.arange(T, device=image.device)
+    into = (1 - place / head.clamp(min=1)[:, None]).clamp(min=0) * (head > 0)[:, None]  # [B, T] 1 at the outer end
+    out = (1 - (T - 1 - place) / tail.clamp(min=1)[:, None]).clamp(min=0) * (tail > 0)[:, None]
+    return (image - depth * (into + out)[:, None, None]).clamp(min=floor)
+
+
+def draw_view(image: Tensor, views: Views, floor: float) -> Tensor:
+    """Return a view of log-mels [B, 1, M, T]: fade in, fade out, time masks. Draws from torch's global generator."""
+    B, T = len(image), image.shape[3]
+    head, tail = (torch.rand(2, B, device=image.device) * views.fade * T).floor()
+    image = fade(image, head, tail, views.fade_depth * NEPER_PER_DB, floor)
+    wanted = torch.randint(1, max(views.masks, 1) + 1, (B,), device=image.device)
+    for mask in range(views.masks):
+        length = (torch.rand(B, device=image.device) * views.mask * T).floor() * (mask < wanted)
+        start = (torch.rand(B, device=image.device) * (T - length + 1)).floor()
+        image = cut(image, start, length, 3, floor)
     return image

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from foleybox.lab.features import DCASE, MelConfig
 from foleybox.lab.models.sagan import Generator, refresh_batch_norm, to_mel
 from foleybox.lab.models.vocos import Vocos
 from foleybox.lab.runs import load_generator, load_vocoder, read_clips, read_run_config
+from foleybox.lab.systems import KT
 from foleybox.labels import LABELS
 
 SECONDS = 4.0
@@ -57,8 +58,10 @@ class Export:
     "Markdown to add to the card: known weaknesses, intended use"
     force: bool = False
     "replace an instrument that is there"
+    weights: Literal["average", "last"] = "average"
+    "the generator's moving average, or its last weights"
     draws: int = 50
-    "batches of 64 sounds from which the averaged generator's batch statistics are re-estimated"
+    "batches of 64 sounds from which the generator's batch statistics are re-estimated; 0 keeps those of the training"
     seed: int = 0
     "of those draws"
 
@@ -182,18 +185,19 @@ def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
 
 def main(config: Export) -> int:
     """`foleybox export`: write the instrument, or nothing."""
-    if config.draws < 1:
-        raise UserError(f"--draws {config.draws}: expected 1 or more")
+    if config.draws < 0:
+        raise UserError(f"--draws {config.draws}: expected 0 or more")
     check_place(config.out, "gan")
     if (config.out / MANIFEST).exists() and not config.force:
         raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
     run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
-    generator, step = load_generator(config.generator)
+    generator, step = load_generator(config.generator, config.weights)
     vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
     measured = _read_json(config.measured) if config.measured else {}
     notes = _read_notes(config.notes) if config.notes else ""
     torch.manual_seed(config.seed)
-    refresh_batch_norm(generator, config.draws)
+    if config.draws:
+        refresh_batch_norm(generator, config.draws)
     samples = round(SECONDS * mel.rate)
     graphs = build(generator, vocoder, mel, samples)
     left_out = ("clips", "out", "data")  # counted in `heard`; paths are nobody's business
@@ -203,6 +207,8 @@ def main(config: Export) -> int:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "seed": config.seed,
+        "weights": config.weights,
+        "draws": config.draws,
         "generator": {**{key: run[key] for key in run if key not in left_out}, "steps": step},
         "vocoder": {**{key: vocoder_run[key] for key in vocoder_run if key not in left_out}, "steps": vocoder_step},
     }
@@ -273,13 +279,7 @@ def card(instrument: Instrument, notes: str) -> str:
         "",
         "## How it was trained",
         "",
-        f"* Generator: {generator['system']}, plan {generator['model']['plan']}, width {generator['model']['width']}, "
-        f"{generator['steps']:,} steps of {generator['batch']} clips, Adam {generator['lr_generator']:g} / "
-        f"{generator['lr_discriminator']:g}, hinge ("
-        f"{'projection logit' if generator['model']['conditional_logit'] else 'unconditional logit'}) + "
-        f"{generator['contrastive']:g} x 2C without label (tau_d "
-        f"{generator['tau_data']:g}, tau_c {generator['tau_class']:g}), augmentation probability "
-        f"{generator['augment']['probability']:g}, average {generator['average']:g}, seed {generator['seed']}.",
+        f"* Generator: {_trained(generator)}, {made.get('weights', 'average')} weights.",
         f"* Vocoder: Vocos {vocoder['size']}, {vocoder['steps']:,} steps of {vocoder['batch']} x {vocoder['segment']} "
         f"frames, discriminators from step {vocoder['adversarial_from']:,}, seed {vocoder['seed']}.",
         f"* Made with foleybox {made['foleybox']} (commit {made['commit'] or 'unknown'}), torch {made['torch']}.",
@@ -287,6 +287,31 @@ def card(instrument: Instrument, notes: str) -> str:
         *_measured_lines(instrument.measured),
     ]
     return "\n".join(lines) + (f"\n{notes.strip()}\n" if notes else "")
+
+
+def _trained(run: dict[str, Any]) -> str:
+    """Say in a line what a run of `train sagan` was."""
+    loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
+    tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class
+    steadiers = run.get("steadiers", {})
+    also = [f"{name} {steadiers[name]:g}" for name in ("lecam", "r1") if steadiers.get(name)]
+    if any(steadiers.get("transition", ())):
+        also.append("label faded in over steps {} to {}".format(*steadiers["transition"]))
+    if loss.source:
+        also.append(f"source {run['source']}")
+    return ", ".join(
+        [
+            f"{run['system']}, plan {model['plan']}, width {model['width']}, {run['steps']:,} steps of {run['batch']} clips",
+            f"Adam {run['lr_generator']:g} / {run['lr_discriminator']:g}",
+            f"hinge ({'projection logit' if model['conditional_logit'] else 'unconditional logit'}) + "
+            f"{run['contrastive']:g} x {'C-SupCon' if loss.source else '2C'} {'with' if loss.labels else 'without'} label "
+            f"(tau_d {tau_data:g}, tau_c {tau_class:g})",
+            *also,
+            f"augmentation probability {run['augment']['probability']:g}",
+            f"average {run['average']:g}",
+            f"seed {run['seed']}",
+        ]
+    )
 
 
 def _measured_lines(measured: dict[str, Any]) -> list[str]:

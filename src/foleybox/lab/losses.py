@@ -20,6 +20,24 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+def lecam(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
+    """Return mean relu(D(x) - a_fake)^2 + mean relu(a_real - D(G(z)))^2 of logits [N] (Tseng et al. 2021, equation 3).
+
+    `anchor_real` and `anchor_fake` [] are moving averages of the logits of reals and fakes: it keeps the two near each
+    other, which little data does not. The squares are one-sided as in the authors' code.
+    """
+    return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
+
+
+def r1(logit: Tensor, real: Tensor) -> Tensor:
+    """Return 1/2 mean |dD(x)/dx|^2 of logits [N] that came from `real` [N, ...] (Mescheder et al. 2018, equation 9).
+
+    `real` must require a gradient; the result can be differentiated again.
+    """
+    (gradient,) = torch.autograd.grad(logit.sum(), real, create_graph=True)
+    return gradient.flatten(1).square().sum(1).mean() / 2
+
+
 # --- contrastive --------------------------------------------------------------------------------------------------
 
 
@@ -61,6 +79,28 @@ def conditional_contrastive(
         if labels is not None:
             positives = torch.cat([anchors, others.masked_fill(labels[:, None] != labels, -torch.inf)], 1)
         return (torch.cat([anchors, others], 1).logsumexp(1) - positives.logsumexp(1)).mean()
+
+
+# --- supervised contrastive ---------------------------------------------------------------------------------------
+
+
+def supervised_contrastive(embedding: Tensor, labels: Tensor, tau: float = 0.1) -> Tensor:
+    """Return SupCon's L_out of unit embeddings [N, E] with `labels` int64 [N] (Khosla et al. 2020, equation 2).
+
+    With P(i) the others of i's label, the loss of item i is
+        -1/|P(i)| sum over p in P(i) of ln( exp(z_i.z_p / tau) / sum over a != i of exp(z_i.z_a / tau) ),
+    and 0 where P(i) is empty; the mean over all N is returned. Two views of a clip are two rows of the same label. With
+    the number of the clip as its label this is SimCLR's loss (Chen et al. 2020, equation 1).
+    """
+    precision = torch.promote_types(embedding.dtype, torch.float32)
+    with torch.autocast(embedding.device.type, enabled=False):
+        z = embedding.to(precision)
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        similarity = (z @ z.T / tau).masked_fill(itself, -torch.inf)  # [N, N]
+        log_prob = similarity - similarity.logsumexp(1, keepdim=True)
+        positive = (labels[:, None] == labels) & ~itself
+        total = torch.where(positive, log_prob, 0.0).sum(1)
+        return -(total / positive.sum(1).clamp(min=1)).mean()
 
 
 # --- vocoder ------------------------------------------------------------------------------------------------------

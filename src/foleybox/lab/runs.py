@@ -2,7 +2,7 @@
 
 `foleybox train` writes it, the same command resumes from it, `export` and `synthesis` read it.
 
-    config.json   the system and the settings      clips.jsonl   what was heard, a line a clip
+    config.json   the part and its settings        clips.jsonl   what was heard, a line a clip
     state.pt      the step and the state dicts     log.jsonl     a line a logged step      samples/   pictures
 """
 
@@ -12,12 +12,13 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 from foleybox.doors import UserError, write_bytes, write_text
 from foleybox.lab.features import MELS, MelConfig
+from foleybox.lab.models.encoder import Encoder, EncoderConfig
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
 
@@ -30,6 +31,7 @@ MAY_CHANGE = {
     "threads",
     "device",
     "precision",
+    "compile",
     "out",
     "data",
     "tracker",
@@ -49,22 +51,21 @@ def plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def open_run(out: Path, system: str, config: Any, clips: list[dict[str, str]]) -> None:
-    """Make the run folder, or check that it holds a run of this very system, configuration and clips.
+def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]]) -> None:
+    """Make the run folder, or check that it holds a run of this very part, configuration and clips.
 
-    `clips` is `data.heard` of the training clips: what an exported instrument will say it was trained on.
+    `part` is the loop that trains it (sagan, vocoder ...). `clips` is `data.heard` of the training clips: what an
+    exported instrument will say it was trained on.
     """
     path = out / "config.json"
     listed = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in clips)
-    mine = {"system": system, "clips": hashlib.sha256(listed.encode()).hexdigest(), **plain(config)}
+    mine = {"part": part, "clips": hashlib.sha256(listed.encode()).hexdigest(), **plain(config)}
     for half_written in out.glob(".*.partial*"):  # what kill -9 left of an earlier sitting
         half_written.unlink()
     if path.is_file():
         theirs = read_run_config(out)
-        if theirs.get("system") != system:
-            raise UserError(
-                f"{out} is a run of {theirs.get('system')!r}, not of {system!r}: give another folder with -o"
-            )
+        if theirs.get("part") != part:
+            raise UserError(f"{out} is a run of {theirs.get('part')!r}, not of {part!r}: give another folder with -o")
         differing = [
             key
             for key in sorted(mine.keys() | theirs.keys())
@@ -142,11 +143,11 @@ def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
 # --- trained parts ------------------------------------------------------------------------------------------------
 
 
-def load_generator(run: Path) -> tuple[Generator, int]:
-    """Return (the averaged generator of a run in eval mode, the step). Raises UserError for a bad run."""
+def load_generator(run: Path, weights: Literal["average", "last"] = "average") -> tuple[Generator, int]:
+    """Return (the generator of a run in eval mode, the step). Raises UserError for a bad run."""
     settings, state = _read_trained(run, "sagan")
     generator = Generator(SaganConfig(**settings["model"]))
-    generator.load_state_dict(state["average"])
+    generator.load_state_dict(state["average" if weights == "average" else "generator"])
     return generator.eval(), int(state["step"])
 
 
@@ -159,15 +160,32 @@ def load_vocoder(run: Path) -> tuple[Vocos, MelConfig, int]:
     return model.eval(), mel, int(state["step"])
 
 
+def load_encoder(run: Path) -> tuple[Encoder, int]:
+    """Return (the frozen encoder of a run in eval mode, its classifier within, the step).
+
+    Raises UserError for a bad run, and for one whose training has not come to its end: its classifier would be guessing.
+    """
+    settings, state = _read_trained(run, "encoder")
+    steps = settings["contrastive_steps"] + settings["classifier_steps"]
+    if state["step"] < steps:
+        raise UserError(
+            f"{run} stands at step {state['step']} of {steps}: expected a finished encoder; the same `foleybox train "
+            "encoder` command goes on"
+        )
+    encoder = Encoder(EncoderConfig(**settings["model"]))
+    encoder.load_state_dict(state["encoder"])
+    return encoder.eval().requires_grad_(False), int(state["step"])
+
+
 def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
     """Return the settings of a vocoder of that size for that mel."""
     return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
 
 
-def _read_trained(run: Path, system: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_trained(run: Path, part: str) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = read_run_config(run)
-    if settings.get("system") != system:
-        raise UserError(f"{run} is a run of {settings.get('system')!r}: expected one of `foleybox train {system}`")
+    if settings.get("part") != part:
+        raise UserError(f"{run} is a run of {settings.get('part')!r}: expected one of `foleybox train {part}`")
     path = run / "state.pt"
     if not path.is_file():
         raise UserError(f"{run} holds no state.pt yet: let the training reach its first checkpoint")

@@ -27,7 +27,10 @@ from foleybox.labels import LABELS
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch from (seed, rank, step), so that a step's noise does not depend on how the run got there."""
+    """Seed torch from (seed, rank, step), so that a step's noise does not depend on how the run got there.
+
+    With one rank for all, every process draws the same: draw for the global batch, and take this process's `share`.
+    """
     torch.manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63)
 
 
@@ -59,9 +62,17 @@ def balanced_indices(step: int, batch: int, labels: Tensor, seed: int) -> Tensor
     return torch.stack(indices)
 
 
-def share(indices: Tensor, rank: int, world: int) -> Tensor:
-    """Return this process's part of a global batch."""
-    return indices[rank::world]
+def share(batch: Tensor, rank: int, world: int) -> Tensor:
+    """Return this process's part of a global batch [B, ...]."""
+    return batch[rank::world]
+
+
+def all_finite(loss: Tensor, world: int) -> bool:
+    """Return whether the loss is finite in every process, so that all of them skip a step or none."""
+    finite = torch.isfinite(loss.detach()).float()
+    if world > 1:
+        torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
+    return bool(finite)
 
 
 @torch.no_grad()
@@ -128,14 +139,17 @@ class Log:
         """Add a step's numbers to the means of the next line; a number that is not finite is left out."""
         for name, value in terms.items():
             number = float(value.detach() if isinstance(value, Tensor) else value)
-            if math.isfinite(number):
-                self.sums[name] = self.sums.get(name, 0.0) + number
-                self.counts[name] = self.counts.get(name, 0) + 1
+            finite = math.isfinite(number)
+            self.sums[name] = self.sums.get(name, 0.0) + (number if finite else 0.0)
+            self.counts[name] = self.counts.get(name, 0) + finite
 
     def write(self, step: int, extra: Mapping[str, float] | None = None) -> None:
-        """Write the means since the last line as the line of `step`."""
+        """Write the means since the last line, over all processes, as the line of `step`."""
         now = time.monotonic()
-        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+        table = torch.tensor([[self.sums[name], self.counts[name]] for name in self.sums], dtype=torch.float64)
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table.to(self.accelerator.device), "sum").cpu()  # type: ignore[union-attr]
+        means = {name: float(total / count) for name, (total, count) in zip(self.sums, table) if count}
         means["steps_per_second"] = (step - self.clock_step) / max(now - self.clock, 1e-9)
         means |= extra or {}
         self.sums, self.counts, self.clock, self.clock_step = {}, {}, now, step
