@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import nn
 
 from foleybox.doors import UserError, write_bytes, write_text
 from foleybox.lab.features import MELS, MelConfig
 from foleybox.lab.models.encoder import Encoder, EncoderConfig
+from foleybox.lab.models.pixelsnail import PixelSnail, PixelSnailConfig
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
+from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
 
 CLIPS = "clips.jsonl"
 MAY_CHANGE = {
@@ -28,6 +31,7 @@ MAY_CHANGE = {
     "save_every",
     "log_every",
     "sample_every",
+    "measure_every",
     "threads",
     "device",
     "precision",
@@ -128,16 +132,19 @@ def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
         return 0
     state = read_state(path)
     for name, part in parts.items():
-        if name not in state:
-            raise UserError(
-                f"{path} holds no {name!r}: it is not a checkpoint of this system; give another folder with -o"
-            )
-        try:
-            part.load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"{path} does not fit the model ({name}: {first}): was the width changed?") from error
+        _fill(part, name, state, path)
     return int(state["step"])
+
+
+def _fill(part: Stateful, name: str, state: Mapping[str, Any], path: Path) -> None:
+    """Load one part of a checkpoint, strictly: a missing or a surplus weight is an error, never a random layer."""
+    if name not in state:
+        raise UserError(f"{path} holds no {name!r}: it is not a whole checkpoint of this system; name another folder")
+    try:
+        part.load_state_dict(state[name])
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit the model ({name}: {reason}): was the width changed?") from error
 
 
 # --- trained parts ------------------------------------------------------------------------------------------------
@@ -177,16 +184,46 @@ def load_encoder(run: Path) -> tuple[Encoder, int]:
     return encoder.eval().requires_grad_(False), int(state["step"])
 
 
+def load_vqvae(run: Path) -> tuple[Vqvae, int]:
+    """Return (the frozen VQ-VAE of a run, the step). Raises UserError for a bad run or a partial checkpoint."""
+    settings, state = _read_trained(run, "vqvae")
+    vqvae = Vqvae(VqvaeConfig(**settings["model"]), settings["head"])
+    _fill(vqvae, "vqvae", state, run / "state.pt")
+    return vqvae.eval().requires_grad_(False), int(state["step"])
+
+
+def load_pixelsnail(run: Path, weights: Literal["best", "last"] = "best") -> tuple[PixelSnail, str, int]:
+    """Return (the model of a run in eval mode, the fingerprint of the VQ-VAE whose codes it draws, the step).
+
+    "best" is the one with the lowest score on held-out clips, where the run held any out; else the last.
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    name = "best.pt" if weights == "best" and (run / "best.pt").is_file() else "state.pt"
+    settings, state = _read_trained(run, "pixelsnail", name)
+    model = PixelSnail(PixelSnailConfig(**settings["model"]))
+    _fill(model, "pixelsnail", state, run / name)
+    return model.eval(), settings["vqvae"], int(state["step"])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's names, shapes and values, 64 hexadecimal digits: the same for the same weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
     """Return the settings of a vocoder of that size for that mel."""
     return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
 
 
-def _read_trained(run: Path, part: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_trained(run: Path, part: str, name: str = "state.pt") -> tuple[dict[str, Any], dict[str, Any]]:
     settings = read_run_config(run)
     if settings.get("part") != part:
         raise UserError(f"{run} is a run of {settings.get('part')!r}: expected one of `foleybox train {part}`")
-    path = run / "state.pt"
+    path = run / name
     if not path.is_file():
-        raise UserError(f"{run} holds no state.pt yet: let the training reach its first checkpoint")
+        raise UserError(f"{run} holds no {name} yet: let the training reach its first checkpoint")
     return settings, read_state(path)
