@@ -7,6 +7,7 @@ Run from the repository root (about ten minutes on two cores):
 `--systems FOLDER ...` adds systems below the marks. Figures depend on the recordings; the seed fixes all else.
 """
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,8 @@ class Ruler:
     bootstrap: int = 200
     systems: tuple[str, ...] = ()
     "folders of generated clips to put below the marks"
+    made: str = ""
+    "the command that made them"
     html: Path | None = None
     "also write the page of `foleybox evaluate`"
 
@@ -115,12 +118,17 @@ def text_of(result: Mapping[str, Any], config: Ruler) -> str:
     floors = [number(first["mean"]["figures"][name]["floor"]) for name in metrics]
     rows.append(["floor: five draws of train clips", *floors])
     rows += [[each["name"], *(cell(each["mean"]["figures"][name]) for name in metrics)] for each in result["systems"]]
-    command = " ".join(["PYTHONPATH=src python benchmarks/ruler.py", str(config.data), "--output", str(config.output)])
+    words = ["python", "benchmarks/ruler.py", str(config.data), "--output", str(config.output)]
+    words += ["--systems", *config.systems] if config.systems else []
+    words += ["--made", config.made] if config.made else []
+    own = f"Systems, below the marks: {', '.join(f'`{each}`' for each in config.systems)}"
+    own += f", made by `{config.made}`." if config.made else "."
     parts = [
         "# What a distance means",
-        f"Made by `{command}{' --systems ' + ' '.join(config.systems) if config.systems else ''}` (foleybox "
-        f"{result['foleybox']}). Every row but a system's own is made of {config.clips} real train clips a label, "
-        "measured against the real dev clips; no recording is in both.",
+        f"Made by `PYTHONPATH=src {shlex.join(words)}` (foleybox {result['foleybox']}). Every row but a system's own is "
+        f"made of {config.clips} real train clips a label, seed {config.seed}, measured against the real dev clips; no "
+        "recording is in both.",
+        own if config.systems else "",
         "\n".join(f"* {term}: {text}" for term, text in protocol_entries(protocol) if term != "floor"),
         "\n".join(f"> {note}" for note in result["notes"]),
         f"![distances by label]({config.output.with_suffix('.svg').name})",

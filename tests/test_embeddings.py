@@ -1,6 +1,7 @@
 """What an embedding is given, what it returns, and where its weights are found."""
 
 import hashlib
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from foleybox.lab.evaluation.embeddings import (
     Release,
     VGGishEmbedding,
     embed_clips,
+    embed_stream,
     find_weights,
     frame,
     load_embedding,
@@ -172,7 +174,7 @@ def test_vggish_passes_its_published_smoke_test() -> None:
         (folder / name for folder in folders for name in RELEASES["vggish"].names if (folder / name).is_file()), None
     )
     if path is None:
-        pytest.skip("no VGGish weights here (FOLEYBOX_WEIGHTS)")
+        pytest.skip(f"no VGGish weights here: put {RELEASES['vggish'].url} into a folder named by FOLEYBOX_WEIGHTS")
     network = VGGishEmbedding(path, official=False).network
     frames = torch.sin(2 * torch.pi * 1000 * torch.arange(48_000, dtype=torch.float64) / 16_000).float()
     log_mel = torch.cat([network.mel(frames[None, start : start + 16_000]) for start in (0, 15_360, 30_720)])
@@ -252,8 +254,8 @@ def test_the_digest_is_of_the_tensors_and_not_of_the_file(tmp_path: Path) -> Non
     assert state_digest({**state, "a": torch.ones(2, 2)}) != state_digest(state)
 
 
-def test_the_encoder_says_what_it_waits_for() -> None:
-    with pytest.raises(UserError, match="foleybox train encoder"):
+def test_the_encoder_says_that_its_run_must_be_named() -> None:
+    with pytest.raises(UserError, match="name a run of `foleybox train encoder` with --weights"):
         load_embedding("encoder")
 
 
@@ -277,6 +279,34 @@ def test_clips_are_embedded_once_and_again_when_they_change(toy: ToyEmbedding, t
     changed = embed_clips(find_clips(folder), toy, 1.0)
     assert toy.calls > calls
     assert changed.peaks[0] == 0
+
+
+def test_one_piece_is_in_memory_at_a_time_and_together_they_are_the_whole(
+    toy: ToyEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_clips(sounds(tmp_path / "real", count=5, labels=2))
+    whole = embed_clips(files, toy, 1.0)
+    monkeypatch.setattr(embeddings, "PIECE", 3)
+    np.testing.assert_array_equal(embed_clips(files, toy, 1.0).vectors, whole.vectors)
+    alive: list[weakref.ref] = []
+    for piece in embed_stream(files, toy, 1.0):
+        alive.append(weakref.ref(piece.vectors))
+        del piece
+        assert sum(each() is not None for each in alive) <= 1
+    assert len(alive) == 4
+
+
+def test_a_run_that_was_stopped_goes_on_at_the_piece_it_was_at(
+    toy: ToyEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_clips(sounds(tmp_path / "real", count=5, labels=2))
+    monkeypatch.setattr(embeddings, "PIECE", 3)
+    for index, _ in enumerate(embed_stream(files, toy, 1.0)):
+        if index == 1:
+            break
+    assert toy.calls == 2
+    assert len(embed_clips(files, toy, 1.0).clips) == 10
+    assert toy.calls == 4
 
 
 def test_a_length_without_a_window_is_refused(toy: ToyEmbedding, tmp_path: Path) -> None:

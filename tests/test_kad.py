@@ -8,7 +8,10 @@ from foleybox.lab.evaluation.kad import bandwidth, clip_kernel, kad, mean_off_di
 
 def distance(generated: np.ndarray, reference: np.ndarray, counts: np.ndarray | None = None) -> float:
     width = bandwidth(reference)
-    within, known = clip_kernel(generated, generated, width), clip_kernel(reference, reference, width)
+    within, known = (
+        clip_kernel(generated, generated, width),
+        mean_off_diagonal(clip_kernel(reference, reference, width)),
+    )
     return kad(within, known, clip_kernel(generated, reference, width), counts)
 
 

@@ -17,7 +17,7 @@ from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.frechet import Gaussian, Statistics, write_statistics
 from foleybox.lab.evaluation.measures import MeasureConfig
 from foleybox.lab.evaluation.report import Evaluate, _check_official, evaluate, run
-from foleybox.lab.evaluation.tables import PRINTED, number
+from foleybox.lab.evaluation.tables import PRINTED, differences, markdown, number, printed_title
 from foleybox.labels import LABELS
 
 __all__ = ["toy"]  # a fixture
@@ -27,7 +27,7 @@ def asked(tmp_path: Path, *generated: str, **changes: Any) -> Evaluate:
     values: dict[str, Any] = {
         "generated": generated or (str(tmp_path / "fake"),),
         "reference": str(tmp_path / "real"),
-        "seconds": 1.0,
+        "seconds": 4.0 if changes.get("mode") == "official" else 1.0,
         "measure": MeasureConfig(bootstrap=20),
         "players": 0,
     }
@@ -63,12 +63,30 @@ def test_every_figure_has_its_n_its_interval_and_its_floor(toy: ToyEmbedding, fo
     assert (part["n"], part["windows"], part["floor_n"]) == (8, 24, 8)
     for name, figure in part["figures"].items():
         assert figure["floor"] is not None, name
-        assert figure["low"] is not None or name == "frechet_infinity"
+        assert figure["low"] is not None, name
     assert part["figures"]["frechet"]["floor"] == part["figures"]["frechet"]["value"]  # the same clips
     protocol = result["protocol"]
     assert protocol["embedding"] == "toy"
     assert protocol["windows"] == toy.rule
     assert protocol["reference_clips"]["rain"] == 8
+
+
+def test_of_many_clips_the_distance_is_over_all_and_the_rest_over_a_stated_draw(
+    toy: ToyEmbedding, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foleybox.lab.evaluation.embeddings.PIECE", 5)
+    every = run(asked(folders))["systems"][0]
+    result = run(asked(folders, measure=MeasureConfig(bootstrap=20, keep=6)))
+    few = result["systems"][0]
+    for part, whole in ((few["labels"]["rain"], every["labels"]["rain"]), (few["pooled"], every["pooled"])):
+        assert (part["n"], part["windows"], part["kept"]) == (whole["n"], whole["windows"], 6)
+        for name, figure in part["figures"].items():
+            exact = name in ("frechet", "accuracy")
+            assert (figure["value"] == pytest.approx(whole["figures"][name]["value"], abs=2e-6)) >= exact, name
+        assert part["figures"]["kad"]["value"] != whole["figures"]["kad"]["value"]
+    assert "| Rain | 8 (6 drawn) |" in markdown(result)
+    assert any("wider than those of all" in note for note in result["notes"])
+    assert any("Of the reference, KAD to coverage" in note for note in result["notes"])
 
 
 def test_wrong_labels_are_far_and_heard(toy: ToyEmbedding, folders: Path) -> None:
@@ -93,7 +111,10 @@ def test_the_tables_state_embedding_windows_reference_and_n(toy: ToyEmbedding, f
         "real, floor of Rain",
     ):
         assert stated in text
-    assert "ANOTHER embedding and reference" in text
+    header, _, measured, *_ = text[text.index("## Printed figures") :].splitlines()[4:]
+    assert "KT S3" in header
+    assert "OTHER embedding, reference, protocol" in measured
+    assert "here: toy, n 8" in measured
 
 
 def test_a_statistics_file_gives_the_same_distance_as_its_clips(toy: ToyEmbedding, folders: Path) -> None:
@@ -188,8 +209,12 @@ def test_silent_clips_and_fewer_labels_are_measured_when_asked_for_and_said(toy:
             "statistics of mn04, not of toy",
         ),
         (
-            Statistics({label: Gaussian(np.zeros(9), np.eye(9), 9) for label in LABELS}, ""),
+            Statistics({label: Gaussian(np.zeros(9), np.eye(9), 9) for label in LABELS}, "toy"),
             "reference of another embedding",
+        ),
+        (
+            Statistics({label: Gaussian(np.zeros(8), np.eye(8), 9) for label in LABELS}, ""),
+            "does not say of which embedding it is",
         ),
         (Statistics({LABELS[0]: Gaussian(np.zeros(8), np.eye(8), 9)}, "toy"), "no statistics of Footstep"),
     ],
@@ -202,12 +227,25 @@ def test_statistics_of_another_embedding_are_refused(
         run(asked(folders, reference=str(folders / "other.npz")))
 
 
+def test_statistics_of_another_encoder_are_refused(
+    toy: ToyEmbedding, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy, "name", "encoder")
+    monkeypatch.setattr(toy, "weights", "step 1")
+    run(asked(folders, statistics=folders / "real.npz"))
+    run(asked(folders, reference=str(folders / "real.npz")))
+    monkeypatch.setattr(toy, "weights", "step 2")
+    with pytest.raises(UserError, match="statistics of encoder, step 1, not of encoder, step 2"):
+        run(asked(folders, reference=str(folders / "real.npz")))
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"reference": None}, "no reference"),
         ({"reference": "none.npz"}, "no statistics file"),
         ({"mode": "official", "labels": ("rain",)}, "all seven labels"),
+        ({"mode": "official", "seconds": 3.0}, "official measures 4 s"),
         ({"mode": "official", "embedding": "mn04", "reference": "x.npz"}, "defined on vggish-official"),
         ({"mode": "official"}, "compares with a statistics file"),
         ({"mode": "official", "reference": "x.npz"}, "8 clips of DogBark: --mode official takes exactly 100"),
@@ -235,10 +273,13 @@ def test_the_official_protocol_refuses_what_its_tool_refuses(
     tmp_path: Path, rate: int, samples: int, subtype: str, channels: int
 ) -> None:
     soundfile.write(tmp_path / "x.wav", np.zeros((samples, channels)), rate, subtype=subtype)
-    with pytest.raises(UserError, match="--mode official takes 22050 Hz, mono, 88200 samples, PCM_16"):
+    with pytest.raises(UserError, match="--mode official takes WAV of 22050 Hz, mono, 88200 samples, PCM_16"):
         _check_official(tmp_path / "x.wav")
     soundfile.write(tmp_path / "y.wav", np.zeros(88_200), 22_050, subtype="PCM_16")
     _check_official(tmp_path / "y.wav")
+    soundfile.write(tmp_path / "z.flac", np.zeros(88_200), 22_050, subtype="PCM_16")
+    with pytest.raises(UserError, match="is FLAC of 22050 Hz"):
+        _check_official(tmp_path / "z.flac")
 
 
 def test_the_official_protocol_takes_a_hundred_clips_and_names_its_score(toy: ToyEmbedding, tmp_path: Path) -> None:
@@ -314,6 +355,23 @@ def test_printed_means_are_the_means_of_their_rows() -> None:
         assert len(row.values) == 7
         assert row.mean == pytest.approx(np.mean(row.values), abs=0.0011), row.system
     assert {row.mean for row in PRINTED} >= {9.702, 6.616, 4.833, 5.060}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ""),
+        ({"embedding": "vggish"}, "OTHER embedding"),
+        ({"reference": "ours.npz"}, "OTHER reference"),
+        ({"mode": "cmu32"}, "OTHER protocol"),
+    ],
+)
+def test_a_printed_column_says_in_what_it_was_measured_otherwise(changes: dict[str, str], expected: str) -> None:
+    same = {"mode": "official", "embedding": "vggish-official", "reference": "x/dcase2023_eval_vggish_stats.npz"}
+    cmu = next(row for row in PRINTED if row.system.startswith("CMU"))
+    assert differences(PRINTED[0], {**same, **changes}) == expected
+    assert differences(cmu, {**same, **changes}).removeprefix("OTHER embedding; ") == "reference and n not stated"
+    assert ("same protocol" in printed_title({**same, **changes})) == (expected == "")
 
 
 def test_numbers_keep_three_digits() -> None:

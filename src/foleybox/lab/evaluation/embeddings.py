@@ -8,7 +8,7 @@ import os
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, TypeVar
@@ -16,12 +16,17 @@ from typing import Literal, NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from foleybox.audio import fit, read_wave, resample
 from foleybox.doors import UserError, sha256, write_beside
 from foleybox.lab.data import ClipFile, cache_folder, cached
 from foleybox.lab.evaluation import mn, vggish
+from foleybox.lab.features import DCASE, LogMel
+from foleybox.lab.models.encoder import encode_mels
+from foleybox.lab.runs import load_encoder
 from foleybox.labels import LABELS
 
 Result = TypeVar("Result")
@@ -142,13 +147,40 @@ class VGGishEmbedding:
         return Embedded(vectors.unflatten(0, frames.shape[:2]), None)
 
 
+class EncoderEmbedding:
+    """An encoder of ours (`foleybox train encoder`): its features of a whole clip, and its classifier as the tagger.
+
+    The vectors are the features before the head, not the unit embeddings: supervised contrast draws all clips of a label
+    to one point there, so that a distance between embeddings no longer sees the variety within a label (Chen et al.
+    2020, section 4.2, on the same ground). The encoder has heard its training clips: measure against others.
+    """
+
+    name, rate = "encoder", DCASE.rate
+    rule = "the whole clip at 22,050 Hz"
+
+    def __init__(self, run: Path):
+        self.encoder, step = load_encoder(run)
+        self.width = 8 * self.encoder.config.width
+        self.weights = f"foleybox encoder, step {step}, sha256 {sha256(run / 'state.pt')[:12]}"
+        self.mel = LogMel(DCASE)
+
+    def windows(self, samples: int) -> int:
+        return int(samples >= DCASE.n_fft)
+
+    @torch.no_grad()
+    def embed(self, waves: Tensor) -> Embedded:
+        features = encode_mels(self.encoder, self.mel(waves)).feature
+        return Embedded(features[:, None], self.encoder.classifier(features).softmax(1))
+
+
 def load_embedding(name: EmbeddingName, weights: Path | None = None) -> Embedding:
     """Return an embedding, its weights found (see `find_weights`) or fetched. Raises UserError where they are not."""
     if name == "encoder":
-        raise UserError(
-            "the embedding `encoder` needs an encoder run of ours (foleybox train encoder), which no release holds "
-            "yet; use --embedding mn04"
-        )
+        if weights is None:
+            raise UserError(
+                "the embedding encoder is one of your own: name a run of `foleybox train encoder` with --weights"
+            )
+        return EncoderEmbedding(weights)
     if name == "mn04":
         return MN04(find_weights("mn04", weights))
     return VGGishEmbedding(find_weights("vggish", weights), official=name == "vggish-official")
@@ -254,6 +286,7 @@ def state_digest(state: dict[str, Tensor]) -> str:
 
 # --- clips --------------------------------------------------------------------------------------------------------
 
+PIECE = 5_000  # clips that are embedded and cached together
 SILENT = 10 ** (-60 / 20)  # a clip whose peak is under -60 dBFS
 
 
@@ -274,32 +307,60 @@ class EmbeddedClips(NamedTuple):
         return EmbeddedClips(clips, self.vectors[index], tags, self.rates[index], self.peaks[index])
 
 
-def embed_clips(clips: Sequence[ClipFile], embedding: Embedding, seconds: float) -> EmbeddedClips:
-    """Embed files, cut or zero-padded at the end to `seconds`; kept in the user's cache.
+def join(pieces: Sequence[EmbeddedClips]) -> EmbeddedClips:
+    """Return the clips of all pieces, in order; one piece is returned as it is."""
+    if len(pieces) == 1:
+        return pieces[0]
+    clips, vectors, tags, rates, peaks = zip(*pieces)
+    return EmbeddedClips(
+        tuple(clip for piece in clips for clip in piece),
+        np.concatenate(vectors),
+        None if any(each is None for each in tags) else np.concatenate(tags),
+        np.concatenate(rates),
+        np.concatenate(peaks),
+    )
 
+
+def embed_clips(clips: Sequence[ClipFile], embedding: Embedding, seconds: float) -> EmbeddedClips:
+    """Return what `embed_stream` yields, as one."""
+    return join(list(embed_stream(clips, embedding, seconds)))
+
+
+def embed_stream(clips: Sequence[ClipFile], embedding: Embedding, seconds: float) -> Iterator[EmbeddedClips]:
+    """Embed files, cut or zero-padded at the end to `seconds`, PIECE at a time; each piece is kept in the user's cache.
+
+    So any number of clips takes the memory of one piece, and a run that was stopped goes on at the piece it was at.
     Raises UserError for a file that cannot be read or holds NaN, and for a length that gives no window.
     """
     samples = round(seconds * embedding.rate)
-    windows = embedding.windows(samples)
-    if windows < 1:
+    if embedding.windows(samples) < 1:
         raise UserError(f"{seconds:g} s give no window of {embedding.name} ({embedding.rule})")
+    for start in range(0, len(clips), PIECE):
+        piece = tuple(clips[start : start + PIECE])
+        what = f"{embedding.name}: clips {start + 1:,} to {start + len(piece):,} of {len(clips):,}"
+        yield _embed_piece(piece, embedding, samples, what)  # no name holds it: the next one takes its place
 
+
+def _embed_piece(clips: tuple[ClipFile, ...], embedding: Embedding, samples: int, what: str) -> EmbeddedClips:
     def compute() -> Tensor:
-        return torch.cat(list(_embed_batches(clips, embedding, samples)))
+        return torch.cat(list(_embed_batches(clips, embedding, samples, what)))
 
     sheet = cached(f"embedding-{embedding.name}", clips, f"{embedding.weights} {samples}", compute).numpy()
+    windows = embedding.windows(samples)
     edge = windows * embedding.width
     tags = sheet[:, edge : edge + len(LABELS)]
     return EmbeddedClips(
-        tuple(clips),
+        clips,
         sheet[:, :edge].reshape(len(clips), windows, embedding.width),
-        None if np.isnan(tags).any() else tags,
+        None if np.isnan(tags).all() else tags,
         sheet[:, -2].astype(np.int64),
         sheet[:, -1],
     )
 
 
-def _embed_batches(clips: Sequence[ClipFile], embedding: Embedding, samples: int, batch: int = 32) -> Iterator[Tensor]:
+def _embed_batches(
+    clips: Sequence[ClipFile], embedding: Embedding, samples: int, what: str, batch: int = 32
+) -> Iterator[Tensor]:
     """Yield rows [batch, W * E + 7 + 2]: vectors, tags (NaN without a tagger), rate of the file, peak."""
 
     def rows(start: int) -> Tensor:
@@ -315,7 +376,14 @@ def _embed_batches(clips: Sequence[ClipFile], embedding: Embedding, samples: int
         found = torch.tensor([rates, peaks], dtype=torch.float32).T
         return torch.cat([vectors.flatten(1), tags, found], 1)
 
-    yield from beside(rows, range(0, len(clips), batch))
+    starts = range(0, len(clips), batch)
+    yield from watched(beside(rows, starts), len(starts), what)
+
+
+def watched(items: Iterable[Result], total: int, what: str) -> Iterator[Result]:
+    """Yield the items, with a progress bar on a terminal."""
+    hidden = total < 2 or not sys.stderr.isatty()
+    yield from track(items, what, total, console=Console(stderr=True), transient=True, disable=hidden)
 
 
 def beside(work: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:

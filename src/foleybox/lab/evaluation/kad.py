@@ -50,7 +50,7 @@ def clip_kernel(a: Vectors, b: Vectors, width: float, block: int = 64) -> NDArra
 
 def kad(
     generated: NDArray[np.float64],  # [N, N] clip kernel within the generated clips
-    reference: NDArray[np.float64],  # [M, M] within the reference
+    reference: float,  # the mean of that within the reference, between two clips: `mean_off_diagonal`
     across: NDArray[np.float64],  # [N, M]
     counts: NDArray | None = None,  # [N] how often each generated clip is in the set; once each when absent
 ) -> float:
@@ -59,7 +59,7 @@ def kad(
     total = weight.sum()
     # Two copies of one clip are a pair like any other; a clip with itself is not a pair.
     within = (weight @ generated @ weight - weight @ np.diag(generated)) / (total * (total - 1))
-    return float(SCALE * (within + mean_off_diagonal(reference) - 2 * (weight @ across).mean() / total))
+    return float(SCALE * (within + reference - 2 * (weight @ across).mean() / total))
 
 
 def mean_off_diagonal(kernel: NDArray[np.float64]) -> float:

@@ -6,19 +6,23 @@ The interval is a bootstrap over the generated clips (never windows: those of on
 reference held fixed. A set drawn with replacement holds fewer different clips, which moves every distance up; so the
 replicates are shifted to have the figure as their mean, and the interval says how much the figure would move with
 other clips of the same system at the same n.
+
+A set may be of any size. FD and accuracy are streamed over every clip (`Whole`); what needs the clips themselves, and
+every interval, is computed on `keep` of them, drawn at random: all of them where there are no more.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.doors import UserError
+from foleybox.lab.data import ClipFile
 from foleybox.lab.evaluation.embeddings import EmbeddedClips
-from foleybox.lab.evaluation.frechet import Array, Gaussian, extrapolate, frechet, frechet_quick, gaussian, psd_root
-from foleybox.lab.evaluation.kad import bandwidth, clip_kernel, kad
+from foleybox.lab.evaluation.frechet import Array, Gaussian, Moments, Redrawn, extrapolate, frechet, gaussian, psd_root
+from foleybox.lab.evaluation.kad import bandwidth, clip_kernel, kad, mean_off_diagonal, squared_distances
 from foleybox.lab.evaluation.prdc import neighbours, prdc
 from foleybox.labels import LABELS, Label
 
@@ -30,13 +34,15 @@ class Metric(NamedTuple):
     better: int  # +1: more is better, -1: less is better
     highest: float  # what it cannot exceed
     meaning: str
+    lowest: float = 0.0
 
 
 METRICS: dict[str, Metric] = {
     "frechet": Metric("FD", -1, np.inf, "squared Fréchet distance of the windows' embeddings to the reference's"),
-    "frechet_infinity": Metric("FD∞", -1, np.inf, "FD extrapolated to infinitely many generated clips"),
+    "frechet_infinity": Metric("FD∞", -1, np.inf, "FD extrapolated to infinitely many generated clips", -np.inf),
     "kad": Metric(
-        "KAD", -1, np.inf, "100 × unbiased MMD², Gaussian kernel, median distance of the reference; may be negative"
+        *("KAD", -1, np.inf, "100 × unbiased MMD², Gaussian kernel, median distance of the reference; may be negative"),
+        lowest=-np.inf,
     ),
     "precision": Metric("precision", +1, 1, "share of generated clips within the reference's k-nearest balls"),
     "recall": Metric("recall", +1, 1, "share of reference clips within the generated clips' k-nearest balls"),
@@ -44,6 +50,9 @@ METRICS: dict[str, Metric] = {
         "density", +1, np.inf, "reference balls that a generated clip lies in, over k; about 1 for real clips"
     ),
     "coverage": Metric("coverage", +1, 1, "share of reference clips whose ball holds a generated clip"),
+    "diversity": Metric(
+        "diversity", +1, np.inf, "mean distance between two generated clips over that between two of the reference"
+    ),
     "accuracy": Metric("accuracy", +1, 1, "share of generated clips that the tagger hears as their label"),
 }
 
@@ -60,12 +69,14 @@ class MeasureConfig:
     "neighbours of precision, recall, density and coverage"
     confidence: float = 0.95
     "of the interval"
+    keep: int = 5_000
+    "clips of a label, and of all pooled, held in memory; of more, FD and accuracy are over all, the rest over a draw"
 
     def __post_init__(self) -> None:
-        if self.bootstrap < 0 or self.k < 1 or not 0 < self.confidence < 1 or self.seed < 0:
+        if self.bootstrap < 0 or self.k < 1 or not 0 < self.confidence < 1 or self.seed < 0 or self.keep < 2:
             raise UserError(
-                f"bootstrap {self.bootstrap}, k {self.k}, confidence {self.confidence}, seed {self.seed}: expected "
-                "bootstrap >= 0, k >= 1, confidence between 0 and 1, seed >= 0"
+                f"bootstrap {self.bootstrap}, k {self.k}, confidence {self.confidence}, seed {self.seed}, keep "
+                f"{self.keep}: expected bootstrap >= 0, k >= 1, confidence between 0 and 1, seed >= 0, keep >= 2"
             )
 
 
@@ -86,6 +97,85 @@ class Measured(NamedTuple):
 
 
 @dataclass
+class Whole:
+    """What is known of every clip of a set, in memory that does not grow with it."""
+
+    moments: Moments
+    clips: int = 0
+    right: float = 0.0
+    "clips that the tagger hears as their label"
+
+    def add(self, clips: EmbeddedClips) -> "Whole":
+        """Add clips."""
+        self.moments.add(flat(clips.vectors))
+        self.clips += len(clips.clips)
+        self.right += 0.0 if clips.tags is None else float(heard_right(clips).sum())
+        return self
+
+
+class ClipSet(NamedTuple):
+    """A set of clips of any size: what is known of all of it, and the clips that are kept, in their order."""
+
+    whole: Whole
+    kept: EmbeddedClips
+
+
+def gather(
+    clips: Sequence[ClipFile], pieces: Iterable[EmbeddedClips], config: MeasureConfig
+) -> dict[Label | None, ClipSet]:
+    """Read the `pieces` that `clips` come in, once; return the set of each label, and under None that of all clips.
+
+    At most `config.keep` clips of a set are kept, drawn by the seed. One piece is in memory at a time.
+    """
+    ids = np.array([clip.label.id if clip.label else -1 for clip in clips])
+    members: dict[Label | None, NDArray[np.bool_]] = {label: ids == label.id for label in LABELS if label.id in ids}
+    members[None] = np.ones(len(ids), bool)
+    keep = {label: _draw(inside, config, stream_of(label)) for label, inside in members.items()}
+    wholes: dict[Label | None, Whole] = {}
+    kept: dict[Label | None, EmbeddedClips] = {}
+    filled = dict.fromkeys(members, 0)
+    start = 0
+    for piece in pieces:
+        here = slice(start, start + len(piece.clips))
+        start = here.stop
+        for label, inside in members.items():
+            if label not in wholes:
+                wholes[label] = Whole(Moments(piece.vectors.shape[-1]))
+                kept[label] = _room([clips[i] for i in np.flatnonzero(keep[label]).tolist()], piece)
+            wholes[label].add(piece.of(np.flatnonzero(inside[here])))
+            part = piece.of(np.flatnonzero(keep[label][here]))
+            rows = slice(filled[label], filled[label] + len(part.clips))
+            filled[label] = rows.stop
+            room = kept[label]
+            room.vectors[rows], room.rates[rows], room.peaks[rows] = part.vectors, part.rates, part.peaks
+            if room.tags is not None:
+                room.tags[rows] = part.tags
+    return {label: ClipSet(wholes[label], kept[label]) for label in members}
+
+
+def _room(clips: Sequence[ClipFile], like: EmbeddedClips) -> EmbeddedClips:
+    """Return room for what is kept, taken at once: pieces of it, taken as they come, would break the memory up."""
+    n = len(clips)
+    vectors = np.empty((n, *like.vectors.shape[1:]), np.float32)
+    tags = None if like.tags is None else np.empty((n, len(LABELS)), np.float32)
+    return EmbeddedClips(tuple(clips), vectors, tags, np.empty(n, np.int64), np.empty(n, np.float32))
+
+
+def stream_of(label: Label | None) -> int:
+    """Return the stream of random numbers of a label, or of all of them together."""
+    return len(LABELS) if label is None else label.id
+
+
+def _draw(inside: NDArray[np.bool_], config: MeasureConfig, stream: int) -> NDArray[np.bool_]:
+    """Choose at most `keep` of the clips in a set: [N] -> [N]."""
+    own = np.flatnonzero(inside)
+    chosen = np.random.default_rng([config.seed, stream, len(own), 4]).permutation(len(own))[: config.keep]
+    out = np.zeros(len(inside), bool)
+    out[own[chosen]] = True
+    return out
+
+
+@dataclass
 class Reference:
     """One label's reference: its statistics, and its clips where they are known. What is costly is kept."""
 
@@ -93,13 +183,14 @@ class Reference:
     clips: EmbeddedClips | None = None
     root: Array = field(init=False)
     width: float = field(init=False, default=0.0)
-    kernel: Array = field(init=False, default_factory=lambda: np.zeros((0, 0)))
+    within: float = field(init=False, default=0.0)
+    "the mean kernel between two of its clips"
 
     def __post_init__(self) -> None:
         self.root = psd_root(self.statistics.cov)
         if self.clips is not None:
             self.width = bandwidth(self.clips.vectors)
-            self.kernel = clip_kernel(self.clips.vectors, self.clips.vectors, self.width)
+            self.within = mean_off_diagonal(clip_kernel(self.clips.vectors, self.clips.vectors, self.width))
 
 
 def flat(vectors: NDArray) -> NDArray:
@@ -107,9 +198,9 @@ def flat(vectors: NDArray) -> NDArray:
     return vectors.reshape(-1, vectors.shape[-1])
 
 
-def reference_of(clips: EmbeddedClips) -> Reference:
-    """Return the reference that clips are."""
-    return Reference(gaussian(flat(clips.vectors)), clips)
+def reference_of(clips: EmbeddedClips, whole: Whole | None = None) -> Reference:
+    """Return the reference that clips are, or that `whole` is, of which they are kept."""
+    return Reference(gaussian(flat(clips.vectors)) if whole is None else whole.moments.gaussian(), clips)
 
 
 def bootstrap_counts(n: int, config: MeasureConfig, stream: int) -> NDArray[np.int64]:
@@ -118,37 +209,53 @@ def bootstrap_counts(n: int, config: MeasureConfig, stream: int) -> NDArray[np.i
     return generator.multinomial(n, np.full(n, 1 / n), size=config.bootstrap)
 
 
-def measure(clips: EmbeddedClips, reference: Reference, config: MeasureConfig, stream: int = 0) -> Measured:
-    """Compute every metric that the reference allows, with its replicates. `stream` numbers the label."""
-    counts = bootstrap_counts(len(clips.clips), config, stream)
-    windows = flat(clips.vectors).astype(np.float64)
-    per_clip = clips.vectors.shape[1]
-    statistics = reference.statistics
+def measure(
+    clips: EmbeddedClips, reference: Reference, config: MeasureConfig, stream: int = 0, whole: Whole | None = None
+) -> Measured:
+    """Compute every metric that the reference allows, with its replicates. `stream` numbers the label.
 
-    values = {"frechet": frechet(statistics, gaussian(windows), reference.root)}
-    replicates = {
-        "frechet": np.array(
-            [frechet_quick(statistics, _weighted(windows, np.repeat(row, per_clip)), reference.root) for row in counts]
-        )
-    }
-    values["frechet_infinity"] = _frechet_infinity(clips.vectors, reference, values["frechet"], config, stream)
+    `whole` is the set that `clips` were kept of; without it they are all there is.
+    """
+    whole = whole or Whole(Moments(clips.vectors.shape[-1])).add(clips)
+    counts = bootstrap_counts(len(clips.clips), config, stream)
+    values = {"frechet": frechet(reference.statistics, whole.moments.gaussian(), reference.root)}
+    values["frechet_infinity"] = _frechet_infinity(clips, whole, reference, values["frechet"], config, stream)
+    replicates = _frechet_replicates(clips.vectors, reference, counts, config, stream)
 
     if reference.clips is not None:
         known = reference.clips.vectors
         within = clip_kernel(clips.vectors, clips.vectors, reference.width)
         across = clip_kernel(clips.vectors, known, reference.width)
-        values["kad"] = kad(within, reference.kernel, across)
-        replicates["kad"] = np.array([kad(within, reference.kernel, across, row) for row in counts])
+        values["kad"] = kad(within, reference.within, across)
+        replicates["kad"] = np.array([kad(within, reference.within, across, row) for row in counts])
         if min(len(clips.vectors), len(known)) > config.k:
             found = neighbours(clips.vectors.mean(1), known.mean(1), config.k)
             values |= prdc(found)
             drawn = [prdc(found, row) for row in counts]
             replicates |= {name: np.array([each[name] for each in drawn]) for name in prdc(found)}
+        if min(len(clips.vectors), len(known)) > 1:
+            apart, usual = _apart(clips), _spread(_apart(reference.clips))
+            if usual > 0:
+                values["diversity"] = _spread(apart) / usual
+                replicates["diversity"] = np.array([_spread(apart, row) for row in counts]) / usual
     if clips.tags is not None:
         right = heard_right(clips)
-        values["accuracy"] = float(right.mean())
+        values["accuracy"] = whole.right / whole.clips
         replicates["accuracy"] = counts @ right / len(right)
     return Measured(values, replicates)
+
+
+def _apart(clips: EmbeddedClips) -> Array:
+    """Return the distances between the clips, each the mean of its windows: [N, N]."""
+    vectors = clips.vectors.mean(1).astype(np.float64)
+    return np.sqrt(squared_distances(vectors, vectors))
+
+
+def _spread(apart: Array, counts: NDArray | None = None) -> float:
+    """Return the mean distance of two different clips; `counts` [N] are a bootstrap's."""
+    weight = np.ones(len(apart)) if counts is None else counts.astype(np.float64)
+    pairs = weight.sum() ** 2 - (weight**2).sum()
+    return float(weight @ (apart - np.diag(np.diag(apart))) @ weight / max(pairs, 1))
 
 
 def heard_right(clips: EmbeddedClips) -> Array:
@@ -158,30 +265,52 @@ def heard_right(clips: EmbeddedClips) -> Array:
     return (clips.tags.argmax(1) == labels).astype(np.float64)
 
 
-def _weighted(windows: Array, weight: NDArray) -> Gaussian:
-    """Statistics of windows [N, E] in which row i stands `weight[i]` times."""
-    drawn = weight > 0
-    rows, weight = windows[drawn], weight[drawn].astype(np.float64)
-    n = weight.sum()
-    mean = weight @ rows / n
-    scaled = (rows - mean) * np.sqrt(weight)[:, None]
-    return Gaussian(mean, scaled.T @ scaled / (n - 1), int(n))
-
-
 def _frechet_infinity(
-    vectors: NDArray, reference: Reference, whole: float, config: MeasureConfig, stream: int, draws: int = 4
+    clips: EmbeddedClips,
+    whole: Whole,
+    reference: Reference,
+    value: float,
+    config: MeasureConfig,
+    stream: int,
+    draws: int = 4,
 ) -> float:
-    """Extrapolate over subsets of 1/2, 3/5 and 3/4 of the clips (4 draws each) and the whole set."""
-    n = len(vectors)
+    """Extrapolate over subsets of 1/2, 3/5 and 3/4 of the clips (4 draws each) and the whole set, which has `value`."""
+    n = len(clips.vectors)
     generator = np.random.default_rng([config.seed, stream, n, 1])
-    sizes, values = [n] * draws, [whole] * draws
+    sizes, values = [whole.clips] * draws, [value] * draws
     for share in (0.5, 0.6, 0.75):
         size = max(2, round(share * n))
         for _ in range(draws):
             chosen = generator.permutation(n)[:size]
             sizes.append(size)
-            values.append(frechet(reference.statistics, gaussian(flat(vectors[chosen])), reference.root))
-    return extrapolate(sizes, values) if len(set(sizes)) > 1 else whole
+            values.append(frechet(reference.statistics, gaussian(flat(clips.vectors[chosen])), reference.root))
+    return extrapolate(sizes, values) if len(set(sizes)) > 1 else value
+
+
+def _frechet_replicates(
+    vectors: NDArray, reference: Reference, counts: NDArray[np.int64], config: MeasureConfig, stream: int
+) -> dict[str, Array]:
+    """Return the replicates [R] of FD, and those of FD∞: each drawn set and its two halves, extrapolated."""
+    n, per_clip = vectors.shape[:2]
+    if not len(counts):
+        return {}
+    redrawn = Redrawn(flat(vectors), reference.statistics, reference.root)
+
+    def distance(row: NDArray) -> float:
+        return redrawn.distance(np.repeat(row, per_clip))
+
+    found = {"frechet": np.array([distance(row) for row in counts])}
+    if n >= 4:
+        generator = np.random.default_rng([config.seed, stream, n, 5])
+        halves = [generator.multivariate_hypergeometric(row, n // 2) for row in counts]
+        sizes = (n, n // 2, n - n // 2)
+        found["frechet_infinity"] = np.array(
+            [
+                extrapolate(sizes, (whole, distance(half), distance(row - half)))
+                for whole, row, half in zip(found["frechet"], counts, halves)
+            ]
+        )
+    return found
 
 
 def floor(
@@ -189,7 +318,7 @@ def floor(
 ) -> tuple[dict[str, float], int]:
     """Return what real clips score, as the mean of `draws` subsets of n clips, and the n that was possible."""
     size = min(n, len(real.clips))
-    quiet = MeasureConfig(config.seed, 0, config.k, config.confidence)
+    quiet = replace(config, bootstrap=0)
     generator = np.random.default_rng([config.seed, stream, size, 2])
     rounds = draws if size < len(real.clips) else 1
     found = []
@@ -208,7 +337,7 @@ def figures(measured: Measured, floors: Mapping[str, float], config: MeasureConf
         low, high = None, None
         if len(drawn):
             shifted = np.quantile(drawn - drawn.mean() + value, [tail, 1 - tail])
-            low, high = float(shifted[0]), float(min(shifted[1], METRICS[name].highest))
+            low, high = (float(end) for end in shifted.clip(METRICS[name].lowest, METRICS[name].highest))
         out[name] = Figure(value, low, high, floors.get(name))
     return out
 
@@ -219,9 +348,3 @@ def mean_of(parts: Sequence[Measured]) -> Measured:
     values = {name: float(np.mean([part.values[name] for part in parts])) for name in common}
     drawn = [name for name in common if all(name in part.replicates for part in parts)]
     return Measured(values, {name: np.mean([part.replicates[name] for part in parts], axis=0) for name in drawn})
-
-
-def by_label(clips: EmbeddedClips) -> dict[Label, EmbeddedClips]:
-    """Group clips by label, in the labels' order."""
-    ids = np.array([clip.label.id if clip.label else -1 for clip in clips.clips])
-    return {label: clips.of(np.flatnonzero(ids == label.id)) for label in LABELS if (ids == label.id).any()}

@@ -408,7 +408,10 @@ def write_html(config: Audit, result: dict[str, Any], clips: Sequence[ClipFile],
     for record in ranked(result)[: config.pairs]:
         way = max(record["nearest"], key=lambda w: record["nearest"][w]["likeness"] - result["ways"][w]["limit"])
         near = record["nearest"][way]
-        rows = [[w, f"{each['likeness']:.3f}", f"{each['lag_ms']:+.0f} ms"] for w, each in record["nearest"].items()]
+        rows = [
+            [w, f"{each['likeness']:.3f}", "–" if w == "embedding" else f"{each['lag_ms']:+.0f} ms"]
+            for w, each in record["nearest"].items()
+        ]
         parts.append(
             f'<div class="pair">{sounds.figure(Path(record["file"]), "generated: " + record["file"], config.seconds)}'
             f"{sounds.figure(Path(near['nearest']), f'nearest by {way}: ' + near['nearest'], config.seconds)}"

@@ -6,11 +6,11 @@ Task 7 tool's own: design/systems-baseline-cmu.md 1.4), `cmu32` (32 clips a labe
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -25,22 +25,25 @@ from foleybox.lab.evaluation.embeddings import (
     EmbeddedClips,
     Embedding,
     EmbeddingName,
-    embed_clips,
+    embed_stream,
     load_embedding,
+    watched,
     weight_folders,
 )
 from foleybox.lab.evaluation.frechet import Statistics, read_statistics, write_statistics
 from foleybox.lab.evaluation.measures import (
+    ClipSet,
     Figure,
     MeasureConfig,
     Measured,
     Reference,
-    by_label,
     figures,
     floor,
+    gather,
     mean_of,
     measure,
     reference_of,
+    stream_of,
 )
 from foleybox.lab.evaluation.tables import CHALLENGE_STATISTICS, PRINTED, html, markdown, printed_row
 from foleybox.labels import LABELS, Label, find_label, parse_label
@@ -48,7 +51,7 @@ from foleybox.labels import LABELS, Label, find_label, parse_label
 Mode = Literal["default", "official", "cmu32"]
 CLIPS = {"official": 100, "cmu32": 32}  # clips a label that a protocol demands
 OFFICIAL_RATE, OFFICIAL_SAMPLES = 22_050, 88_200
-POOLED = len(LABELS)  # the stream of random numbers of all labels together
+CHALLENGE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Evaluate:
     "measure clips whose peak is under -60 dBFS too, which are refused otherwise"
     measure: Annotated[MeasureConfig, tyro.conf.arg(name="")] = MeasureConfig()  # noqa: RUF009 (frozen)
     weights: Path | None = None
-    "the embedding's weights; otherwise FOLEYBOX_WEIGHTS, FOLEYBOX_SHARED/weights, the cache, the public release"
+    "the embedding's weights (of `encoder`: its run); else FOLEYBOX_WEIGHTS, FOLEYBOX_SHARED/weights, the cache, the release"
     compare: tuple[Path, ...] = ()
     "JSON files of earlier runs to put beside, if they were measured in the same way"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -123,6 +126,14 @@ def write_page(config: Evaluate, result: Mapping[str, Any]) -> None:
 # --- what is measured against what --------------------------------------------------------------------------------
 
 
+class Source(NamedTuple):
+    """The clips of one folder as they are measured: each label's, and under None all of them."""
+
+    sets: dict[Label | None, ClipSet]
+    rate: int
+    silent: int
+
+
 def run(config: Evaluate) -> dict[str, Any]:
     """Return everything that a report says, as JSON would hold it."""
     if not config.generated:
@@ -135,7 +146,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     further = None if config.floor is None else _find(config.floor, labels, "default")
 
     embedding = load_embedding(name, config.weights)
-    statistics = _statistics(source, labels, embedding) if real is None else None
+    statistics = _statistics(source, labels, embedding, name) if real is None else None
     known = None if real is None else _embed(source, real, embedding, config)
     systems = {text: _embed(text, clips, embedding, config) for text, clips in sources.items()}
     others = None if further is None or config.floor is None else _embed(config.floor, further, embedding, config)
@@ -143,10 +154,10 @@ def run(config: Evaluate) -> dict[str, Any]:
     references = _references(known, statistics, labels)
     if config.statistics and known is not None:
         kept = {label: reference.statistics for label, reference in references.items() if label is not None}
-        write_statistics(config.statistics, Statistics(kept, embedding.name))
+        write_statistics(config.statistics, Statistics(kept, _identity(embedding)))
     result: dict[str, Any] = {
         "foleybox": __version__,
-        "protocol": _protocol(config, source, embedding, references),
+        "protocol": _protocol(config, source, embedding, references, known),
         "systems": [],
         "printed": [printed_row(row) for row in PRINTED],
         "notes": [],
@@ -158,7 +169,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         return _floor(label, n, references[label], known, others, config)
 
     for text, clips in systems.items():
-        result["systems"].append(_system(names[text], text, clips, references, floor_at, config))
+        result["systems"].append(_system(names[text], text, clips.sets, references, floor_at, config))
     result["notes"] = _notes(config, systems, known, others, result)
     for path in config.compare:
         result["systems"] += _earlier(path, result["protocol"])
@@ -169,6 +180,8 @@ def _labels(config: Evaluate) -> list[Label]:
     chosen = [parse_label(text) for text in config.labels] or list(LABELS)
     if config.mode == "official" and len(chosen) < len(LABELS):
         raise UserError("--mode official measures all seven labels: drop --labels, or drop --mode official")
+    if config.mode == "official" and config.seconds != CHALLENGE_SECONDS:
+        raise UserError(f"--mode official measures {CHALLENGE_SECONDS:g} s: drop --seconds, or drop --mode official")
     return sorted(set(chosen), key=LABELS.index)
 
 
@@ -232,27 +245,32 @@ def _missing(source: str, label: Label) -> str:
 
 
 def _check_official(path: Path) -> None:
-    """Refuse what the challenge's tool refuses: another rate, length, depth or number of channels."""
+    """Refuse what the challenge's tool refuses: another format, rate, length, depth or number of channels."""
     try:
         info = soundfile.info(path)
     except soundfile.SoundFileError as error:
         raise UserError(f"{path} cannot be read ({error}): --mode official takes 16-bit WAV files") from None
-    found = (info.samplerate, info.channels, info.frames, info.subtype)
-    if found != (OFFICIAL_RATE, 1, OFFICIAL_SAMPLES, "PCM_16"):
+    found = (info.format.removesuffix("EX"), info.samplerate, info.channels, info.frames, info.subtype)
+    if found != ("WAV", OFFICIAL_RATE, 1, OFFICIAL_SAMPLES, "PCM_16"):
         raise UserError(
-            f"{path} has {info.samplerate} Hz, {info.channels} channel(s), {info.frames} samples, {info.subtype}: "
-            f"--mode official takes {OFFICIAL_RATE} Hz, mono, {OFFICIAL_SAMPLES} samples, PCM_16"
+            f"{path} is {info.format} of {info.samplerate} Hz, {info.channels} channel(s), {info.frames} samples, "
+            f"{info.subtype}: --mode official takes WAV of {OFFICIAL_RATE} Hz, mono, {OFFICIAL_SAMPLES} samples, PCM_16"
         )
 
 
-def _statistics(source: str, labels: Sequence[Label], embedding: Embedding) -> Statistics:
+def _statistics(source: str, labels: Sequence[Label], embedding: Embedding, name: EmbeddingName) -> Statistics:
     if not Path(source).is_file():
         raise UserError(f"no statistics file {source}")
     statistics = read_statistics(Path(source))
-    if statistics.embedding and statistics.embedding != embedding.name:
+    if not statistics.embedding and name != "vggish-official":
         raise UserError(
-            f"{source} holds statistics of {statistics.embedding}, not of {embedding.name}: distances between two "
-            f"embeddings mean nothing; use --embedding {statistics.embedding}"
+            f"{source} does not say of which embedding it is, as the challenge's own file does not: it is taken with "
+            f"--embedding vggish-official (or --mode official) only, not with {name}"
+        )
+    if statistics.embedding and statistics.embedding != _identity(embedding):
+        raise UserError(
+            f"{source} holds statistics of {statistics.embedding}, not of {_identity(embedding)}: distances between two "
+            "embeddings mean nothing; name the same one with --embedding and --weights"
         )
     for label in labels:
         if label not in statistics.labels:
@@ -266,57 +284,66 @@ def _statistics(source: str, labels: Sequence[Label], embedding: Embedding) -> S
     return statistics
 
 
-def _embed(source: str, clips: Sequence[ClipFile], embedding: Embedding, config: Evaluate) -> EmbeddedClips:
-    embedded = embed_clips(clips, embedding, config.seconds)
-    rates = Counter(embedded.rates.tolist())
+def _identity(embedding: Embedding) -> str:
+    """Return what statistics say they are of: there are many encoders, and one of each of the others."""
+    return f"{embedding.name}, {embedding.weights}" if embedding.name == "encoder" else embedding.name
+
+
+def _embed(source: str, clips: Sequence[ClipFile], embedding: Embedding, config: Evaluate) -> Source:
+    rates: Counter[int] = Counter()
+    silent: list[Path] = []
+
+    def pieces() -> Iterator[EmbeddedClips]:
+        for piece in embed_stream(clips, embedding, config.seconds):
+            rates.update(piece.rates.tolist())
+            silent.extend(piece.clips[i].path for i in np.flatnonzero(piece.peaks < SILENT))
+            yield piece
+            del piece  # or it would be in memory beside the next one
+
+    sets = gather(clips, pieces(), config.measure)
     if len(rates) > 1:
         listed = ", ".join(f"{rate} Hz ({count})" for rate, count in sorted(rates.items()))
         raise UserError(f"{source} mixes rates, {listed}: band limits would be measured with the sounds; use one rate")
-    silent = np.flatnonzero(embedded.peaks < SILENT)
-    if len(silent) and not config.keep_silent:
+    if silent and not config.keep_silent:
         raise UserError(
-            f"{source} has {len(silent)} silent clip(s), the first {clips[silent[0]].path} (peak under -60 dBFS): "
-            "generate or remove them, or measure them as they are with --keep-silent"
+            f"{source} has {len(silent)} silent clip(s), the first {silent[0]} (peak under -60 dBFS): generate or "
+            "remove them, or measure them as they are with --keep-silent"
         )
-    return embedded
+    return Source(sets, next(iter(rates)), len(silent))
 
 
 def _references(
-    known: EmbeddedClips | None, statistics: Statistics | None, labels: Sequence[Label]
+    known: Source | None, statistics: Statistics | None, labels: Sequence[Label]
 ) -> dict[Label | None, Reference]:
     """Return the reference of each label, and under None that of all of them where its clips are known."""
     if known is None:
         assert statistics is not None
         return {label: Reference(statistics.labels[label]) for label in labels}
-    groups = by_label(known)
-    return {**{label: reference_of(groups[label]) for label in labels}, None: reference_of(known)}
+    return {label: reference_of(each.kept, each.whole) for label, each in known.sets.items()}
 
 
 def _system(
     name: str,
     source: str,
-    clips: EmbeddedClips,
+    sets: Mapping[Label | None, ClipSet],
     references: Mapping[Label | None, Reference],
     floor_at: Callable[[Label | None, int], tuple[dict[str, float], int]],
     config: Evaluate,
 ) -> dict[str, Any]:
-    groups = by_label(clips)
-    record: dict[str, Any] = {"name": name, "source": source, "labels": {}}
+    record: dict[str, Any] = {"name": name, "source": source, "labels": {}, "pooled": None}
     parts, floors = [], []
-    for label, group in groups.items():
-        n = len(group.clips)
-        part = measure(group, references[label], config.measure, label.id)
-        low, floor_n = floor_at(label, n)
-        parts.append(part)
-        floors.append(low)
-        record["labels"][label.slug] = _record(group, part, low, floor_n, config)
+    asked = [label for label in sets if label in references and (label is not None or len(sets) > 2)]
+    for label in watched(asked, len(asked), f"measuring {name}"):
+        part = measure(sets[label].kept, references[label], config.measure, stream_of(label), sets[label].whole)
+        low, floor_n = floor_at(label, sets[label].whole.clips)
+        if label is None:
+            record["pooled"] = _record(sets[label], part, low, floor_n, config)
+        else:
+            record["labels"][label.slug] = _record(sets[label], part, low, floor_n, config)
+            parts.append(part)
+            floors.append(low)
     mean_floor = mean_of([Measured(each, {}) for each in floors]).values if all(floors) else {}
     record["mean"] = {"figures": _rounded(figures(mean_of(parts), mean_floor, config.measure))}
-    record["pooled"] = None
-    if None in references and len(groups) > 1:
-        part = measure(clips, references[None], config.measure, POOLED)
-        low, floor_n = floor_at(None, len(clips.clips))
-        record["pooled"] = _record(clips, part, low, floor_n, config)
     return record
 
 
@@ -324,18 +351,17 @@ def _floor(
     label: Label | None,
     n: int,
     reference: Reference,
-    known: EmbeddedClips | None,
-    others: EmbeddedClips | None,
+    known: Source | None,
+    others: Source | None,
     config: Evaluate,
 ) -> tuple[dict[str, float], int]:
     """Measure real clips against the reference: further ones, or one half of the reference against the other."""
-    stream = POOLED if label is None else label.id
+    stream = stream_of(label)
     if others is not None:
-        real = others if label is None else by_label(others)[label]
-        return floor(real, reference, n, config.measure, stream)
+        return floor(others.sets[label].kept, reference, n, config.measure, stream)
     if known is None:
         return {}, 0
-    real = known if label is None else by_label(known)[label]
+    real = known.sets[label].kept
     recordings = sorted({clip.recording for clip in real.clips})
     order = np.random.default_rng([config.measure.seed, stream, 3]).permutation(len(recordings))
     half = {recordings[i] for i in order[: len(recordings) // 2]}
@@ -348,11 +374,12 @@ def _floor(
 
 
 def _record(
-    clips: EmbeddedClips, part: Measured, floors: Mapping[str, float], floor_n: int, config: Evaluate
+    clips: ClipSet, part: Measured, floors: Mapping[str, float], floor_n: int, config: Evaluate
 ) -> dict[str, Any]:
     return {
-        "n": len(clips.clips),
-        "windows": clips.vectors.shape[0] * clips.vectors.shape[1],
+        "n": clips.whole.clips,
+        "kept": len(clips.kept.clips),
+        "windows": clips.whole.moments.n,
         "floor_n": floor_n or None,
         "figures": _rounded(figures(part, floors, config.measure)),
     }
@@ -373,9 +400,13 @@ def _names(sources: Sequence[str]) -> dict[str, str]:
 
 
 def _protocol(
-    config: Evaluate, source: str, embedding: Embedding, references: Mapping[Label | None, Reference]
+    config: Evaluate,
+    source: str,
+    embedding: Embedding,
+    references: Mapping[Label | None, Reference],
+    known: Source | None,
 ) -> dict[str, Any]:
-    known = {label: reference for label, reference in references.items() if label is not None}
+    labels = [label for label in references if label is not None]
     file = Path(source)
     return {
         "mode": config.mode,
@@ -387,15 +418,14 @@ def _protocol(
         "seconds": config.seconds,
         "reference": source,
         "reference_sha256": sha256(file)[:16] if file.is_file() else None,
-        "reference_clips": {
-            label.slug: len(reference.clips.clips) if reference.clips else None for label, reference in known.items()
-        },
-        "reference_windows": {label.slug: reference.statistics.n for label, reference in known.items()},
+        "reference_clips": {label.slug: known.sets[label].whole.clips if known else None for label in labels},
+        "reference_windows": {label.slug: references[label].statistics.n for label in labels},
         "floor": config.floor or ("the reference, halved by recording" if None in references else None),
         "k": config.measure.k,
         "seed": config.measure.seed,
         "bootstrap": config.measure.bootstrap,
         "confidence": config.measure.confidence,
+        "keep": config.measure.keep,
     }
 
 
@@ -421,14 +451,15 @@ def _earlier(path: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _notes(
     config: Evaluate,
-    systems: Mapping[str, EmbeddedClips],
-    known: EmbeddedClips | None,
-    others: EmbeddedClips | None,
+    systems: Mapping[str, Source],
+    known: Source | None,
+    others: Source | None,
     result: Mapping[str, Any],
 ) -> list[str]:
     """Say in words what a reader of the figures must know."""
     notes = []
     protocol = result["protocol"]
+    sources = {record["name"]: source for record, source in zip(result["systems"], systems.values())}
     if config.mode == "cmu32":
         notes.append("32 clips a label: biased upward, for use while training; never beside 100-clip figures.")
     if known is None:
@@ -437,6 +468,17 @@ def _notes(
         notes.append(
             "The floor is one half of the reference against the other: n and reference are smaller than above."
         )
+    for what, source in {"the reference": known, "the floor's clips": others}.items():
+        if source and any(_exceeds(each) for each in source.sets.values()):
+            notes.append(
+                f"Of {what}, KAD to coverage and the floor know {config.measure.keep:,} clips of a set, drawn by the seed."
+            )
+    for name, source in sources.items():
+        if any(_exceeds(each) for each in source.sets.values()):
+            notes.append(
+                f"{name}: where n says `drawn`, FD and accuracy are over all n clips and FD∞ ends at them; everything "
+                "else is over clips drawn by the seed, and so are the intervals, which are wider than those of all would be."
+            )
     for record in result["systems"]:
         short = [slug for slug, part in record["labels"].items() if part["floor_n"] and part["floor_n"] < part["n"]]
         if short:
@@ -453,12 +495,15 @@ def _notes(
                 f"{record['name']}: no more windows than dimensions ({protocol['width']}) for {', '.join(thin)}: FD is "
                 "exact for these clips, and far above what more of them would give."
             )
-    for text, clips in systems.items():
-        silent = int((clips.peaks < SILENT).sum())
-        if silent:
-            notes.append(f"{text}: {silent} clips are silent, and measured as they are.")
-        if known is not None and int(clips.rates[0]) != int(known.rates[0]):
-            notes.append(f"{text} is at {clips.rates[0]} Hz, the reference at {known.rates[0]} Hz: band limits differ.")
-    if protocol["embedding"] != "mn04":
+    for name, source in sources.items():
+        if source.silent:
+            notes.append(f"{name}: {source.silent} clips are silent, and measured as they are.")
+        if known is not None and source.rate != known.rate:
+            notes.append(f"{name} is at {source.rate} Hz, the reference at {known.rate} Hz: band limits differ.")
+    if protocol["embedding"] not in ("mn04", "encoder"):
         notes.append(f"{protocol['embedding']} has no tagger: no accuracy.")
     return notes
+
+
+def _exceeds(clips: ClipSet) -> bool:
+    return len(clips.kept.clips) < clips.whole.clips

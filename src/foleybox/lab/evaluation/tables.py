@@ -21,11 +21,14 @@ class Printed(NamedTuple):
     where: str
     values: tuple[float, ...]  # seven labels in order
     mean: float
+    stated: bool = True  # that it is the challenge's score: CMU states neither its reference nor its number of clips
 
 
 PRINTED = (
     Printed("official baseline", "KT, Table 3", (13.411, 8.109, 7.951, 5.230, 16.108, 13.337, 3.770), 9.702),
-    Printed("CMU: baseline re-trained", "CMU, Table 2", (8.958, 4.189, 6.765, 3.086, 11.319, 9.321, 2.675), 6.616),
+    Printed(
+        "CMU: baseline re-trained", "CMU, Table 2", (8.958, 4.189, 6.765, 3.086, 11.319, 9.321, 2.675), 6.616, False
+    ),
     Printed("KT S0: 2C, τ_c 0.1", "KT, Table 2", (2.899, 4.149, 4.821, 3.411, 14.929, 3.848, 1.449), 5.072),
     Printed("KT S1: 2C, τ_c 1.0", "KT, Tables 2, 3", (2.829, 3.807, 3.634, 4.222, 15.673, 3.534, 1.717), 5.060),
     Printed("KT S2: C-SupCon, τ_c 0.1", "KT, Table 2", (2.559, 3.414, 5.985, 3.468, 12.591, 4.219, 2.390), 4.947),
@@ -42,19 +45,47 @@ def printed_row(row: Printed) -> dict[str, Any]:
     return {"system": row.system, "where": row.where, "labels": values, "mean": row.mean}
 
 
-def comparable(protocol: Mapping[str, Any]) -> bool:
-    """Return whether the printed figures were measured as ours were."""
-    return protocol["mode"] == "official" and Path(protocol["reference"]).name == CHALLENGE_STATISTICS
+def differences(row: Printed, protocol: Mapping[str, Any]) -> str:
+    """Say in what a printed row was measured otherwise than ours; "" where it was measured alike."""
+    other = ["embedding"] if protocol["embedding"] != "vggish-official" else []
+    if not row.stated:
+        return "; ".join([f"OTHER {each}" for each in other] + ["reference and n not stated"])
+    if Path(protocol["reference"]).name != CHALLENGE_STATISTICS:
+        other.append("reference")
+    if protocol["mode"] != "official":
+        other.append("protocol")
+    return f"OTHER {', '.join(other)}" if other else ""
 
 
 def printed_title(protocol: Mapping[str, Any]) -> str:
     """Say plainly how the printed figures relate to ours."""
-    if comparable(protocol):
-        return f"Printed in the reports, measured with the same protocol: {PRINTED_NOTE}"
+    if not any(differences(row, protocol) for row in PRINTED if row.stated):
+        return f"Printed in the reports, measured with the same protocol as ours: {PRINTED_NOTE}."
     return (
-        f"Printed in the reports with ANOTHER embedding and reference ({PRINTED_NOTE}); ours: {protocol['embedding']}, "
-        f"reference {protocol['reference']}. Compare orders, never values."
+        f"Printed in the reports: {PRINTED_NOTE}. Ours: {protocol['embedding']}, reference {protocol['reference']}. "
+        "Where a column says OTHER, compare orders, never values."
     )
+
+
+def printed_table(result: Mapping[str, Any]) -> list[list[str]]:
+    """Return our distances and the printed ones, a column a system, which says in what it was measured otherwise."""
+    protocol = result["protocol"]
+    labels = [label for label in LABELS if any(label.slug in record["labels"] for record in result["systems"])]
+    columns = [["label", "measured", *(label.name for label in labels), f"mean of {len(labels)}"]]
+    for record in result["systems"]:
+        values = [_value(record["labels"].get(label.slug)) for label in labels] + [_value(record["mean"])]
+        how = f"here: {protocol['embedding']}, n {_count(record)}"
+        columns.append([record["name"], how, *map(number, values)])
+    for row in PRINTED:
+        values = [row.values[label.id] for label in labels]
+        mean = f"{sum(values) / len(values):.3f}" if len(labels) < len(LABELS) else f"{row.mean:.3f}"
+        how = differences(row, protocol) or "as ours"
+        columns.append([f"{row.system} ({row.where})", how, *(f"{value:.3f}" for value in values), mean])
+    return [list(line) for line in zip(*columns)]
+
+
+def _value(part: Mapping[str, Any] | None) -> float | None:
+    return part["figures"]["frechet"]["value"] if part else None
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -111,12 +142,16 @@ def rows_of(record: Mapping[str, Any]) -> list[Row]:
     for label in LABELS:
         part = record["labels"].get(label.slug)
         if part:
-            rows.append(Row(label.name, str(part["n"]), str(part["floor_n"] or "–"), part["figures"]))
+            rows.append(Row(label.name, _n(part), str(part["floor_n"] or "–"), part["figures"]))
     rows.append(Row(f"mean of {len(rows)}", "", "", record["mean"]["figures"]))
     if record["pooled"]:
         pooled = record["pooled"]
-        rows.append(Row("pooled", str(pooled["n"]), str(pooled["floor_n"] or "–"), pooled["figures"]))
+        rows.append(Row("pooled", _n(pooled), str(pooled["floor_n"] or "–"), pooled["figures"]))
     return rows
+
+
+def _n(part: Mapping[str, Any]) -> str:
+    return f"{part['n']}" if part["kept"] == part["n"] else f"{part['n']} ({part['kept']} drawn)"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -168,20 +203,16 @@ def markdown(result: Mapping[str, Any]) -> str:
             if set(floors) != {"–"}:
                 lines.append([f"&nbsp; real, floor of {row.name}", row.floor_n if row.n else "", *floors])
         parts += [f"## {record['name']}", _table(["label", "n", *head[2:]], lines)]
-    labels = [label for label in LABELS if any(label.slug in record["labels"] for record in result["systems"])]
-    printed = [
-        [row["system"], row["where"], *(f"{row['labels'][label.slug]:.3f}" for label in labels), f"{row['mean']:.3f}"]
-        for row in result["printed"]
-    ]
-    parts += ["## Printed figures", printed_title(protocol)]
-    parts.append(_table(["system", "printed in", *(label.name for label in labels), "mean of 7"], printed))
+    printed = printed_table(result)
+    parts += ["## Printed figures", printed_title(protocol), _table(printed[0], printed[1:])]
     parts += ["## Columns", "\n".join(f"* {title_of(name, protocol)}: {METRICS[name].meaning}" for name in metrics)]
     return "\n\n".join(parts)
 
 
 def _count(record: Mapping[str, Any]) -> str:
-    counts = sorted({part["n"] for part in record["labels"].values()})
-    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    parts = sorted(record["labels"].values(), key=lambda part: part["n"])
+    counts = list(dict.fromkeys(_n(part) for part in parts))
+    return counts[0] if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
@@ -223,7 +254,9 @@ def html(
         ]
         parts += [f"<h2>{page.escape(record['name'])}</h2>", page.table(["label", "n", *titles], rows)]
     parts.append('<p class="dim">Below a figure and its interval: what real clips score at the same n.</p>')
-    parts += ["<h2>Printed figures</h2>", _printed_html(result)]
+    printed = [[page.escape(cell) for cell in line] for line in printed_table(result)]
+    parts += ["<h2>Printed figures</h2>", f"<p>{page.escape(printed_title(protocol))}</p>"]
+    parts.append(page.table(printed[0], printed[1:], wrap=True))
     parts.append("<h2>Columns</h2>")
     parts.append(page.definitions([(title_of(name, protocol), METRICS[name].meaning) for name in metrics]))
     if players > 0:
@@ -253,34 +286,6 @@ def _point(figure: Mapping[str, float | None] | None) -> page.Point | None:
     if figure is None or figure["value"] is None:
         return None
     return page.Point(figure["value"], figure["low"], figure["high"])
-
-
-def _printed_html(result: Mapping[str, Any]) -> str:
-    """Our distances and the printed ones, in tables of their own unless they were measured alike."""
-    protocol = result["protocol"]
-    labels = [label for label in LABELS if any(label.slug in record["labels"] for record in result["systems"])]
-    ours = [
-        [page.escape(record["name"]), "measured here"]
-        + [number(_value(record["labels"].get(label.slug))) for label in labels]
-        + [number(_value(record["mean"]))]
-        for record in result["systems"]
-    ]
-    printed = [
-        [page.escape(row["system"]), page.escape(row["where"])]
-        + [f"{row['labels'][label.slug]:.3f}" for label in labels]
-        + [f"{row['mean']:.3f}"]
-        for row in result["printed"]
-    ]
-    head = ["system", "where", *(label.name for label in labels)]
-    title = f"<p>{page.escape(printed_title(protocol))}</p>"
-    if comparable(protocol):
-        return title + page.table([*head, "mean"], ours + printed)
-    mean = f"mean of {len(labels)}"
-    return page.table([*head, mean], ours) + title + page.table([*head, "mean of 7"], printed)
-
-
-def _value(part: Mapping[str, Any] | None) -> float | None:
-    return part["figures"]["frechet"]["value"] if part else None
 
 
 def _listen(
