@@ -1,5 +1,6 @@
 """Fixtures made by code: a tiny instrument, and sounds to look at."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from foleybox.audio import Wave
 from foleybox.instrument import Heard, Instrument, write_instrument
 from foleybox.labels import LABELS
+from foleybox.studio.synth import Synth
 
 LATENT, BANDS, FRAMES, HOP = 8, 6, 12, 160
 HEARD = (Heard("DogBark", "open", "Somewhere: CC0", 3), Heard("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2))
@@ -83,3 +85,31 @@ def toy_instrument(folder: Path, **changes) -> Path:
 def tone(hz: float, rate: int, seconds: float, level: float = 0.5) -> Wave:
     """Return a sine [L] of amplitude `level`."""
     return (level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def clicks(times: list[float], seconds: float, rate: int = 8_000, seed: int = 0, noise_db: float = -60) -> Wave:
+    """Return clicks that begin with their highest sample and die away in 30 ms, over a little noise."""
+    rng = np.random.default_rng(seed)
+    wave = 10 ** (noise_db / 20) * rng.standard_normal(round(seconds * rate))
+    for time in times:
+        start = round(time * rate)
+        length = min(round(0.05 * rate), len(wave) - start)
+        click = np.clip(0.3 * rng.standard_normal(length), -0.4, 0.4) * np.exp(-np.arange(length) / (0.008 * rate))
+        click[0] = rng.uniform(0.5, 0.9)
+        wave[start : start + length] += click
+    return wave.astype(np.float32)
+
+
+class Drawn(Synth):
+    """An instrument without graphs: `draw` makes the wave of a label's number and a latent [8]."""
+
+    def draw(self, label: int, z: np.ndarray) -> Wave:
+        raise NotImplementedError
+
+    def mel(self, labels: list[str], latent: np.ndarray) -> np.ndarray:
+        numbers = np.array([[self.labels.index(label)] for label in labels])
+        return np.concatenate([latent, numbers], axis=1)[:, :, None].astype(np.float32)
+
+    def vocode(self, mel: np.ndarray) -> Iterator[Wave]:
+        for point in mel[:, :, 0]:
+            yield self.draw(int(point[-1]), point[:-1])

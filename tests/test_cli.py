@@ -15,10 +15,10 @@ from helpers import toy_instrument
 
 import foleybox
 from foleybox import cli
-from foleybox.audio import read_wave
+from foleybox.audio import read_wave, true_peak_db
 from foleybox.cli import VERBS, main
 from foleybox.labels import LABELS
-from foleybox.studio.recipe import read_recipe
+from foleybox.studio.recipe import from_json, read_recipe
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(foleybox.__file__).parents[1]), "COLUMNS": "200"}
 
@@ -98,6 +98,34 @@ def test_format_rate_and_sheet_are_as_asked(here: Path, toy: str, format: str, c
     assert (here / "pictures" / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_every_knob_reaches_the_file_and_its_recipe(here: Path, toy: str, capsys) -> None:
+    flags = ["--trim", "40", "--seconds", "0.5", "--fade", "0.1", "--rate", "16000", "--lufs", "-40", "--peak", "-50"]
+    assert main(["generate", "rain", "--count", "2", "--temperature", "0.7", "--instrument", toy, *flags]) == 0
+    out, err = capsys.readouterr()
+    assert "wrote 2 sounds of 0.5 s" in out
+    assert "2 of 2 sounds stay below the loudness asked for (by up to " in err
+    wave, rate = read_wave(here / "out/Rain/Rain_s1.wav")
+    assert (len(wave), rate) == (8_000, 16_000)
+    assert true_peak_db(wave) <= -49.9
+    recipe = read_recipe(here / "out/Rain/Rain_s1.wav")
+    assert recipe is not None
+    assert recipe.asked == {"trim": 40.0, "seconds": 0.5, "fade": 0.1, "rate": 16_000, "lufs": -40.0, "peak": -50.0}
+    assert recipe.make["of"]["temperature"] == 0.7
+
+
+def test_a_trimmed_set_says_from_how_long_to_how_long(here: Path, toy: str, capsys) -> None:
+    assert main(["generate", "all", "-n", "4", "--trim", "6", "--instrument", toy]) == 0
+    words = capsys.readouterr().out.split(" s to out/")[0].split("sounds of ")[1].split(" to ")
+    assert 0 < float(words[0]) < float(words[1]) <= 0.225
+
+
+def test_a_label_is_never_a_path(here: Path) -> None:
+    own = str(toy_instrument(here / "own", labels=("../../Über alles", "CON:/x")))
+    assert main(["generate", "all", "--instrument", own, "-o", "o"]) == 0
+    assert files(here / "o") == ["CON__x/CON__x_s0.wav", "__.._Über alles/__.._Über alles_s0.wav"]
+    assert main(["generate", "all", "--instrument", own, "-o", "o"]) == 2
+
+
 def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None:
     make = ["generate", "rain", "--instrument", toy, "--count", "3"]
     assert main(make) == 0
@@ -120,6 +148,8 @@ def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None
         (["rain", "--seed", "-1"], "seed -1: expected a whole number from 0"),
         (["rain", "--seed", str(2**53 - 1), "--count", "2"], "the last seed would exceed 9007199254740991"),
         (["rain", "--rate", "0"], "--rate 0: expected 1000 to 768000 Hz"),
+        (["rain", "--lufs", "3"], "--lufs 3.0: expected -70 to 0 LUFS"),
+        (["rain", "--seconds", "inf"], "--seconds inf: expected 0.02 to 3600 seconds"),
         (["rain", "--format", "flac", "--subtype", "FLOAT"], "expected PCM_16 or PCM_24"),
         (["rain", "--batch", "0"], "--batch 0"),
         (["rain", "--temperature", "nan"], "--temperature nan"),
@@ -227,6 +257,33 @@ def test_info_of_a_sound_says_its_recipe_and_levels(here: Path, toy: str, capsys
     assert "loudness_lufs" in capsys.readouterr().out
 
 
+def test_info_says_what_a_sound_lost_and_prints_what_it_has(here: Path, toy: str, capsys) -> None:
+    assert main(["generate", "rain", "--seed", "9", "--lufs", "-30", "--instrument", toy]) == 0
+    capsys.readouterr()
+    assert main(["info", "out/Rain/Rain_s9.wav", "--recipe"]) == 0
+    line = capsys.readouterr().out
+    assert from_json(line.strip()) == read_recipe(here / "out/Rain/Rain_s9.wav")
+    content = (here / "out/Rain/Rain_s9.wav").read_bytes()
+    (here / "lost.wav").write_bytes(content.replace(b"fbrc", b"xxxx"))
+    assert main(["info", "lost.wav"]) == 0
+    assert "it lost its recipe: a program that rewrote it kept only the comment" in capsys.readouterr().out
+    fails(capsys, "info", "lost.wav", "--recipe", words="lost.wav: it lost its recipe")
+    fails(capsys, "info", "--recipe", words="--recipe expects a sound file")
+    (here / "edited.wav").write_bytes(content.replace(b'"seed": 9', b'"seed": 8'))
+    fails(capsys, "info", "edited.wav", words="edited.wav: the recipe was edited (its checksum does not fit)")
+
+
+def test_info_of_a_scene_does_not_fill_the_screen(here: Path, toy: str, capsys) -> None:
+    synth = foleybox.load(toy)
+    events = [[place, place * 441, -3.25] for place in range(2_000)]
+    make = {"do": "perform", "label": "Rain", "seed": 1, "events": events}
+    synth.clip(synth.render("rain", 1).wave, make).save("scene.wav")
+    assert main(["info", "scene.wav"]) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 50
+    assert "and 1,988 more" in out
+
+
 def test_info_of_neither_is_told(here: Path, capsys) -> None:
     (here / "x.wav").write_text("not audio")
     fails(capsys, "info", "x.wav", words="x.wav is not a sound file")
@@ -244,10 +301,10 @@ def test_doctor_is_content_with_a_whole_instrument_and_not_with_a_broken_one(her
 # --- the roof -----------------------------------------------------------------------------------------------------
 
 
-def test_help_and_version_load_nothing_heavy_and_name_every_verb() -> None:
+def test_importing_the_package_and_its_help_load_nothing_heavy_and_name_every_verb() -> None:
     heavy = ("numpy", "tyro", "rich", "onnxruntime", "torch", "soundfile")
     code = (
-        "import sys; from foleybox.cli import main; main(['--help']); main(['--version']);"
+        "import sys, foleybox; from foleybox.cli import main; main(['--help']); main(['--version']);"
         f"print('heavy:', [m for m in {heavy} if m in sys.modules])"
     )
     done = subprocess.run(
@@ -258,7 +315,7 @@ def test_help_and_version_load_nothing_heavy_and_name_every_verb() -> None:
     assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", ["generate", "info", "doctor"])
+@pytest.mark.parametrize("verb", ["generate", "vary", "morph", "walk", "jobs", "verify", "info", "doctor"])
 def test_help_of_a_verb_has_an_example_that_begins_with_it(verb: str, capsys) -> None:
     assert main([verb, "--help"]) == 0
     assert f"Example: foleybox {verb}" in " ".join(capsys.readouterr().out.split())
@@ -284,7 +341,7 @@ def test_every_verb_in_the_table_leads_to_a_function_of_one_config(verb: str) ->
     ("arguments", "words"),
     [
         (["generat"], "did you mean generate?"),
-        (["xyzzy"], "expected one of generate, info, data check"),
+        (["xyzzy"], "expected one of generate, vary, morph"),
         (["data"], "`data` needs a second word: expected data check"),
         (["train", "flute"], "expected train sagan or train vocoder"),
     ],

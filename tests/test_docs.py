@@ -1,4 +1,7 @@
-"""Every command in README and docs runs: `bash` and `python` blocks literally, `console` blocks as far as their flags."""
+"""Every command in README and docs runs: `bash` and `python` blocks literally, `console` blocks as far as their flags.
+
+A block with a file's name after its language (```csv jobs.csv) is that file, there for the commands of its page.
+"""
 
 import os
 import re
@@ -23,6 +26,11 @@ OTHER_COMMANDS = {"make", "pip", "tensorboard", "torchrun", "python"}  # in cons
 def blocks(page: Path, language: str) -> list[str]:
     """Return the fenced blocks of a page in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def files(page: Path) -> list[tuple[str, str]]:
+    """Return the files that a page shows, as (name, content)."""
+    return re.findall(r"^```\w+ (\S+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def commands(page: Path, language: str) -> list[list[str]]:
@@ -50,6 +58,8 @@ def test_every_command_of_a_page_runs_in_order(page: Path, tmp_path: Path) -> No
     from helpers_lab import toy_folder
 
     toy_folder(tmp_path / "my_sounds", per_label=3)
+    for name, content in files(page):
+        (tmp_path / name).write_text(content, encoding="utf-8")
     surroundings = {**os.environ, "FOLEYBOX_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
     for words in commands(page, "bash"):
         assert words[0] == "foleybox", f"only foleybox commands can be run: {words}"

@@ -16,7 +16,7 @@ RATE = 22_050
 
 
 def clip(wave, label: str = "Rain", seed: int = 0) -> Clip:
-    return Clip(wave, Recipe("toy", "0" * 64, label, seed, 1.0, RATE, "CC-BY-4.0"))
+    return Clip(wave, Recipe("toy", "0" * 64, "CC-BY-4.0", RATE, {"do": "render", "label": label, "seed": seed}))
 
 
 def brightness(wave) -> np.ndarray:

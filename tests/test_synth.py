@@ -1,21 +1,26 @@
 """A clip is a function of (instrument, label, seed, knobs), whatever else is rendered."""
 
+import base64
+import io
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from helpers import FRAMES, HOP, LATENT, toy_graphs, toy_instrument, toy_manifest
 
+import foleybox
 from foleybox.audio import read_wave
 from foleybox.doors import UserError
 from foleybox.instrument import write_instrument
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.seeds import noise
-from foleybox.studio.synth import SHIPPED, Synth, find_instrument
+from foleybox.studio.synth import SHIPPED, Clip, Synth, find_instrument
 
 STEP = 2**-15
 
@@ -100,6 +105,53 @@ def test_a_saved_clip_reads_back_with_its_recipe_at_any_rate(synth: Synth, tmp_p
     assert clip.recipe.fingerprint == synth.instrument.fingerprint
 
 
+def test_a_recipe_names_the_stream_that_was_not_silent(synth: Synth, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert synth.render("rain", 3).recipe.make == {
+        "do": "render", "label": "Rain", "seed": 3, "temperature": 1.0, "stream": 0
+    }  # fmt: skip
+    monkeypatch.setattr("foleybox.studio.synth.AUDIBLE", 2.0)
+    assert synth.render("rain", 3).recipe.make["stream"] == 7
+
+
+def test_one_thread_is_what_onnxruntime_is_given(synth: Synth) -> None:
+    assert Synth.load(synth.folder, threads=1).sessions["vocoder"].get_session_options().intra_op_num_threads == 1
+
+
+def test_the_instrument_of_a_recipe_is_found_or_named(
+    tmp_path: Path, synth: Synth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = synth.render("rain", 0).recipe
+    assert Synth.of(recipe, synth.folder).folder == synth.folder
+    other = Synth.load(toy_instrument(tmp_path / "other", labels=("Rain", "Snow")))
+    with pytest.raises(UserError, match=r"made with the instrument toy .* is another: name its folder"):
+        Synth.of(recipe, other.folder)
+    with pytest.raises(UserError, match="does not ship"):
+        Synth.of(recipe)
+    monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    assert Synth.of(other.render("rain", 0).recipe).folder == tmp_path / "other"
+
+
+def test_a_clip_plays_in_a_notebook_without_being_clipped_or_scripted(synth: Synth) -> None:
+    clip = synth.render("rain", 3)
+    loud = Clip(clip.wave * 9, replace(clip.recipe, make={"do": "<b>", "label": "Rain", "seed": 1}))
+    page = loud._repr_html_()
+    assert "<b>" not in page
+    sound = base64.b64decode(page.partition("base64,")[2].partition('"')[0])
+    wave, rate = soundfile.read(io.BytesIO(sound))
+    assert rate == clip.rate
+    np.testing.assert_allclose(wave, clip.wave / np.abs(clip.wave).max(), atol=STEP)
+
+
+def test_the_package_offers_the_studio_by_its_own_words(synth: Synth, tmp_path: Path) -> None:
+    clip = foleybox.load(synth.folder).render("rain", 3)
+    assert isinstance(clip, foleybox.Clip)
+    foleybox.finished(synth, clip, foleybox.Shape(seconds=0.5, lufs=-30)).save(tmp_path / "x.wav")
+    assert foleybox.read_recipe(tmp_path / "x.wav").asked == {"seconds": 0.5, "lufs": -30}  # type: ignore[union-attr]
+    assert all(getattr(foleybox, name) for name in dir(foleybox))
+    with pytest.raises(AttributeError, match="no attribute 'play'"):
+        foleybox.play  # type: ignore[attr-defined]  # noqa: B018
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -136,7 +188,7 @@ def test_an_instrument_that_is_not_there_is_said(tmp_path: Path, monkeypatch: py
 
 def test_loading_the_synth_imports_neither_torch_nor_flags_nor_bars() -> None:
     heavy = ("torch", "tyro", "rich", "onnxruntime")
-    code = f"import sys, foleybox.studio.synth; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, foleybox; foleybox.load; foleybox.Synth; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
 
@@ -155,7 +207,7 @@ def test_the_shipped_instrument_renders_all_seven_alike_alone_and_together() -> 
 
 def test_a_silent_draw_is_drawn_anew_from_the_seeds_next_stream(synth: Synth, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(seed: int, stream: int) -> np.ndarray:
-        return next(synth._waves(["Rain"], noise(seed, synth.instrument.latent, stream)[None]))
+        return next(synth.waves(["Rain"], noise(seed, synth.instrument.latent, stream)[None]))
 
     seed = next(seed for seed in range(50) if np.abs(drawn(seed, 0)).max() < np.abs(drawn(seed, 1)).max())
     quiet, loud = drawn(seed, 0), drawn(seed, 1)

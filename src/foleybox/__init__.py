@@ -1,3 +1,69 @@
-"""foleybox: name a category, get as many different foley sounds as you like."""
+"""foleybox: name a category, get as many different foley sounds as you like.
+
+>>> import foleybox
+>>> synth = foleybox.load()  # doctest: +SKIP
+>>> synth.render("rain", seed=3).save("rain.wav")  # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from foleybox.doors import UserError
+    from foleybox.studio.extend import finished
+    from foleybox.studio.points import morph, vary, walk
+    from foleybox.studio.recipe import Recipe, read_recipe
+    from foleybox.studio.scene import perform
+    from foleybox.studio.shape import Shape
+    from foleybox.studio.synth import Clip, Synth
 
 __version__ = "0.1.0"
+
+# Name -> its module, imported when the name is first used: `import foleybox` costs nothing.
+_HOMES = {
+    "Clip": "studio.synth",
+    "Recipe": "studio.recipe",
+    "Shape": "studio.shape",
+    "Synth": "studio.synth",
+    "UserError": "doors",
+    "finished": "studio.extend",
+    "morph": "studio.points",
+    "perform": "studio.scene",
+    "read_recipe": "studio.recipe",
+    "vary": "studio.points",
+    "walk": "studio.points",
+}
+__all__ = [
+    "Clip",
+    "Recipe",
+    "Shape",
+    "Synth",
+    "UserError",
+    "finished",
+    "load",
+    "morph",
+    "perform",
+    "read_recipe",
+    "vary",
+    "walk",
+]
+
+
+def load(source: "str | Path | None" = None, threads: int | None = None) -> "Synth":
+    """Return an instrument ready to play: the one that ships, one that ships by that name, or that of a folder."""
+    from foleybox.studio.synth import Synth
+
+    return Synth.load(source, threads)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foleybox' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"foleybox.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -155,8 +155,12 @@ def write_wave(
 
 def _quantised(wave: Wave, bits: int) -> NDArray[np.int32]:
     """Return round(wave * full scale) as integers; +1.0 itself lands one step lower, on the highest there is."""
-    full = 2 ** (bits - 1)
-    return np.clip(np.rint(wave.astype(np.float64) * full), -full, full - 1).astype(np.int32)
+    full, block = 2 ** (bits - 1), 2**20
+    steps = np.empty(len(wave), np.int32)
+    for start in range(0, len(wave), block):  # minutes at once, in double precision, would fill the memory
+        exact = wave[start : start + block].astype(np.float64) * full
+        steps[start : start + block] = np.clip(np.rint(exact), -full, full - 1)
+    return steps
 
 
 def _wav(wave: Wave, rate: int, subtype: str, tags: Mapping[str, str], chunks: Mapping[bytes, bytes]) -> bytes:
@@ -307,7 +311,7 @@ def _k_weighted(wave: Wave, rate: int) -> NDArray[np.float64]:
     The standard prints coefficients for 48 kHz; these are the analogue filters behind them (B. De Man, 2018), placed
     at any rate. In pieces, each led in by a second of what came before: both filters have died away by then.
     """
-    lead, piece = rate, 2**18
+    lead, piece = rate, min(2**18, max(1, len(wave)))
     size = 2 ** int(np.ceil(np.log2(lead + piece)))
     z: NDArray[np.complex128] = np.exp(-2j * np.pi * np.fft.rfftfreq(size))
 

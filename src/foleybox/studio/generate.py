@@ -1,27 +1,47 @@
-"""`foleybox generate`: labels and seeds become sound files."""
+"""`foleybox generate`: labels and seeds become sound files. And what every verb that writes sounds shares: `Files`."""
 
 import json as json_module
 import re
 import shutil
 import sys
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from foleybox.audio import BITS, Subtype, peak_db
 from foleybox.doors import UserError
+from foleybox.studio.extend import finished
 from foleybox.studio.seeds import SEEDS, check_seed
+from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.sheet import Sheet, write_png
-from foleybox.studio.synth import BATCH, Clip, Synth
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature
 
 SHEET_COLUMNS = 12  # as the help of --sheet says
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the sounds go, and as what."""
+
+    out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("out")
+    "folder to write to"
+    format: Literal["wav", "flac", "ogg"] = "wav"
+    "kind of file"
+    subtype: Subtype = "PCM_16"
+    "16 or 24 bits, or float (WAV only); ogg is Vorbis"
+    force: bool = False
+    "overwrite existing files"
+    json: bool = False
+    "print a line of JSON for each file"
+
+
+Sheets = Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: no)")]
+Source = Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the one that ships)")]
 
 
 @dataclass(frozen=True)
@@ -39,26 +59,16 @@ class Generate:
     "sounds of each label"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
     "seed of the first sound"
-    out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("out")
-    "folder to write to"
-    instrument: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the one that ships)")] = None
-    "instrument to play"
-    rate: Annotated[int | None, arg(metavar="HZ", help_behavior_hint="(default: the instrument's)")] = None
-    "resample to this rate"
-    format: Literal["wav", "flac", "ogg"] = "wav"
-    "kind of file"
-    subtype: Subtype = "PCM_16"
-    "16 or 24 bits, or float (WAV only); ogg is Vorbis"
     temperature: float = 1.0
     "below 1: nearer to the typical sound of the label; above 1: further out"
+    instrument: Source = None
+    "instrument to play"
     batch: int = BATCH
     "sounds rendered at once"
-    force: bool = False
-    "overwrite existing files"
-    sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: no)")] = None
-    "also draw a contact sheet of the spectrograms (the first 12 seeds of each label)"
-    json: bool = False
-    "print a line of JSON for each file"
+    sheet: Sheets = None
+    "also draw a contact sheet of the spectrograms (the first 12 sounds of each label)"
+    files: Files = field(default_factory=Files)
+    shape: Shape = field(default_factory=Shape)
 
 
 def generate(config: Generate) -> None:
@@ -70,44 +80,14 @@ def generate(config: Generate) -> None:
     labels = _labels(config, synth)
     _check_numbers(config)
     total = len(labels) * config.count
-    _check_disk(config, labels, synth)
-
+    seconds = config.shape.seconds or synth.instrument.seconds
+    check_files(
+        config.files, config.shape, [config.files.out / safe_name(label) for label in labels],
+        existing=_existing(config, labels), bytes=total * seconds * size(config.files, config.shape, synth),
+    )  # fmt: skip
     pairs = ((label, seed) for label in labels for seed in _seeds(config))
-    sheet = Sheet() if config.sheet else None
-    done, lowered, loudest = 0, 0, 0.0
-    try:
-        with _progress(total) as bar:
-            task = bar.add_task("", total=total) if bar else None
-            for clip in synth.render_many(pairs, config.batch, config.temperature):
-                shaped = clip if config.rate is None else clip.resampled(config.rate)
-                path = _path(config, clip.label, clip.seed)
-                gain = shaped.save(path, config.subtype)
-                done += 1
-                lowered += gain < 1
-                loudest = max(loudest, 1 / gain)
-                if sheet and clip.seed - config.seed < SHEET_COLUMNS:
-                    sheet.add(shaped)
-                if config.json:
-                    print(_line(path, shaped), flush=True)
-                if bar and task is not None:
-                    bar.update(task, advance=1, description=clip.label)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped after {done:,} of {total:,} files; those in {config.out} are whole") from None
-    if sheet and config.sheet:
-        config.sheet.parent.mkdir(parents=True, exist_ok=True)
-        write_png(config.sheet, sheet.image())
-    if lowered:
-        print(
-            f"foleybox: {lowered:,} of {total:,} sounds went above full scale and were turned down (the loudest by "
-            f"{loudest:.2f} times)",
-            file=sys.stderr,
-        )
-    if not config.json:
-        seconds = synth.instrument.seconds
-        first = _path(config, labels[0], config.seed)
-        print(f"wrote {total:,} sound{'s' * (total > 1)} of {seconds:.3g} s to {config.out}/ (the first: {first})")
-        if config.sheet:
-            print(f"drew {config.sheet}")
+    clips = (finished(synth, clip, config.shape) for clip in synth.render_many(pairs, config.batch, config.temperature))
+    write_clips(config.files, total, ((_path(config, clip.label, clip.seed), clip) for clip in clips), config.sheet)
 
 
 def _labels(config: Generate, synth: Synth) -> list[str]:
@@ -123,69 +103,172 @@ def _seeds(config: Generate) -> range:
 
 
 def _path(config: Generate, label: str, seed: int) -> Path:
-    return config.out / label / f"{label}_s{seed}.{config.format}"
+    name = safe_name(label)
+    return config.files.out / name / f"{name}_s{seed}.{config.files.format}"
+
+
+def safe_name(text: str) -> str:
+    """Return a label as a file name: what some system forbids in one becomes `_`."""
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f]|^\.+', "_", text)
 
 
 def _check_numbers(config: Generate) -> None:
-    check_seed(config.seed)
-    if config.count < 1:
-        raise UserError(f"--count {config.count}: expected 1 or more")
-    if config.seed + config.count > SEEDS:
-        raise UserError(f"--seed {config.seed} --count {config.count}: the last seed would exceed {SEEDS - 1}")
-    if config.rate is not None and not 1_000 <= config.rate <= 768_000:
-        raise UserError(f"--rate {config.rate}: expected 1000 to 768000 Hz")
-    if config.format == "flac" and config.subtype == "FLOAT":
-        raise UserError("--format flac --subtype FLOAT: FLAC holds whole numbers; expected PCM_16 or PCM_24, or wav")
+    check_seeds(config.seed, config.count)
     if config.batch < 1:
         raise UserError(f"--batch {config.batch}: expected 1 or more")
-    if not 0 <= config.temperature < float("inf"):
-        raise UserError(f"--temperature {config.temperature}: expected 0 or more")
-    if config.sheet and config.sheet.suffix.lower() != ".png":
-        raise UserError(f"--sheet {config.sheet}: expected a name that ends in .png")
+    check_temperature(config.temperature, "--")
+    check_sheet(config.sheet)
+
+
+def check_seeds(seed: int, count: int) -> None:
+    """Raise UserError unless `count` seeds from `seed` on are seeds."""
+    check_seed(seed)
+    if count < 1:
+        raise UserError(f"--count {count}: expected 1 or more")
+    if seed + count > SEEDS:
+        raise UserError(f"--seed {seed} --count {count}: the last seed would exceed {SEEDS - 1}")
+
+
+def check_sheet(sheet: Path | None) -> None:
+    """Raise UserError unless the sheet, if any, is a PNG."""
+    if sheet and sheet.suffix.lower() != ".png":
+        raise UserError(f"--sheet {sheet}: expected a name that ends in .png")
+
+
+def check_format(format: str, subtype: Subtype, flag: str = "--") -> None:
+    """Raise UserError for a kind of file that cannot hold such samples."""
+    if format == "flac" and subtype == "FLOAT":
+        raise UserError(
+            f"{flag}format flac {flag}subtype FLOAT: FLAC holds whole numbers; expected PCM_16 or PCM_24, or wav"
+        )
 
 
 def _existing(config: Generate, labels: list[str]) -> list[Path]:
     """Return the files in the way. Folders are listed, not probed seed by seed: there may be a million seeds."""
     found = [config.sheet] if config.sheet and config.sheet.exists() else []
     for label in labels:
-        names = re.compile(rf"{re.escape(label)}_s(\d+)\.{config.format}")
-        folder = config.out / label
+        names = re.compile(rf"{re.escape(safe_name(label))}_s(\d+)\.{config.files.format}")
+        folder = config.files.out / safe_name(label)
         entries = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         seeds = sorted(int(match[1]) for name in entries if (match := names.fullmatch(name)))
         found += [_path(config, label, seed) for seed in seeds if seed in _seeds(config)]
     return found
 
 
-def _check_disk(config: Generate, labels: list[str], synth: Synth) -> None:
+# --- what every verb that writes sounds shares --------------------------------------------------------------------
+
+
+def size(files: Files, shape: Shape, synth: Synth) -> float:
+    """Return how many bytes a second of sound takes at the least."""
+    share = {"wav": 1.0, "flac": 0.3, "ogg": 0.05}[files.format]  # of the plain samples
+    return (shape.rate or synth.instrument.rate) * BITS[files.subtype] / 8 * share
+
+
+def check_files(files: Files, shape: Shape, folders: Iterable[Path], existing: list[Path], bytes: float) -> None:
     """See that nothing is overwritten and that there is room, make the folders, and see that they can be written to."""
-    if not config.force and (existing := _existing(config, labels)):
+    check_shape(shape, "--")
+    check_format(files.format, files.subtype)
+    if not files.force and existing:
         others = f" and {len(existing) - 1:,} more exist" if existing[1:] else " exists"
         raise UserError(f"{existing[0]}{others} already: add --force to overwrite, or use another --seed or -o")
-    samples = synth.instrument.samples * (config.rate or synth.instrument.rate) / synth.instrument.rate
-    share = {"wav": 1.0, "flac": 0.3, "ogg": 0.05}[config.format]  # of the plain samples, at the least
-    needed = len(labels) * config.count * samples * BITS[config.subtype] / 8 * share
-    there = next(folder for folder in (config.out, *config.out.absolute().parents) if folder.is_dir())
+    check_room(files.out, folders, bytes)
+
+
+def check_room(out: Path, folders: Iterable[Path], bytes: float) -> None:
+    """Raise UserError if the disk lacks room for so many bytes; make the folders, and see that they can be written to."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(there).free
-    if needed > free:
-        raise UserError(f"{config.out} has {free / 1e6:,.0f} MB free, the sounds need some {needed / 1e6:,.0f} MB")
+    if bytes > free:
+        raise UserError(f"{out} has {free / 1e6:,.0f} MB free, the sounds need some {bytes / 1e6:,.0f} MB")
     try:
-        for label in labels:
-            (config.out / label).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=config.out / label):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
                 pass
     except OSError as error:
-        raise UserError(f"cannot write to {error.filename or config.out} ({error.strerror}): name another -o") from None
+        raise UserError(f"cannot write to {error.filename or out} ({error.strerror}): name another -o") from None
 
 
-def _progress(total: int) -> "AbstractContextManager[Progress | None]":
-    """Return a progress bar on a terminal, nothing when the output goes elsewhere or there is one sound."""
-    if total < 2 or not sys.stderr.isatty():
-        return nullcontext()
+def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None) -> None:
+    """Write each clip to its path as it comes, and say what was written."""
+    pictures = Sheet() if sheet else None
+    told, first = Told(total), None
+    shortest, longest = float("inf"), 0.0  # seconds
+    try:
+        with progress(total, lines=files.json) as bar:
+            for path, clip in clips:
+                told.add(clip, clip.save(path, files.subtype))
+                first = first or path
+                seconds = len(clip.wave) / clip.rate
+                shortest, longest = min(shortest, seconds), max(longest, seconds)
+                if pictures and len(pictures.rows.get(clip.label, [])) < SHEET_COLUMNS:
+                    pictures.add(clip)
+                if files.json:
+                    print(_line(path, clip), flush=True)
+                bar(clip.label)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after {told.done:,} of {total:,} files; those in {files.out} are whole"
+        ) from None
+    if pictures and sheet:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        write_png(sheet, pictures.image())
+    told.tell()
+    if not files.json:
+        length = " to ".join(dict.fromkeys((f"{shortest:.3g}", f"{longest:.3g}")))
+        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {files.out}/ (the first: {first})")
+        if sheet:
+            print(f"drew {sheet}")
+
+
+class Told:
+    """Counts what a user should be told about the levels of some sounds."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.lowered, self.loudest = 0, 0.0
+        self.withheld: list[float] = []
+
+    def add(self, clip: Clip, gain: float) -> None:
+        self.done += 1
+        self.lowered += gain < 1
+        self.loudest = max(self.loudest, 1 / gain)
+        self.withheld += [step["withheld"] for step in clip.recipe.process if "withheld" in step]
+
+    def tell(self) -> None:
+        """Say so on stderr, a line for each."""
+        if self.lowered:
+            print(
+                f"foleybox: {self.lowered:,} of {self.total:,} sounds went above full scale and were turned down "
+                f"(the loudest by {self.loudest:.2f} times)",
+                file=sys.stderr,
+            )
+        if self.withheld:
+            print(
+                f"foleybox: {len(self.withheld):,} of {self.total:,} sounds stay below the loudness asked for (by up to "
+                f"{max(self.withheld):.1f} LU): their true peak may not pass the ceiling",
+                file=sys.stderr,
+            )
+
+
+@contextmanager
+def progress(total: int, lines: bool = False) -> Iterator[Callable[[str], None]]:
+    """Yield what moves a progress bar on by one; there is a bar on a terminal, for more than one, on stderr.
+
+    `lines`: whether lines are printed on stdout meanwhile; if that is a terminal too, they are the progress.
+    """
+    if total < 2 or not sys.stderr.isatty() or (lines and sys.stdout.isatty()):
+        yield lambda _: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    # Not redirected: lines for a pipe would end up on the terminal.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, advance=1, description=text)
 
 
 def _line(path: Path, clip: Clip) -> str:

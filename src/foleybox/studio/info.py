@@ -10,8 +10,10 @@ import soundfile
 from tyro.conf import Positional, arg
 
 from foleybox.audio import loudness, peak_db, read_wave, rms_db, true_peak_db
+from foleybox.doors import UserError
 from foleybox.instrument import Instrument, read_instrument
-from foleybox.studio.recipe import read_recipe
+from foleybox.studio.recipe import lost_recipe, read_recipe
+from foleybox.studio.shape import event_loudness
 from foleybox.studio.synth import find_instrument
 
 
@@ -28,16 +30,30 @@ class Info:
     "an instrument's folder or a sound file"
     json: bool = False
     "print JSON"
+    recipe: bool = False
+    "print the recipe of a sound alone, as the line of JSON that it is: `vary` takes it"
 
 
 def info(config: Info) -> None:
     """Print what there is to know. Raises UserError for what cannot be read."""
+    if config.recipe:
+        print(_recipe_line(config.path))
+        return
     if config.path is not None and Path(config.path).is_file():
         facts = describe_sound(Path(config.path))
     else:
         folder = find_instrument(config.path)
         facts = describe_instrument(read_instrument(folder), folder)
     print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(_lines(facts)))
+
+
+def _recipe_line(path: str | None) -> str:
+    if path is None or not Path(path).is_file():
+        raise UserError(f"no file {path or ''}: --recipe expects a sound file")
+    recipe = read_recipe(path)
+    if recipe is None:
+        raise UserError(f"{path}: {lost_recipe(Path(path))}")
+    return recipe.to_json()
 
 
 def describe_instrument(instrument: Instrument, folder: Path) -> dict[str, Any]:
@@ -83,8 +99,17 @@ def describe_sound(path: Path) -> dict[str, Any]:
         "true_peak_db": level(true_peak_db(wave)),
         "rms_db": level(rms_db(wave)),
         "loudness_lufs": level(loudness(wave, rate)),
-        "recipe": asdict(recipe) if recipe else None,
+        "event_lufs": level(event_loudness(wave, rate)),
+        "recipe": {"label": recipe.label, "seed": recipe.seed, **asdict(recipe)} if recipe else lost_recipe(path),
     }
+
+
+MOST = 12  # lines of a list: a scene has thousands of events
+
+
+def _short(value: object) -> str:
+    text = ", ".join(f"{name} {each}" for name, each in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) < 200 else f"{text[:196]} ..."
 
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
@@ -96,7 +121,10 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
             lines += [title, *_lines(value, indent + "  ")]
         elif isinstance(value, list | tuple):
             flat = all(isinstance(each, str | int | float) and len(str(each)) < 40 for each in value)
-            texts = [", ".join(map(str, value))] if flat else [str(each) for each in value]
+            texts = [", ".join(map(str, value))] if flat else [_short(each) for each in value[:MOST]] or ["-"]
+            texts += (
+                [f"... and {len(value) - MOST:,} more (--json shows them)"] if len(value) > MOST and not flat else []
+            )
             lines += [f"{title:20} {text}" if not place else f"{'':20} {text}" for place, text in enumerate(texts)]
         else:
             lines.append(f"{title:20} {'-' if value is None or value == {} else value}")

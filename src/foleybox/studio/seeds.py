@@ -27,7 +27,10 @@ from numpy.typing import NDArray
 from foleybox.doors import UserError
 
 SEEDS = 2**53  # JSON and JavaScript carry whole numbers exactly up to here
-STREAMS = 2**11  # independent noises of one seed; 0 is the latent of a clip, 1 to 7 its latent where 0 is silence
+STREAMS = 2**11  # independent noises of one seed:
+LATENT = 0  # a clip's latent; 1 to 7: its latent where the one before makes silence
+VARY = 8  # where a variation goes; 9 to 15: where the one before makes silence
+WALK = 16  # where a walk goes, step after step
 
 _G = np.uint64(0x9E3779B97F4A7C15)
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11))
@@ -43,24 +46,25 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
-def noise(seed: int, shape: Sequence[int], stream: int = 0) -> NDArray[np.float32]:
-    """Return standard normal noise [*shape], a function of (seed, stream) alone.
+def noise(seed: int, shape: Sequence[int], stream: int = LATENT, skip: int = 0) -> NDArray[np.float32]:
+    """Return standard normal noise [*shape], a function of (seed, stream) alone, without its first `skip` numbers.
 
-    Raises UserError for a seed outside 0 <= seed < 2**53.
+    `skip` is even, since the numbers are made in pairs. Raises UserError for a seed outside 0 <= seed < 2**53.
     """
     check_seed(seed)
     assert 0 <= stream < STREAMS
+    assert skip % 2 == 0
     count = prod(shape)
-    uniform = _uniform(seed + stream * SEEDS, count + count % 2)
+    uniform = _uniform(seed + stream * SEEDS, skip, count + count % 2)
     radius = np.sqrt(-2.0 * _log(1.0 - uniform[0::2]))
     cosine, sine = _cos_sin(uniform[1::2])
     pairs = np.stack([radius * cosine, radius * sine], axis=1)  # [count / 2, 2]
     return pairs.reshape(-1)[:count].astype(np.float32).reshape(shape)
 
 
-def _uniform(place: int, count: int) -> Doubles:
+def _uniform(place: int, skip: int, count: int) -> Doubles:
     start = _mix(np.array([place], np.uint64))
-    draws = _mix(start + np.arange(1, count + 1, dtype=np.uint64) * _G)
+    draws = _mix(start + np.arange(skip + 1, skip + count + 1, dtype=np.uint64) * _G)
     return (draws >> _SHIFTS[3]).astype(np.float64) * 2.0**-53
 
 

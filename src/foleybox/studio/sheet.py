@@ -123,6 +123,12 @@ def write_png(path: str | Path, image: Image) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"cannot draw {path}: expected a name that ends in .png")
+    with write_beside(path) as beside:
+        beside.write_bytes(png(image))
+
+
+def png(image: Image) -> bytes:
+    """Return an image [H, W, 3] as the content of a PNG."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -131,5 +137,4 @@ def write_png(path: str | Path, image: Image) -> None:
     rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)  # filter 0 each row
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, colour
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
-    with write_beside(path) as beside:
-        beside.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

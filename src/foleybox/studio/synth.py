@@ -2,12 +2,15 @@
 
 Randomness comes from `seeds.noise` of one clip's seed alone (stream 0, or the next one where that makes silence), so a
 clip is the same alone, in a batch and in another process, within one 16-bit step (matrix products round differently at
-different sizes).
+different sizes). On one thread and alone in its batch it is the same bit for bit on one machine.
 """
 
+import base64
+import html
+import io
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +19,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Subtype, Wave, fit, resample
+from foleybox.audio import Subtype, Wave, fit
 from foleybox.doors import UserError
 from foleybox.instrument import MANIFEST, Instrument, read_instrument
 from foleybox.labels import canonical, find_label
-from foleybox.studio.recipe import Recipe, write_clip
+from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+
+    from foleybox.studio.shape import Shape
 
 SHIPPED = Path(__file__).parent / "instruments"
 BATCH = 8
@@ -56,11 +61,40 @@ class Clip:
 
     def resampled(self, rate: int) -> "Clip":
         """Return the clip at another rate in Hz."""
-        return Clip(resample(self.wave, self.rate, rate), replace(self.recipe, rate=rate))
+        from foleybox.studio.shape import Shape
 
-    def save(self, path: str | Path, subtype: Subtype = "PCM_16") -> float:
+        return self.shaped(Shape(rate=rate))
+
+    def shaped(self, shape: "Shape") -> "Clip":
+        """Return the clip trimmed, cut, faded, resampled and made as loud as `shape` says; its recipe says how.
+
+        A length beyond the clip's is filled with silence; `foleybox.finished` builds one of further variations.
+        """
+        from foleybox.studio.shape import shaped
+
+        wave, rate, steps = shaped(self.wave, self.rate, shape)
+        process, asked = (*self.recipe.process, *steps), {**self.recipe.asked, **shape.asked()}
+        return Clip(wave, replace(self.recipe, rate=rate, process=process, asked=asked))
+
+    def save(self, path: str | Path, subtype: Subtype = "PCM_16", chunks: Mapping[bytes, bytes] | None = None) -> float:
         """Write the clip with its recipe as WAV, FLAC or OGG; return the gain (under 1 where it would clip)."""
-        return write_clip(path, self.wave, self.recipe, subtype)
+        return write_clip(path, self.wave, self.recipe, subtype, chunks)
+
+    def _repr_html_(self) -> str:
+        """Return a player for notebooks."""
+        import soundfile
+
+        memory = io.BytesIO()
+        soundfile.write(memory, self.wave / max(1.0, float(np.abs(self.wave).max(initial=0))), self.rate, format="WAV")
+        sound = base64.b64encode(memory.getvalue()).decode()
+        title = html.escape(f"{self.recipe.comment()}, {len(self.wave) / self.rate:.2f} s")
+        player = f'<audio controls src="data:audio/wav;base64,{sound}"></audio>'
+        return f"<figure><figcaption>{title}</figcaption>{player}</figure>"
+
+
+def shipped() -> list[Path]:
+    """Return the folders of the instruments that ship with the package."""
+    return sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
 
 
 def find_instrument(source: str | Path | None = None) -> Path:
@@ -68,16 +102,16 @@ def find_instrument(source: str | Path | None = None) -> Path:
 
     Raises UserError if none ships, or there is no such folder.
     """
-    shipped = sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
+    ours = shipped()
     if source is None:
-        if not shipped:
+        if not ours:
             raise UserError("no instrument ships with this copy of foleybox: name a folder with --instrument")
-        return shipped[0]
-    named = next((folder for folder in shipped if folder.name == str(source)), None)
+        return ours[0]
+    named = next((folder for folder in ours if folder.name == str(source)), None)
     if named is not None and not Path(source).is_dir():
         return named
     if not Path(source).is_dir():
-        names = ", ".join(folder.name for folder in shipped) or "none"
+        names = ", ".join(folder.name for folder in ours) or "none"
         raise UserError(f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names})")
     return Path(source)
 
@@ -91,12 +125,29 @@ class Synth:
 
     instrument: Instrument
     folder: Path
+    threads: int | None = None  # of onnxruntime; None: as many as there are cores
 
     @classmethod
-    def load(cls, source: str | Path | None = None) -> "Synth":
+    def load(cls, source: str | Path | None = None, threads: int | None = None) -> "Synth":
         """Read and check an instrument (graphs load at the first render). Raises UserError if it is not whole."""
         folder = find_instrument(source)
-        return cls(read_instrument(folder), folder)
+        return cls(read_instrument(folder), folder, threads)
+
+    @classmethod
+    def of(cls, recipe: Recipe, source: str | Path | None = None, threads: int | None = None) -> "Synth":
+        """Return the instrument that a recipe names, at `source` or among those that ship.
+
+        Raises UserError if it is not there: another one would make another sound.
+        """
+        for folder in [find_instrument(source)] if source is not None else shipped():
+            synth = cls.load(folder, threads)
+            if synth.instrument.fingerprint == recipe.fingerprint:
+                return synth
+        where = f"{source} is another" if source is not None else "it does not ship with this foleybox"
+        raise UserError(
+            f"made with the instrument {recipe.instrument} ({recipe.fingerprint[:12]}...), and {where}: "
+            "name its folder with --instrument"
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -125,43 +176,51 @@ class Synth:
         """Yield a clip for each (label, seed), in order, rendered `batch` at a time; `pairs` may be endless."""
         if batch < 1:
             raise UserError(f"a batch of {batch}: expected 1 or more")
-        if not 0 <= temperature < np.inf:
-            raise UserError(f"temperature {temperature}: expected 0 or more")
+        check_temperature(temperature)
         pairs = iter(pairs)
         while chunk := list(itertools.islice(pairs, batch)):
             named = [(self.resolve(label), check_seed(seed)) for label, seed in chunk]
-            for (label, seed), wave in zip(named, self._audible(named, temperature)):
-                yield Clip(wave, self._recipe(label, seed, temperature))
+            for (label, seed), (wave, stream) in zip(named, self._audible(named, temperature)):
+                make = {"do": "render", "label": label, "seed": seed, "temperature": float(temperature)}
+                yield self.clip(wave, {**make, "stream": stream})
 
-    def _audible(self, named: list[tuple[str, int]], temperature: float) -> list[Wave]:
-        """Render (label, seed) pairs; one that comes out silent is drawn anew from the seed's next stream of noise.
+    def clip(self, wave: Wave, make: Json, asked: Json | None = None) -> Clip:
+        """Return a wave [L] at the instrument's rate as a clip of this instrument that was made so."""
+        made = self.instrument
+        return Clip(wave, Recipe(made.name, made.fingerprint, made.licence.terms, made.rate, make, asked or {}))
+
+    def _audible(self, named: list[tuple[str, int]], temperature: float) -> list[tuple[Wave, int]]:
+        """Render (label, seed) pairs to (wave, stream); one that is silent is drawn anew from the seed's next stream.
 
         A generator that learned from clips padded with silence draws silence itself now and then (one seed in sixty,
         say); nobody who asked for a sound wants that. What is drawn still follows from label and seed alone.
         """
-        waves: dict[int, Wave] = {}
+        found: dict[int, tuple[Wave, int]] = {}
         silent = list(range(len(named)))
         for stream in range(STREAMS_TRIED):
             latent = np.stack([noise(named[i][1], self.instrument.latent, stream) for i in silent])
-            drawn = self._waves([named[i][0] for i in silent], latent * np.float32(temperature))
-            waves |= dict(zip(silent, drawn))
-            silent = [i for i in silent if np.abs(waves[i]).max() < AUDIBLE]
+            drawn = self.waves([named[i][0] for i in silent], latent * np.float32(temperature))
+            found |= {i: (wave, stream) for i, wave in zip(silent, drawn)}
+            silent = [i for i in silent if is_silent(found[i][0])]
             if not silent:
                 break
-        return [waves[i] for i in range(len(named))]
+        return [found[i] for i in range(len(named))]
 
-    def _recipe(self, label: str, seed: int, temperature: float) -> Recipe:
-        made = self.instrument
-        return Recipe(made.name, made.fingerprint, label, seed, float(temperature), made.rate, made.licence.terms)
+    def waves(self, labels: list[str], latent: NDArray[np.float32]) -> Iterator[Wave]:
+        """Run both graphs: the instrument's own labels N, latent [N, *latent] -> N waves [L], each a copy of its own."""
+        return self.vocode(self.mel(labels, latent))
 
-    def _waves(self, labels: list[str], latent: NDArray[np.float32]) -> Iterator[Wave]:
-        """Run both graphs: labels N, latent [N, *latent] -> N waves [L], each a copy of its own."""
+    def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the generator: labels N, latent [N, *latent] -> mel [N, M, T]."""
         numbers = np.array([self.labels.index(label) for label in labels], np.int64)
-        mel = self._run("generator", {"latent": latent, "label": numbers})  # [N, M, T]
+        return self._run("generator", {"latent": latent, "label": numbers})
+
+    def vocode(self, mel: NDArray[np.float32]) -> Iterator[Wave]:
+        """Run the vocoder: mel [N, M, T] -> N waves [L]."""
         waves = self._run("vocoder", {"mel": mel})  # [N, L]
-        if waves.ndim != 2 or len(waves) != len(labels) or not np.isfinite(waves).all():
+        if waves.ndim != 2 or len(waves) != len(mel) or not np.isfinite(waves).all():
             raise UserError(
-                f"instrument {self.instrument.name} rendered {list(waves.shape)} for {len(labels)} clips, or NaN: "
+                f"instrument {self.instrument.name} rendered {list(waves.shape)} for {len(mel)} clips, or NaN: "
                 "expected finite waves [N, L]; export it again"
             )
         for wave in waves:
@@ -177,7 +236,7 @@ class Synth:
 
         options = onnxruntime.SessionOptions()
         # onnxruntime counts the machine's cores, not those this process may use.
-        options.intra_op_num_threads = min(cores(), 16)
+        options.intra_op_num_threads = self.threads or min(cores(), 16)
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         sessions = {}
@@ -194,6 +253,17 @@ class Synth:
                 raise UserError(f"{path} takes {', '.join(inputs)}: expected {', '.join(wanted)}; export it again")
             sessions[name] = session
         return sessions
+
+
+def is_silent(wave: Wave) -> bool:
+    """Say whether nobody would hear the wave."""
+    return bool(np.abs(wave).max(initial=0) < AUDIBLE)
+
+
+def check_temperature(temperature: float, flag: str = "") -> None:
+    """Raise UserError unless 0 <= temperature < infinity; `flag` stands before its name: "--"."""
+    if not 0 <= temperature < np.inf:
+        raise UserError(f"{flag}temperature {temperature}: expected 0 or more")
 
 
 def cores() -> int:

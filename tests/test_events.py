@@ -1,0 +1,299 @@
+"""Lists of times as people write them are read, sorted and kept whole; what cannot be placed is told in one line."""
+
+import csv
+import io
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import mido
+import numpy as np
+import pytest
+from helpers import clicks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foleybox.audio import write_wave
+from foleybox.doors import UserError
+from foleybox.studio.events import (
+    LATEST,
+    Event,
+    json_events,
+    label_events,
+    midi_events,
+    note_labels,
+    pattern_events,
+    read_events,
+)
+
+EXPECTED = [Event(0.5, "Footstep", 0.8), Event(1.25, "rain", 1.0, 7)]
+
+
+def file(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# --- CSV ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "time,label,velocity,seed\n0.5,Footstep,0.8,\n1.25,rain,,7\n",
+        "time,label,velocity,seed\n1.25,rain,1,7\n0.5,Footstep,0.8,\n",  # unsorted
+        "\ufefftime;label;velocity;seed\r\n0,5;Footstep;0,8;\r\n1,25;rain;;7\r\n",  # Excel, with decimal commas
+        "Time\tLabel\tSeed\tVelocity\n0.5\tFootstep\t\t0.8\n\n0:01.25\train\t7\t\n",  # a clock
+        'note,velocity,seed,time,label\n"a, b",0.8,,0.5, Footstep \n,,7.0,"1,25",rain\n',  # other columns, quotes
+    ],
+)
+def test_a_csv_is_read_in_any_order_separator_and_decimal_mark(tmp_path: Path, content: str) -> None:
+    assert read_events(file(tmp_path, "on.csv", content)) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("time\n-0.5\n", "line 2: time '-0.5': expected 0 to 7200 seconds"),
+        ("time\n0.5\n,\n1e9\n", "line 4: time '1e9': expected 0"),
+        ("time\nsoon\n", "line 2: time 'soon': expected seconds such as 1.25, or minutes:seconds"),
+        ("time\n1:xx\n", "time '1:xx': expected seconds"),
+        ("time\nnan\n", "time 'nan': expected seconds"),
+        ("time,velocity\n1,100\n", "velocity '100': expected above 0, up to 1"),
+        ("time,velocity\n1,0\n", "velocity '0': expected above 0"),
+        ("time,seed\n1,2.5\n", "seed '2.5': expected a whole number"),
+        ("time,seed\n1,-2\n", "seed -2: expected a whole number from 0"),
+        ("start,label\n1,rain\n", "has the columns start, label: expected time"),
+        ("time\n", "holds no events: expected one or more times"),
+        ("", "is empty: expected a line of column names"),
+    ],
+)
+def test_what_cannot_be_placed_is_told_with_its_line(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(UserError, match=None) as caught:
+        read_events(file(tmp_path, "on.csv", content))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- JSON, labels -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"time": 1.25, "label": "rain", "seed": 7}, {"time": "0,5", "label": "Footstep", "velocity": 0.8}],
+        {
+            "events": [
+                {"time": 0.5, "label": "Footstep", "velocity": 0.8, "x": []},
+                {"time": 1.25, "label": "rain", "seed": 7.0},
+            ]
+        },
+    ],
+)
+def test_json_is_a_list_of_objects_by_itself_or_under_events(tmp_path: Path, content) -> None:
+    assert read_events(file(tmp_path, "on.json", json.dumps(content))) == EXPECTED
+
+
+def test_json_may_be_a_list_of_times_alone() -> None:
+    assert json_events(b"\xef\xbb\xbf[1, 0.5]", "x") == [Event(1), Event(0.5)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[" + "9" * 5000 + "]", "is not JSON"),
+        ('"x"', "holds no list"),
+        ('{"rows": []}', "holds no list"),
+        ('[{"at": 1}]', "event 1 states no time"),
+        ("[true]", "event 1: time True"),
+        ("[null]", "event 1: time None"),
+        ("[1, [2]]", "event 2: time [2]"),
+        ("[NaN]", "event 1: time nan"),
+        ("[1e400]", "event 1: time inf"),
+        ('[{"time": 1, "label": 3}]', "event 1: label 3"),
+        ('[{"time": 1, "velocity": true}]', "event 1: velocity True"),
+        ('[{"time": 1, "seed": "x"}]', "event 1: seed 'x'"),
+        ('[{"time": 1, "seed": 1e300}]', "expected a whole number from 0"),
+    ],
+)
+def test_json_that_is_no_list_of_events_is_told(content: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        json_events(content.encode(), "on.json")
+    assert words in str(caught.value)
+
+
+def test_an_audacity_label_track_is_read_by_its_starts_and_texts(tmp_path: Path) -> None:
+    track = "0.500000\t0.700000\tFootstep\n\\\t100\t2000\n1,250000\t1,25\train\n"
+    assert [(event.time, event.label) for event in read_events(file(tmp_path, "labels.txt", track))] == [
+        (0.5, "Footstep"),
+        (1.25, "rain"),
+    ]
+    assert label_events(b"2\n\n0,5\n", "x") == [Event(2), Event(0.5)]
+
+
+# --- MIDI ---------------------------------------------------------------------------------------------------------
+
+
+def midi(notes: list[tuple[int, int, int]], tempo: int = 500_000, ticks: int = 480) -> bytes:
+    """Return a MIDI file of notes (ticks after the one before, note, velocity)."""
+    made = mido.MidiFile(ticks_per_beat=ticks)
+    track = mido.MidiTrack()
+    made.tracks.append(track)
+    track.append(mido.MetaMessage("set_tempo", tempo=tempo))
+    for after, note, velocity in notes:
+        track.append(mido.Message("note_on", note=note, velocity=velocity, time=after))
+    memory = io.BytesIO()
+    made.save(file=memory)
+    return memory.getvalue()
+
+
+def test_midi_notes_become_events_at_their_times_with_their_velocity_and_label() -> None:
+    # At 120 beats a minute a tick is 0.5 / 480 s; a velocity of 0 ends a note.
+    data = midi([(480, 36, 127), (240, 36, 0), (240, 38, 64), (480, 40, 1)])
+    events = midi_events(data, {36: "footstep", 38: "gunshot"}, "x")
+    assert [(event.time, event.label) for event in events] == [(0.5, "footstep"), (1.0, "gunshot"), (1.5, "")]
+    assert [event.velocity for event in events] == pytest.approx([1, 64 / 127, 1 / 127])
+
+
+def test_midi_follows_its_changes_of_tempo() -> None:
+    made = mido.MidiFile(ticks_per_beat=100)
+    tempo, notes = mido.MidiTrack(), mido.MidiTrack()
+    made.tracks += [tempo, notes]
+    tempo.append(mido.MetaMessage("set_tempo", tempo=1_000_000, time=0))  # 60 beats a minute
+    tempo.append(mido.MetaMessage("set_tempo", tempo=250_000, time=200))  # 240, from the third beat on
+    notes += [mido.Message("note_on", note=36, velocity=127, time=100 * step) for step in (1, 3)]
+    memory = io.BytesIO()
+    made.save(file=memory)
+    assert [event.time for event in midi_events(memory.getvalue(), {}, "x")] == pytest.approx([1.0, 2.5])
+
+
+def test_midi_that_holds_no_notes_counts_frames_or_is_cut_is_told(tmp_path: Path) -> None:
+    whole = midi([(480, 36, 127)])
+    frames = bytearray(whole)
+    frames[12:14] = b"\xe7\x28"  # 25 frames a second, 40 ticks a frame
+    for content, words in (
+        (midi([]), "holds no notes: expected one or more"),
+        (bytes(frames), "counts in film frames"),
+        (whole[:30], "is not a MIDI file that can be read, or is cut short"),
+        (b"RIFF", "is not a MIDI file"),
+        (b"", "is not a MIDI file"),
+    ):
+        with pytest.raises(UserError) as caught:
+            read_events(file(tmp_path, "on.mid", content))
+        assert words in str(caught.value)
+
+
+def test_notes_are_given_labels_by_number() -> None:
+    assert note_labels(["36=footstep", "38=gun shot"]) == {36: "footstep", 38: "gun shot"}
+    for wrong in ("footstep", "128=rain", "36=", "x=rain", "-1=rain"):
+        with pytest.raises(UserError, match="expected a MIDI note from 0 to 127 and a label"):
+            note_labels([wrong])
+
+
+# --- patterns, recordings -----------------------------------------------------------------------------------------
+
+
+def test_a_pattern_is_sixteenths_with_three_strengths_and_is_played_again() -> None:
+    events = pattern_events(60, "X. xo | -_..", 2)
+    assert [(event.time, event.velocity) for event in events] == [
+        (0, 1.0), (0.5, 0.7), (0.75, 0.4), (2, 1.0), (2.5, 0.7), (2.75, 0.4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bpm", "pattern", "repeat", "words"),
+    [
+        (0, "x", 1, "--bpm 0: expected 1 to 1000"),
+        (float("nan"), "x", 1, "--bpm nan"),
+        (100, "....", 1, "has no hits"),
+        (100, "", 1, "has no hits"),
+        (100, "x.y", 1, "has the sign 'y'"),
+        (100, "x", 0, "--repeat 0"),
+    ],
+)
+def test_a_pattern_that_cannot_be_played_is_told(bpm: float, pattern: str, repeat: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        pattern_events(bpm, pattern, repeat)
+
+
+def test_a_recording_gives_its_own_rises_as_loud_as_they_are(tmp_path: Path) -> None:
+    wave = clicks([0.5, 1.0, 1.5], 2.0)
+    wave[10_000:] *= 0.5  # the third
+    write_wave(tmp_path / "click.wav", wave, 8_000)
+    events = read_events(tmp_path / "click.wav")
+    assert [event.time for event in events] == pytest.approx([0.5, 1.0, 1.5], abs=0.005)
+    assert max(event.velocity for event in events) == 1.0
+    assert 0.1 < events[2].velocity < 0.8
+    write_wave(tmp_path / "hum.wav", np.full(8_000, 0.1, np.float32), 8_000)
+    with pytest.raises(UserError, match="has no rises"):
+        read_events(tmp_path / "hum.wav")
+
+
+def test_a_file_of_another_kind_or_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read onsets from x.xlsx: expected a name that ends in .csv"):
+        read_events("x.xlsx")
+    for name in ("no.csv", "no.json", "no.mid", "no.wav", "no.txt"):
+        with pytest.raises(UserError, match="no"):
+            read_events(tmp_path / name)
+
+
+# --- any file at all ----------------------------------------------------------------------------------------------
+
+BYTES = st.binary(max_size=300)
+TEXTS = st.text(st.sampled_from('0123456789.,;:\t\n"-+eE[]{}\\timelabvcysd \ufeff'), max_size=120).map(str.encode)
+SUFFIX = st.sampled_from([".csv", ".tsv", ".txt", ".json", ".mid", ".wav", ".flac", ".ogg"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(SUFFIX, BYTES | TEXTS)
+def test_any_bytes_are_events_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"
+    path.write_bytes(content)
+    try:
+        events = read_events(path)
+    except UserError:
+        return
+    assert events == sorted(events, key=lambda event: event.time)
+    assert all(0 <= event.time <= LATEST and 0 < event.velocity <= 1 for event in events)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_a_damaged_midi_file_is_events_or_one_line(data) -> None:
+    content = bytearray(midi([(480, 36, 127), (100, 38, 9), (50, 40, 70)]))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(UserError):
+        midi_events(bytes(content[: data.draw(st.integers(0, len(content)))]), {}, "x.mid")
+
+
+EVENTS = st.builds(
+    Event,
+    time=st.floats(0, LATEST).map(lambda time: round(time, 4)),
+    label=st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=12).map(str.strip),
+    velocity=st.floats(0.001, 1).map(lambda velocity: round(velocity, 4)),
+    seed=st.none() | st.integers(0, 2**53 - 1),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(EVENTS, min_size=1, max_size=20))
+def test_events_written_as_csv_and_json_come_back(
+    tmp_path_factory: pytest.TempPathFactory, events: list[Event]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    in_order = sorted(events, key=lambda event: event.time)
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t")
+    writer.writerow(["time", "label", "velocity", "seed"])
+    writer.writerows(
+        [event.time, event.label, event.velocity, "" if event.seed is None else event.seed] for event in events
+    )
+    assert read_events(file(folder, "all.csv", text.getvalue())) == in_order
+    rows = [{**vars(event)} for event in events]
+    assert read_events(file(folder, "all.json", json.dumps(rows))) == in_order

@@ -1,0 +1,222 @@
+"""A loop goes round without a seam: in phase where it hums, at equal power where it hisses, and it is measured."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from helpers import tone, toy_instrument
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foleybox.audio import Wave, read_wave, rms_db, wav_chunk, write_wave
+from foleybox.cli import main
+from foleybox.doors import UserError
+from foleybox.studio.loop import Wrap, find_wrap, looped, material, measure_seam, remake, smpl, steady_clip, wrapped
+from foleybox.studio.recipe import Recipe, read_recipe
+from foleybox.studio.synth import Clip, Synth
+
+RATE = 8_000
+FADE = 1_000
+
+
+def noise(seconds: float, seed: int = 0) -> Wave:
+    return (0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Synth:
+    return Synth.load(toy_instrument(tmp_path_factory.mktemp("loop") / "toy"), threads=1)
+
+
+def foreign(wave: Wave) -> Clip:
+    return Clip(wave, Recipe("", "", "", RATE, {"do": "read"}))
+
+
+# --- the seam -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.floats(60, 900), st.floats(0.6, 1.2))
+def test_a_hum_of_any_pitch_meets_itself_in_phase(hz: float, seconds: float) -> None:
+    wave = tone(hz, RATE, 3.0)
+    wrap = find_wrap(wave, RATE, round(seconds * RATE), FADE)
+    loop = wrapped(wave, wrap)
+    assert abs(len(loop) - seconds * RATE) <= 0.025 * RATE + 1
+    assert wrap.alike > 0.9
+    assert (
+        np.abs(np.diff(np.tile(loop, 2))).max() < 1.05 * np.abs(np.diff(wave)).max()
+    )  # no step anywhere, wrap included
+    assert rms_db(loop[:FADE]) == pytest.approx(rms_db(wave), abs=0.3)  # and no swell where both sides sound
+
+
+def test_a_hiss_is_as_loud_in_its_crossfade_as_elsewhere() -> None:
+    loops = [wrapped(noise(3, seed), find_wrap(noise(3, seed), RATE, RATE, FADE)) for seed in range(20)]
+    fades = rms_db(np.concatenate([loop[:FADE] for loop in loops]))
+    assert fades == pytest.approx(rms_db(np.concatenate([loop[FADE:] for loop in loops])), abs=0.4)
+
+
+def test_at_the_wrap_the_wave_goes_on_as_it_did() -> None:
+    wave = noise(3)
+    start, samples, fade, _ = wrap = find_wrap(wave, RATE, RATE, FADE)
+    loop = wrapped(wave, wrap)
+    assert samples == RATE  # a hiss has no phase to wait for
+    np.testing.assert_allclose(loop[:5], wave[start + samples : start + samples + 5], atol=3e-3)
+    np.testing.assert_array_equal(loop[fade:], wave[start + fade : start + samples])
+
+
+def test_a_good_loop_measures_no_more_at_its_seam_than_inside_and_a_bare_cut_more() -> None:
+    hum = (tone(197.3, RATE, 3.0) + 0.01 * noise(3.0)).astype(np.float32)
+    assert measure_seam(wrapped(hum, find_wrap(hum, RATE, RATE, FADE)), RATE, FADE).unheard
+    bare = hum[: RATE + 20]
+    assert not measure_seam(bare, RATE, 0).unheard
+    growing = noise(1.0) * np.geomspace(1, 0.02, RATE).astype(np.float32)  # ends quietly, begins loudly
+    assert not measure_seam(growing, RATE, 0).unheard
+    hiss = noise(3)
+    assert measure_seam(wrapped(hiss, find_wrap(hiss, RATE, RATE, FADE)), RATE, FADE).unheard
+
+
+def test_it_lies_where_its_two_sides_are_most_alike() -> None:
+    dull = np.convolve(noise(4.0), np.ones(12) / 4, "same").astype(np.float32)
+    wave = np.concatenate([noise(0.5, 1), dull, noise(0.5, 2)])  # bright edges
+    wrap = find_wrap(wave, RATE, round(3 * RATE), FADE)
+    assert wrap.start > 0.4 * RATE
+    assert wrap.start + wrap.samples + FADE < 4.6 * RATE
+
+
+def test_a_sound_that_is_too_short_is_told() -> None:
+    with pytest.raises(UserError, match=r"1.00 s of sound: a loop of 1.00 s needs 1.15 s with its crossfade"):
+        find_wrap(noise(1.0), RATE, RATE, FADE)
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.integers(0, 1000), st.floats(0.1, 0.9), st.floats(0, 0.2))
+def test_whatever_the_sound_a_loop_is_found_within_it(seed: int, seconds: float, fade: float) -> None:
+    rng = np.random.default_rng(seed)
+    wave = (rng.standard_normal(2 * RATE) * rng.choice([0, 1], 2 * RATE, p=[0.9, 0.1])).astype(np.float32)
+    start, samples, faded, alike = find_wrap(wave, RATE, round(seconds * RATE), round(fade * RATE))
+    assert start >= 0
+    assert start + samples + faded <= len(wave)
+    assert -1 <= alike <= 1
+    assert np.isfinite(wrapped(wave, Wrap(start, samples, faded, alike))).all()
+
+
+# --- rates, recipes, chunks ---------------------------------------------------------------------------------------
+
+
+def test_a_loop_is_resampled_as_a_loop() -> None:
+    hum = tone(210.0, RATE, 3.0)
+    clip, wrap = looped(foreign(hum), 1.0, rate=11_025)
+    assert clip.rate == 11_025
+    assert len(clip.wave) * RATE == wrap.samples * 11_025  # not a sample more or less
+    around = np.concatenate([clip.wave[-200:], clip.wave[:200]])
+    assert np.abs(np.diff(around, 2)).max() < 1.1 * np.abs(np.diff(clip.wave, 2)).max()
+    spectrum = np.abs(np.fft.rfft(np.tile(clip.wave, 3) * np.hanning(3 * len(clip.wave))))
+    other = np.abs(np.fft.rfftfreq(3 * len(clip.wave), 1 / 11_025) - 210) > 5
+    assert spectrum[other].max() < 0.003 * spectrum.max()  # a step at the wrap would be a click in every round
+
+
+@pytest.mark.parametrize("rate", [None, 11_025])
+def test_its_recipe_makes_the_same_loop_from_rendering_on(toy: Synth, rate: int | None) -> None:
+    source = material(toy, steady_clip(toy, "Rain", 0), 0.5)
+    clip, _ = looped(source, 0.5, rate=rate, rounds=2)
+    made = json.loads(json.dumps(clip.recipe.make))
+    wave = remake(made, toy)
+    if rate is None:
+        np.testing.assert_array_equal(wave, clip.wave)
+    assert len(wave) == made["rounds"] * made["samples"]
+    np.testing.assert_array_equal(wave[: made["samples"]], wave[made["samples"] : 2 * made["samples"]])
+
+
+def test_the_smpl_chunk_states_one_endless_loop_over_all_samples(tmp_path: Path) -> None:
+    write_wave(tmp_path / "x.wav", noise(0.1), RATE, chunks={b"smpl": smpl(800, RATE)})
+    chunk = wav_chunk(tmp_path / "x.wav", b"smpl")
+    assert chunk is not None
+    numbers = struct.unpack("<15I", chunk)
+    assert numbers[2:4] == (125_000, 60)  # nanoseconds a sample, middle C
+    assert numbers[7:] == (1, 0, 0, 0, 0, 799, 0, 0)  # one loop, forwards, from 0 to 799, for ever
+    assert soundfile.info(tmp_path / "x.wav").frames == 800
+
+
+# --- the verb -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_loop_writes_a_loop_with_its_points_and_three_rounds_and_both_verify(toy: Synth, here: Path, capsys) -> None:
+    code = main(
+        ["loop", "rain", "--seconds", "0.6", "-o", "l/rain.wav", "--lufs", "-24", "--instrument", str(toy.folder)]
+    )
+    printed = capsys.readouterr().out
+    assert code in (0, 1)
+    assert "seam: flux" in printed
+    loop, rate = read_wave("l/rain.wav")
+    rounds, _ = read_wave("l/rain_x3.wav")
+    np.testing.assert_array_equal(np.tile(loop, 3), rounds)
+    chunk = wav_chunk(Path("l/rain.wav"), b"smpl")
+    assert chunk is not None
+    assert struct.unpack("<15I", chunk)[12] == len(loop) - 1
+    assert abs(len(loop) / rate - 0.6) < 0.026
+    assert main(["verify", "l", "--instrument", str(toy.folder)]) == 0
+
+
+def test_a_loop_of_our_file_carries_its_recipe_on_and_of_another_file_none(toy: Synth, here: Path, capsys) -> None:
+    folder = str(toy.folder)
+    assert main(["generate", "rain", "--seconds", "2", "--instrument", folder, "-o", "o"]) == 0
+    assert main(["loop", "o/Rain/Rain_s0.wav", "--seconds", "0.5", "-o", "own.wav"]) in (0, 1)
+    assert main(["verify", "own.wav", "own_x3.wav", "--instrument", folder]) == 0
+    write_wave("found.wav", noise(2), RATE)
+    assert main(["loop", "found.wav", "--seconds", "0.5", "--rate", "16000", "-o", "theirs.wav"]) == 0
+    assert read_recipe("theirs.wav") is None
+    assert "the loop carries no recipe, since found.wav carries none" in capsys.readouterr().err
+    assert read_wave("theirs.wav")[1] == 16_000
+    assert main(["generate", "rain", "--seconds", "2", "--rate", "9000", "--instrument", folder, "-o", "r"]) == 0
+    assert main(["loop", "r/Rain/Rain_s0.wav", "--seconds", "0.5", "-o", "low.wav"]) in (0, 1)
+    assert "was resampled after it was made" in capsys.readouterr().err
+    assert main(["generate", "rain", "--seconds", "2", "--format", "ogg", "--instrument", folder, "-o", "r"]) == 0
+    assert main(["loop", "r/Rain/Rain_s0.ogg", "--seconds", "0.5", "-o", "ogg.wav"]) in (0, 1)
+    assert "as OGG does" in capsys.readouterr().err
+    assert read_recipe("low.wav") is read_recipe("ogg.wav") is None
+
+
+def test_a_loop_that_may_be_heard_exits_with_1_and_says_so(here: Path, capsys) -> None:
+    write_wave("fading.wav", noise(1.2) * np.geomspace(1, 1e-3, round(1.2 * RATE)).astype(np.float32), RATE)
+    assert main(["loop", "fading.wav", "--seconds", "1", "--fade", "0.01", "-o", "x.wav"]) == 1
+    assert "it may be heard" in capsys.readouterr().out
+    assert main(["loop", "fading.wav", "--seconds", "1", "--fade", "0.01", "-o", "x.wav", "--force", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["unheard"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["piano", "-o", "new/x.wav"], "unknown label 'piano'"),
+        (["no.wav"], "no file no.wav: expected a sound file, or a label"),
+        (["short.wav"], "short.wav: 0.50 s of sound: a loop of 4.00 s needs"),
+        (["rain", "--seconds", "0"], "--seconds 0.0: expected 0.1 to 600"),
+        (["rain", "--seconds", "nan"], "--seconds nan"),
+        (["rain", "--fade", "-1"], "--fade -1.0: expected 0.005"),
+        (["rain", "--seed", "-1"], "seed -1"),
+        (["rain", "--rate", "0"], "--rate 0"),
+        (["rain", "-o", "x.flac"], "--out x.flac: expected a name that ends in .wav"),
+        (["rain", "-o", "there.wav"], "there.wav exists already: add --force"),
+        (["rain", "-o", "theirs.wav"], "theirs_x3.wav exists already"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(toy: Synth, here: Path, capsys, arguments, words) -> None:
+    write_wave("short.wav", noise(0.5), RATE)
+    for name in ("there.wav", "theirs_x3.wav"):
+        (here / name).write_bytes(b"mine")
+    assert main(["loop", *arguments, "--instrument", str(toy.folder)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert words in err
+    assert sorted(path.name for path in here.iterdir()) == ["short.wav", "theirs_x3.wav", "there.wav"]
+    assert (here / "there.wav").read_bytes() == b"mine"

@@ -1,0 +1,137 @@
+"""`foleybox perform` from end to end: what the flags say is played, and a mistake is one line before anything is made."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import clicks, toy_instrument
+from test_events import midi
+
+from foleybox.audio import read_wave, write_wave
+from foleybox.cli import main
+from foleybox.doors import UserError
+from foleybox.studio.events import read_events
+from foleybox.studio.perform import read_curve
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(toy_instrument(tmp_path_factory.mktemp("perform") / "toy"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_pattern_becomes_a_mix_a_stem_and_markers_that_verify(here: Path, toy: str, capsys) -> None:
+    command = ["perform", "--bpm", "120", "--pattern", "x.X.", "--label", "dog_bark", "--instrument", toy, "-o", "s"]
+    assert main(command) == 0
+    assert "played 2 events in" in capsys.readouterr().out
+    assert files(here / "s") == ["markers.csv", "markers.txt", "mix.wav", "stems/DogBark.wav"]
+    placed = read_events(here / "s/markers.csv")
+    assert [(event.time, event.label, event.velocity) for event in placed] == [
+        (0, "DogBark", 0.7),
+        (0.25, "DogBark", 1),
+    ]
+    assert main(["verify", "s", "--instrument", toy]) == 0
+    before = (here / "s/mix.wav").read_bytes()
+    assert main(command) == 2
+    assert "s/mix.wav and 3 more exist already: add --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert (here / "s/mix.wav").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "txt", "mid", "wav"])
+def test_every_kind_of_list_is_played_at_its_times(here: Path, toy: str, kind: str) -> None:
+    times = [0.25, 0.75, 1.5]
+    path = here / f"Türen & Schritte.{kind}"
+    if kind == "mid":
+        path.write_bytes(midi([(240, 36, 100), (480, 36, 100), (720, 36, 100)]))
+    elif kind == "wav":
+        write_wave(path, clicks(times, 2.0), 8_000)
+    else:
+        rows = {"csv": "time\n", "json": "[0.75, ", "txt": ""}[kind]
+        path.write_text(rows + ("0.25, 1.5]" if kind == "json" else "0.75\n0.25\n1.5\n"))
+    assert main(["perform", str(path), "--label", "rain", "--instrument", toy]) == 0
+    assert [event.time for event in read_events(here / "scene/markers.csv")] == pytest.approx(times, abs=0.005)
+
+
+def test_midi_notes_are_played_as_their_labels(here: Path, toy: str) -> None:
+    (here / "x.mid").write_bytes(midi([(240, 36, 100), (480, 38, 50), (10, 40, 50)]))
+    flags = ["--notes", "36=footstep", "38=gun", "--label", "rain"]
+    assert main(["perform", "x.mid", *flags, "--instrument", toy, "--json", "-o", "s"]) == 0
+    assert [event.label for event in read_events(here / "s/markers.csv")] == ["Footstep", "GunShot", "Rain"]
+    assert files(here / "s/stems") == ["Footstep.wav", "GunShot.wav", "Rain.wav"]
+
+
+def test_surfaces_lie_under_events_for_as_long_as_asked(here: Path, toy: str, capsys) -> None:
+    (here / "rain.csv").write_text("time;intensity\n0;0,2\n1,5;1\n")
+    flags = ["--surface", "rain=rain.csv", "motor=0,4", "--seconds", "2", "--rate", "16000", "--json"]
+    assert main(["perform", "--bpm", "60", "--label", "rain", *flags, "--instrument", toy]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["stem"] for line in lines] == ["", "Rain", "Rain_surface", "MovingMotorVehicle_surface"]
+    for line in lines:
+        wave, rate = read_wave(line["file"])
+        assert (len(wave), rate) == (32_000, 16_000)
+
+
+def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, tmp_path: Path) -> None:
+    labels = ("Tür/auf", "..", "Rain")
+    folder = str(toy_instrument(tmp_path / "odd", labels=labels))
+    rows = "\n".join(["time,label", '0.1,"tür AUF"', "0.2,rain"])
+    (here / "x.csv").write_text(rows)
+    assert main(["perform", "x.csv", "--instrument", folder, "-o", "s"]) == 0
+    assert files(here / "s/stems") == ["Rain.wav", "Tür_auf.wav"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to play: expected ONSETS, or --bpm and --pattern, or --surface"),
+        (["a.csv"], "a.csv has 2 events without a label: give them one with --label"),
+        (["a.mid"], "has 1 events without a label: give them one with --label (or --notes NOTE=LABEL)"),
+        (["a.csv", "--bpm", "100"], "a.csv and --bpm: expected one of the two"),
+        (["a.csv", "--label", "piano"], "unknown label 'piano'"),
+        (["a.csv", "--label", "rain", "--notes", "36=rain"], "--notes with a.csv: expected a MIDI file"),
+        (["a.csv", "--label", "rain", "--seconds", "0.5"], "an event at 2 s, beyond the 0.5 s of the scene"),
+        (["none.csv", "--label", "rain"], "cannot read none.csv"),
+        (["empty.csv", "--label", "rain"], "empty.csv holds no events"),
+        (["a.csv", "--label", "rain", "--surface", "rain"], "--surface rain: expected a label and a curve"),
+        (["a.csv", "--label", "rain", "--surface", "rain=a.csv"], "a.csv has no column intensity"),
+        (["a.csv", "--label", "rain", "--surface", "rain=2"], "intensity 2 of rain"),
+        (["--surface", "rain=1", "rain=0.5"], "expected each label once"),
+        (["--surface", "rain=1", "Rain=0.5"], "two surfaces of one label"),
+        (["--surface", "rain=0.5"], "has no end: name its seconds"),
+        (["--bpm", "0", "--label", "rain"], "--bpm 0"),
+        (["a.csv", "--label", "rain", "--rate", "5"], "--rate 5: expected 1000"),
+        (["a.csv", "--label", "rain", "--variations", "0"], "variations 0: expected 1"),
+        (["a.csv", "--label", "rain", "--amount", "-1"], "amount -1"),
+        (["a.csv", "--label", "rain", "--seed", "-1"], "seed -1"),
+        (["a.csv", "--label", "rain", "--format", "flac", "--subtype", "FLOAT"], "FLAC holds whole numbers"),
+        (["a.csv", "--label", "rain", "-o", "a.csv"], "a.csv"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(here: Path, toy: str, capsys, arguments, words) -> None:
+    (here / "a.csv").write_text("time\n2\n0.1\n")
+    (here / "empty.csv").write_text("time,label\n")
+    (here / "a.mid").write_bytes(midi([(240, 36, 100)]))
+    assert main(["perform", *arguments, "--instrument", toy]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert words in err
+    assert sorted(path.name for path in here.iterdir()) == ["a.csv", "a.mid", "empty.csv"]  # not a folder either
+
+
+def test_a_curve_with_a_bad_line_is_told_with_it(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("time,intensity\n0,1\n1,much\n")
+    with pytest.raises(UserError, match=r"c.csv, line 3: 'much': expected a number"):
+        read_curve(tmp_path / "c.csv")
+    (tmp_path / "c.csv").write_text("intensity;time\n0,5;1\n0;0\n")
+    assert read_curve(tmp_path / "c.csv") == [(1.0, 0.5), (0.0, 0.0)]

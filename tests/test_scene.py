@@ -1,0 +1,317 @@
+"""A scene: each event rises on its time, as loud as it is struck, and nothing is left out; stems add up to the mix."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from helpers import Drawn, clicks, toy_instrument, toy_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foleybox.audio import Wave, read_wave, rms_db, true_peak_db, wav_chunk
+from foleybox.doors import UserError
+from foleybox.studio.events import Event, read_events
+from foleybox.studio.onsets import find_onsets
+from foleybox.studio.recipe import read_recipe
+from foleybox.studio.scene import Style, darker, perform, remake
+from foleybox.studio.spectra import band_levels
+from foleybox.studio.synth import Synth
+from foleybox.studio.verify import again
+
+RATE = 8_000
+STYLE = Style(variations=6)
+
+
+class Clicks(Drawn):
+    """An instrument of known onsets: each clip holds a click, its highest sample first, at a place its noise decides."""
+
+    def draw(self, label: int, z: np.ndarray) -> Wave:
+        place, seed = 0.2 + 0.05 * abs(z[0]), int(abs(z[1]) * 1e6) + label
+        return clicks([place], self.instrument.samples / RATE, seed=seed, noise_db=-75)
+
+
+@pytest.fixture(scope="module")
+def known() -> Synth:
+    return Clicks(toy_manifest(samples=8_000), Path("nowhere"))
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Synth:
+    return Synth.load(toy_instrument(tmp_path_factory.mktemp("scene") / "toy"), threads=1)
+
+
+def misses(wave: Wave, times: list[float], rate: int) -> list[float]:
+    """Return how far the nearest rise is from each time, in seconds."""
+    found = np.array([onset.sample / rate for onset in find_onsets(wave, rate)])
+    return [float(np.abs(found - time).min(initial=np.inf)) for time in times]
+
+
+# --- where events rise --------------------------------------------------------------------------------------------
+
+HITS = st.lists(st.tuples(st.floats(0.06, 0.4), st.floats(0.35, 1)), min_size=1, max_size=10)
+
+
+@settings(deadline=None, max_examples=20)
+@given(HITS, st.integers(0, 2**53 - 100))
+def test_every_event_rises_within_5_ms_of_its_time_and_nothing_else_does(known: Synth, hits, seed: int) -> None:
+    times = np.cumsum([gap for gap, _ in hits]).tolist()
+    scene = perform(known, [Event(t, "rain", v) for t, (_, v) in zip(times, hits)], seed=seed, style=STYLE)
+    stem = scene.stem("Rain").wave
+    assert max(misses(stem, times, RATE)) < 0.005
+    assert len(find_onsets(stem, RATE)) == len(times)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.floats(0.3, 0.6), min_size=1, max_size=6), st.integers(0, 1000))
+def test_even_of_an_instrument_that_has_no_onsets_every_event_rises_on_its_time(toy: Synth, gaps, seed: int) -> None:
+    times = np.cumsum(gaps).tolist()
+    scene = perform(toy, times, "dog_bark", seed=seed, style=STYLE)
+    assert max(misses(scene.stem("DogBark").wave, times, toy.instrument.rate)) < 0.005
+
+
+def test_the_click_itself_is_on_the_sample_of_its_time(known: Synth) -> None:
+    scene = perform(known, [0.12345, 0.5, 1.0], "rain", style=STYLE)
+    wave = scene.stem("Rain").wave
+    for time in (0.12345, 0.5, 1.0):
+        assert np.abs(wave[round(time * RATE) - 30 : round(time * RATE) + 80]).argmax() == 30
+
+
+def test_an_event_at_nought_keeps_its_rise(known: Synth) -> None:
+    wave = perform(known, [0.0], "rain", style=STYLE).mix().wave
+    assert abs(wave[0]) > 0.2
+    assert np.abs(wave).argmax() == 0
+
+
+def test_times_in_any_order_make_the_same_scene(known: Synth) -> None:
+    events = [Event(0.3, "rain"), Event(0.1, "dog_bark", 0.5), Event(0.9), Event(0.6, "rain", 0.2)]
+    make = perform(known, events, "GunShot", style=STYLE).make
+    assert perform(known, reversed(events), "gun", style=STYLE).make == make
+
+
+def test_a_thousand_events_at_one_instant_are_all_there_and_under_the_ceiling(known: Synth) -> None:
+    one, all_ = (perform(known, [0.5] * n, "rain", style=Style(variations=1)) for n in (1, 1000))
+    assert len(all_.markers()) == 1000
+    np.testing.assert_allclose(all_.mix().wave, one.mix().wave * 1000 * 10 ** (all_.gain_db / 20), rtol=1e-3, atol=1e-5)
+    assert true_peak_db(all_.mix().wave) <= -1
+    assert all_.gain_db < -50
+
+
+def test_humanise_moves_each_event_by_no_more_than_asked_and_by_its_seed(known: Synth) -> None:
+    times = [0.1 + 0.1 * n for n in range(40)]
+    style = Style(variations=2, humanise=10)
+    moved = [event.time for event in perform(known, times, "rain", style=style).markers()]
+    off = np.array(moved) - times
+    assert np.abs(off).max() <= 0.010 + 1 / RATE
+    assert off.std() > 0.003
+    assert [event.time for event in perform(known, times, "rain", style=style).markers()] == moved
+    assert [event.time for event in perform(known, times, "rain", style=style, seed=1).markers()] != moved
+
+
+# --- what they sound like -----------------------------------------------------------------------------------------
+
+
+def test_velocity_is_amplitude_and_what_is_soft_is_darker(known: Synth) -> None:
+    hard, soft = (
+        perform(known, [Event(0.1, "rain", v)], style=Style(variations=1)).stem("Rain").wave for v in (1, 0.25)
+    )
+    assert -20 < rms_db(soft) - rms_db(hard) < -12  # -12 dB and the brightness it lost
+    lost = (band_levels(hard, RATE) - band_levels(soft, RATE))[10:14].mean(axis=0)  # of each band
+    assert np.mean(lost[-4:]) > np.mean(lost[:6]) + 3
+
+
+def test_what_is_darkened_loses_of_its_highs_and_nothing_of_its_lows() -> None:
+    rate, losses = 44_100, []
+    for hz in (30, 1_200, 4_000, 20_000):
+        tone = np.sin(2 * np.pi * hz * np.arange(30_000) / rate).astype(np.float32)
+        losses.append(rms_db(tone) - rms_db(darker(tone, rate)))
+    assert losses[0] == pytest.approx(0, abs=0.05)
+    assert 2 < losses[1] < 4 < losses[2] < losses[3] < 14  # at 14 dB only a fifth of the amplitude is left
+    noise = np.random.default_rng(0).standard_normal(300_000).astype(np.float32)
+    pieces = np.concatenate([darker(noise, RATE)[:200_000], darker(noise[100_000:], RATE)[100_000:]])
+    np.testing.assert_allclose(pieces, darker(noise, RATE), atol=1e-5)  # no seam between pieces
+
+
+def test_all_shots_of_a_label_are_equally_loud(toy: Synth) -> None:
+    scene = perform(toy, [0.4 * n for n in range(6)], "dog_bark", style=STYLE)
+    levels = [rms_db(sound.bright) for sound in scene.materials[0]]
+    assert max(levels) - min(levels) < 1.5
+
+
+def test_while_there_are_variations_none_is_heard_twice_within_the_window(known: Synth) -> None:
+    times = [0.05 * n for n in range(200)]
+    for variations, window in ((6, 4), (3, 4), (2, 1), (1, 4), (8, 0)):
+        (track,) = perform(known, times, "rain", style=Style(variations, window)).make["tracks"]
+        order = [shot for *_, shot, _ in track["events"]]
+        for place, shot in enumerate(order):
+            assert shot not in order[max(0, place - min(window, variations - 1)) : place]
+        assert set(order) == set(range(variations))
+
+
+def test_few_events_are_each_a_fresh_one(known: Synth) -> None:
+    (track,) = perform(known, [0.1, 0.2, 0.3, 0.4], "rain").make["tracks"]
+    assert len(track["shots"]) == 4
+    assert len({json.dumps(make) for make, *_ in track["shots"]}) == 4
+
+
+def test_an_event_with_a_seed_is_the_clip_of_that_seed(known: Synth) -> None:
+    (track,) = perform(known, [Event(0.1, "rain", seed=77), Event(0.4, "rain"), Event(0.7, "rain", seed=77)]).make[
+        "tracks"
+    ]
+    seeds = [track["shots"][shot][0]["seed"] for *_, shot, _ in track["events"]]
+    assert seeds[0] == seeds[2] == 77 != seeds[1]
+    (track,) = perform(known, [Event(0.1, "rain", seed=77)]).make["tracks"]
+    assert [make["seed"] for make, *_ in track["shots"]] == [77]
+
+
+def test_near_one_sound_they_are_more_alike(toy: Synth) -> None:
+    spread = []
+    for amount in (1.0, 0.1):
+        scene = perform(toy, [0.3, 0.6, 0.9, 1.2], "rain", style=replace(STYLE, amount=amount))
+        waves = np.stack([sound.bright[:1000] for sound in scene.materials[0]])
+        alike = np.asarray(np.corrcoef(waves))
+        spread.append(float(alike[np.triu_indices(4, 1)].mean()))
+        assert remake(scene.make, toy) == pytest.approx(scene.mix().wave / 10 ** (scene.gain_db / 20), abs=1e-6)
+    assert spread[1] > spread[0] + 0.3
+
+
+# --- surfaces -----------------------------------------------------------------------------------------------------
+
+
+def test_a_surface_lasts_as_long_as_its_curve_and_follows_it(toy: Synth) -> None:
+    scene = perform(toy, [], surfaces={"rain": [(2, 1.0), (0, 0.0), (3, 1.0), (4, 0.25), (5, 0.25)]})
+    assert scene.stems == ("Rain_surface",)
+    wave = scene.stem("Rain_surface").wave
+    rate = toy.instrument.rate
+    assert len(wave) == 5 * rate
+    level = [rms_db(wave[round(at * rate) : round((at + 0.5) * rate)]) for at in (0, 1, 2.2, 4.2)]
+    assert level[0] < level[1] - 6 < level[2] - 6
+    assert -20 < level[3] - level[2] < -11
+    assert not wave[0]
+
+
+def test_a_surface_goes_on_without_a_gap_and_beyond_its_loop(toy: Synth, monkeypatch) -> None:
+    monkeypatch.setattr("foleybox.studio.scene.ROUND", 1.0)
+    scene = perform(toy, [], surfaces={"rain": 1}, seconds=4.5)
+    wave, rate = scene.mix().wave, toy.instrument.rate
+    assert len(wave) == 4.5 * rate
+    levels = [
+        rms_db(wave[start : start + rate // 10]) for start in range(400, len(wave) - rate // 10 - 400, rate // 20)
+    ]
+    assert max(levels) - min(levels) < 8
+    np.testing.assert_array_equal(
+        remake(json.loads(json.dumps(scene.make)), toy), scene.mix().wave / np.float32(10 ** (scene.gain_db / 20))
+    )
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+def mixed(synth: Synth, seed: int = 0):
+    events = [Event(0.2, "rain", 0.8), Event(0.25, "dog_bark"), Event(0.6, "rain"), Event(1.3, "gun", 0.5, 9)]
+    return perform(synth, events, surfaces={"motor": 0.3}, seed=seed, style=Style(variations=3, humanise=5))
+
+
+def test_the_stems_add_up_to_the_mix(toy: Synth) -> None:
+    scene = mixed(toy)
+    assert scene.stems == ("Rain", "DogBark", "GunShot", "MovingMotorVehicle_surface")
+    total = np.sum([scene.stem(name).wave for name in scene.stems], axis=0)
+    np.testing.assert_allclose(total, scene.mix().wave, atol=1e-6)
+    with pytest.raises(UserError, match="no stem 'Piano': expected one of Rain"):
+        scene.stem("Piano")
+
+
+def test_the_same_scene_twice_is_the_same_bytes_and_another_seed_another(toy: Synth, tmp_path: Path) -> None:
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        mixed(toy, seed).save(tmp_path / folder)
+    names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(names) == 7
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "mix.wav").read_bytes() != (tmp_path / "c" / "mix.wav").read_bytes()
+
+
+@pytest.mark.parametrize(("format", "rate"), [("wav", None), ("flac", None), ("wav", 11_025)])
+def test_every_file_carries_a_recipe_that_makes_it_again(
+    toy: Synth, tmp_path: Path, format: str, rate: int | None
+) -> None:
+    for path in mixed(toy).save(tmp_path, format, "PCM_24", rate):
+        recipe = read_recipe(path)
+        assert recipe is not None
+        wave, found_rate = read_wave(path)
+        made, made_rate = again(recipe, toy)
+        assert found_rate == made_rate == (rate or toy.instrument.rate)
+        np.testing.assert_allclose(made, wave, atol=2**-22)
+
+
+def test_its_length_is_as_asked_to_the_sample_and_what_still_sounds_is_faded_out(toy: Synth) -> None:
+    wave = perform(toy, [0.1, 0.95], "rain", seconds=1.0, style=STYLE).mix().wave
+    assert len(wave) == toy.instrument.rate
+    assert np.abs(wave[-3:]).max() < 0.02 * np.abs(wave).max()
+
+
+def test_played_from_its_own_markers_it_is_the_same_scene(known: Synth, tmp_path: Path) -> None:
+    events = [Event(0.2, "rain", 100 / 127), Event(0.25, "dog_bark"), Event(0.6, "rain"), Event(1.3, "gun", 0.5, 9)]
+    scene = perform(known, events, style=Style(humanise=5))
+    scene.save(tmp_path)
+    markers = read_events(tmp_path / "markers.csv")
+    np.testing.assert_array_equal(perform(known, markers).mix().wave, scene.mix().wave)
+    labels = read_events(tmp_path / "markers.txt")
+    assert [(event.time, event.label) for event in labels] == [(event.time, event.label) for event in markers]
+
+
+def test_a_wav_marks_its_events_as_cue_points_with_labels_and_other_programs_read_it(
+    known: Synth, tmp_path: Path
+) -> None:
+    perform(known, [Event(0.25, "rain"), Event(0.5, "dog_bark")]).save(tmp_path, rate=16_000)
+    cue = wav_chunk(tmp_path / "mix.wav", b"cue ")
+    assert cue is not None
+    assert [int.from_bytes(cue[place : place + 4], "little") for place in (0, 4, 24, 28, 48)] == [2, 1, 4_000, 2, 8_000]
+    content = (tmp_path / "mix.wav").read_bytes()
+    assert b"LIST" in content
+    assert b"labl\x09\0\0\0\x01\0\0\0Rain\0" in content
+    samples, rate = soundfile.read(tmp_path / "mix.wav")
+    assert rate == 16_000
+    assert len(samples) > 8_000
+    (stem_cue,) = [wav_chunk(tmp_path / "stems" / "Rain.wav", b"cue ")]
+    assert stem_cue is not None
+    assert stem_cue[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("events", "options", "words"),
+    [
+        ([], {}, "a scene of no events"),
+        ([0.5], {}, "the event at 0.5 s has no label"),
+        ([0.5], {"label": "piano"}, "unknown label 'piano': instrument toy plays dog_bark"),
+        ([-0.1], {"label": "rain"}, "an event at -0.1 s: expected 0 to 7200"),
+        ([float("nan")], {"label": "rain"}, "an event at nan s"),
+        ([0.1, 2.0], {"label": "rain", "seconds": 2.0}, "an event at 2 s, beyond the 2 s of the scene"),
+        ([Event(0.1, "rain", 0)], {}, "an event of velocity 0"),
+        ([0.1], {"label": "rain", "seconds": 0}, "a scene of 0 s: expected above 0"),
+        ([0.1], {"label": "rain", "seed": -1}, "seed -1"),
+        ([0.1], {"label": "rain", "style": Style(variations=0)}, "variations 0: expected 1 to"),
+        ([0.1], {"label": "rain", "style": Style(no_repeat=-1)}, "no-repeat -1"),
+        ([0.1], {"label": "rain", "style": Style(humanise=float("nan"))}, "humanise nan"),
+        ([0.1], {"label": "rain", "style": Style(amount=2)}, "amount 2"),
+        ([], {"surfaces": {"rain": 0.5}}, "has no end: name its seconds"),
+        ([], {"surfaces": {"rain": []}}, "has no points"),
+        ([], {"surfaces": {"rain": 1.5}, "seconds": 1}, "intensity 1.5 of rain at 0 s: expected 0 to 1"),
+        ([], {"surfaces": {"piano": 0.5}, "seconds": 1}, "unknown label 'piano'"),
+    ],
+)
+def test_what_cannot_be_played_is_told_in_one_line(toy: Synth, events, options, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        perform(toy, events, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_order_of_a_label_is_its_own_whatever_else_is_played(known: Synth) -> None:
+    alone = perform(known, [Event(0.1 * n, "rain") for n in range(5)])
+    beside = perform(known, [Event(0.1 * n, label) for n in range(5) for label in ("rain", "dog_bark")])
+    assert alone.make["tracks"][0] == beside.make["tracks"][0]
+    assert all(a < b for a, b in pairwise(event.time for event in alone.markers()))
