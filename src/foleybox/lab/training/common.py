@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -73,6 +74,18 @@ def all_finite(loss: Tensor, world: int) -> bool:
     if world > 1:
         torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
     return bool(finite)
+
+
+def cyclic_rate(
+    step: int, low: float, high: float, period: int, shape: Literal["triangle", "cosine"] = "triangle"
+) -> float:
+    """Return a learning rate that goes from `low` at step 0 to `high` half a period later and back, over and over.
+
+    triangle: in straight lines (Smith 2017, figure 2). cosine: slower at both turns.
+    """
+    phase = step % period / period
+    height = 1 - abs(2 * phase - 1) if shape == "triangle" else (1 - math.cos(2 * math.pi * phase)) / 2
+    return low + (high - low) * height
 
 
 @torch.no_grad()
@@ -156,7 +169,9 @@ class Log:
         if not self.main:
             return
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **{name: round(value, 6) for name, value in means.items()}}) + "\n")
+            file.write(
+                json.dumps({"step": step, **{name: float(f"{value:.7g}") for name, value in means.items()}}) + "\n"
+            )
         self.accelerator.log(means, step=step)
         if not self.terminal:
             print(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()), flush=True)
