@@ -1,0 +1,232 @@
+"""What a codes file is: recordings as grids of integers, which PixelSNAIL learns; `foleybox encode` writes it.
+
+A codes file is an npz without pickles: codes uint16 [N, H, W], labels uint8 [N], recordings and names (text [N]), and
+`about`, JSON with the number of codes K, the fingerprint of the VQ-VAE that made them, its step, and what was heard.
+The fingerprint is that of all its weights: codes mean nothing to another VQ-VAE, nor to the same one trained on.
+"""
+
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from foleybox.doors import UserError, write_bytes
+from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
+from foleybox.lab.features import DCASE
+from foleybox.lab.models.vqvae import Vqvae
+from foleybox.lab.runs import fingerprint, load_vqvae
+from foleybox.labels import LABELS
+
+FORMAT = "foleybox codes 1"
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of N clips, and what must be known to use them."""
+
+    codes: Tensor
+    "int64 [N, H, W], 0 to size - 1; row 0 holds the lowest mels: 20 x 86 for 80 x 344"
+    labels: Tensor
+    "int64 [N]"
+    recordings: list[str]
+    "[N] clips cut from one recording share it: the unit of splitting"
+    names: list[str]
+    "[N] folder/file"
+    heard: list[dict[str, str]]
+    "[N] the rows of `data.heard`, for the record of a run that learns from these codes"
+    size: int
+    "K, codes in the codebook"
+    fingerprint: str
+    "of the VQ-VAE's weights, `runs.fingerprint`"
+    step: int
+    "of the VQ-VAE"
+
+    def pick(self, which: Tensor) -> "Codes":
+        """Return the codes of some clips: `which` is a mask [N] or int64 [n]."""
+        chosen = torch.arange(len(self.codes))[which]
+        recordings, names, rows = (
+            [column[i] for i in chosen.tolist()] for column in (self.recordings, self.names, self.heard)
+        )
+        return Codes(
+            self.codes[chosen],
+            self.labels[chosen],
+            recordings,
+            names,
+            rows,
+            self.size,
+            self.fingerprint,
+            self.step,
+        )
+
+
+def split_codes(codes: Codes, held_out: float) -> tuple[Codes, Codes]:
+    """Split into (kept, held out) by recording, on the sides that `data.split_by_recording` has for that share."""
+    clips = [ClipFile(Path(name), None, recording) for name, recording in zip(codes.names, codes.recordings)]
+    held = {clip.recording for clip in split_by_recording(clips, held_out)[1]}
+    mask = torch.tensor([recording in held for recording in codes.recordings], dtype=torch.bool)
+    return codes.pick(~mask), codes.pick(mask)
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def write_codes(path: Path, codes: Codes) -> None:
+    """Write a codes file, whole or not at all; the same codes are the same bytes."""
+    about = {"format": FORMAT, "size": codes.size, "fingerprint": codes.fingerprint, "step": codes.step}
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        codes=codes.codes.numpy().astype(np.uint16),
+        labels=codes.labels.numpy().astype(np.uint8),
+        recordings=np.array(codes.recordings, dtype=np.str_),
+        names=np.array(codes.names, dtype=np.str_),
+        about=np.array(json.dumps(about | {"heard": codes.heard}, ensure_ascii=False)),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, content.getbuffer())
+
+
+def read_codes(path: Path) -> Codes:
+    """Read a codes file. Raises UserError for a file that is not there, damaged, or not a codes file."""
+    if not path.is_file():
+        raise UserError(f"no codes file {path}: `foleybox encode RUN DATA -o {path}` makes one")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            about: dict[str, Any] = json.loads(str(file["about"]))
+            if about["format"] != FORMAT:
+                raise ValueError(f"its format is {about['format']!r}, not {FORMAT!r}")
+            found = Codes(
+                torch.from_numpy(file["codes"].astype(np.int64)),
+                torch.from_numpy(file["labels"].astype(np.int64)),
+                file["recordings"].tolist(),
+                file["names"].tolist(),
+                about["heard"],
+                int(about["size"]),
+                str(about["fingerprint"]),
+                int(about["step"]),
+            )
+        _check(found)
+    except Exception as error:  # a zip or an npy that is damaged fails in many ways
+        raise UserError(
+            f"{path} is not a whole codes file ({type(error).__name__}: {error}): make it again with `foleybox encode`"
+        ) from error
+    return found
+
+
+def _check(codes: Codes) -> None:
+    """Raise ValueError for what does not hold together."""
+    counts = {len(column) for column in (codes.codes, codes.labels, codes.recordings, codes.names, codes.heard)}
+    if codes.codes.ndim != 3 or counts != {len(codes.codes)} or not len(codes.codes):
+        raise ValueError(f"codes {list(codes.codes.shape)}, columns of {', '.join(map(str, sorted(counts)))} clips")
+    if int(codes.codes.max()) >= codes.size:
+        raise ValueError(f"code {int(codes.codes.max())} of a codebook of {codes.size}")
+    if int(codes.labels.max()) >= len(LABELS):
+        raise ValueError(f"label {int(codes.labels.max())} of {len(LABELS)}")
+
+
+# --- to codes and back --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode_mels(vqvae: Vqvae, mels: Tensor, batch: int = 16) -> Tensor:
+    """Return the codes int64 [N, H, W] of log-mels [N, M, T], on the CPU; on a terminal a bar shows how far it is.
+
+    Always float32 and in eval mode, whatever the training ran in; the model's mode is as before when it returns.
+    """
+    console = Console(file=sys.stderr)
+    was_training = vqvae.training
+    vqvae.eval()
+    parts = track(mels.split(batch), "encoding", console=console, transient=True, disable=not console.is_terminal)
+    codes = [vqvae.codebook(vqvae.encode(part.to(_device(vqvae)))).cpu() for part in parts]
+    vqvae.train(was_training)
+    return torch.cat(codes)
+
+
+@torch.no_grad()
+def decode_codes(vqvae: Vqvae, codes: Tensor, batch: int = 16) -> Tensor:
+    """Return the log-mels float32 [N, M, T] of codes int64 [N, H, W], on the CPU.
+
+    Raises UserError for codes that the codebook does not have.
+    """
+    if codes.ndim != 3 or codes.is_floating_point():
+        raise UserError(f"codes {codes.dtype} of shape {list(codes.shape)}: expected integers of shape [N, H, W]")
+    if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < vqvae.config.size:
+        raise UserError(
+            f"codes {int(codes.min())} to {int(codes.max())} for a codebook of {vqvae.config.size}: they were made with "
+            "another VQ-VAE; give the run that encoded them"
+        )
+    parts = [vqvae.decode(vqvae.codebook.look_up(part.to(_device(vqvae)).long())).cpu() for part in codes.split(batch)]
+    return torch.cat(parts)
+
+
+def check_vqvae(vqvae: Vqvae, expected: str, what: str) -> None:
+    """Raise UserError unless these are the weights with which `what`, a codes file or a run, was made."""
+    found = fingerprint(vqvae)
+    if found != expected:
+        raise UserError(
+            f"{what} was made with the VQ-VAE of fingerprint {expected[:12]}, this one is {found[:12]}: give the run that "
+            "encoded its codes, as it was then; codes of one VQ-VAE mean nothing to another"
+        )
+
+
+def _device(vqvae: Vqvae) -> torch.device:
+    return vqvae.codebook.vectors.device
+
+
+# --- foleybox encode ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn recordings into codes with a trained VQ-VAE: the file that `train pixelsnail` learns from.
+
+    Example: foleybox encode runs/vqvae my_sounds/ -o runs/codes.npz
+    """
+
+    run: tyro.conf.Positional[Path]
+    "a run of `foleybox train vqvae`"
+    data: tyro.conf.Positional[tuple[str, ...]]
+    "folders of class folders, or folders with manifest.csv; `folder:split` for one split"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("codes.npz")
+    "the codes file"
+    tiers: tuple[str, ...] = ()
+    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    force: bool = False
+    "replace a file that is there"
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int = 0
+    "CPU threads; 0 is torch's choice"
+
+
+def encode(config: Encode) -> int:
+    """Encode the clips of all folders into one file, and say how the codebook is used."""
+    if not config.data:
+        raise UserError("no data: name one or more folders of recordings, such as `foleybox encode runs/vqvae sounds/`")
+    if config.out.exists() and not config.force:
+        raise UserError(f"{config.out} is there already: add --force to replace it, or name another file with -o")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    vqvae, step = load_vqvae(config.run)
+    clips = [clip for source in config.data for clip in find_clips(source, tiers=config.tiers or None)]
+    if config.device == "auto" and torch.cuda.is_available():
+        vqvae.cuda()
+    codes = encode_mels(vqvae, load_mels(clips, DCASE))
+    names = [f"{clip.path.parent.name}/{clip.path.name}" for clip in clips]
+    recordings = [clip.recording for clip in clips]
+    made = Codes(codes, label_ids(clips), recordings, names, heard(clips), vqvae.config.size, fingerprint(vqvae), step)
+    write_codes(config.out, made)
+    used = len(codes.unique())
+    print(
+        f"{len(codes):,} clips, {codes.shape[1]} x {codes.shape[2]} codes each, {used} of {vqvae.config.size} codes used, "
+        f"by the VQ-VAE {made.fingerprint[:12]} at step {step} -> {config.out}"
+    )
+    return 0

@@ -1,0 +1,265 @@
+"""Train the VQ-VAE of the baseline and of CMU: squared error, commitment, the foley head; one visible loop.
+
+`foleybox train vqvae FOLDER --system baseline|cmu-b -o RUN`.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from foleybox.doors import UserError
+from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
+from foleybox.lab.features import DCASE
+from foleybox.lab.losses import commitment, perplexity
+from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.runs import open_run, resume, save_state
+from foleybox.lab.systems import VQ, VqSystem, VqTraining
+from foleybox.lab.training.common import (
+    Log,
+    accelerator_for,
+    at_least,
+    batch_indices,
+    cyclic_rate,
+    mel_sheet,
+    seed_step,
+    share,
+)
+from foleybox.labels import LABELS
+
+
+@dataclass(frozen=True)
+class TrainVqvae:
+    """Train the VQ-VAE of a system on a folder of recordings. The same command resumes.
+
+    Example: foleybox train vqvae my_sounds/ --system cmu-b -o runs/vqvae
+    """
+
+    data: tyro.conf.Positional[tuple[str, ...]] = ()
+    "folders of class folders, or folders with manifest.csv; `folder:split` for one split"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vqvae")
+    "the run folder: checkpoint, log, sheets of reconstructions"
+    system: VqSystem = "baseline"
+    "baseline: without labels, one rate. cmu-b: foley head, cyclic rate, mixed precision (lab/systems.py)"
+    tiers: tuple[str, ...] = ()
+    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    held_out: float = 0.05
+    "share of the recordings never trained on, for the held-out numbers; 0: none"
+    model: VqvaeConfig = field(default_factory=VqvaeConfig)
+    head: Literal["none", "pre", "post"] | None = None
+    "another foley head than the system's: none, reading what enters (pre) or what leaves (post) quantisation"
+    head_weight: float | None = None
+    "another weight of the head's cross-entropy than the system's"
+    commitment: float = 0.25
+    "weight of the latent difference"
+    batch: int | None = None
+    "clips a step, over all processes, if not the system's"
+    schedule: Literal["constant", "triangle", "cosine"] | None = None
+    "another course of the learning rate than the system's"
+    lr: float | None = None
+    "another learning rate of Adam, or highest of the cycle, than the system's; the report's 3e-3 is ten times the code's"
+    lr_low: float | None = None
+    "another lowest rate of the cycle than the system's"
+    period: int = 5450
+    "steps of a cycle: 20 epochs of the report's 4,360 clips"
+    clip_norm: float | None = None
+    "another longest gradient than the system's; 0: any length"
+    steps: int = 218_000
+    "in all, those of earlier sittings included: the report's 800 epochs"
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    "another than the system's; the codebook is float32 in any case. fp16 needs a GPU"
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int = 0
+    "CPU threads; 0 is torch's choice"
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 2000
+    "steps between sheets, with the numbers of the held-out clips and of as many that were trained on; the last has all"
+
+    @property
+    def plan(self) -> VqTraining:
+        """The system's training, with what was asked for otherwise."""
+        named = {name: getattr(self, name) for name in asdict(VQ[self.system])}
+        return replace(VQ[self.system], **{name: value for name, value in named.items() if value is not None})
+
+
+def main(config: TrainVqvae) -> int:
+    """Find the clips and train; Ctrl-C stops at the last checkpoint."""
+    if not config.data:
+        raise UserError("no data: name one or more folders of recordings, such as `foleybox train vqvae sounds/`")
+    clips = [clip for source in config.data for clip in find_clips(source, tiers=config.tiers or None)]
+    train(config, clips, config.out)
+    return 0
+
+
+def learning_rate(config: TrainVqvae, step: int) -> float:
+    """Return the rate of a step; it does not depend on `steps`, which may be raised later."""
+    plan = config.plan
+    if plan.schedule == "constant":
+        return plan.lr
+    return cyclic_rate(step, plan.lr_low, plan.lr, config.period, plan.schedule)
+
+
+def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
+    """Train on `clips` without those held out, writing to `out`; return the model in eval mode.
+
+    Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
+    """
+    plan = config.plan
+    kept, held = split_by_recording(clips, config.held_out)
+    check(config, plan, len(kept), len(held))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = accelerator_for(config.device, plan.precision, out, config.tracker, handlers=[unsynced])
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if plan.batch % world:
+        raise UserError(f"--batch {plan.batch} over {world} processes: expected a multiple of {world}")
+    if config.model.norm and world > 1:
+        raise UserError(
+            f"--norm over {world} processes: its statistics would be those of a part; start it without torchrun"
+        )
+    with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
+        open_run(out, "vqvae", replace(config, **asdict(plan)), clips=heard(kept))
+        mels = load_mels(kept, DCASE)  # [N, 80, 344]
+        held_mels = load_mels(held, DCASE) if held else mels[:0]
+    labels, held_labels = label_ids(kept), label_ids(held)
+
+    torch.manual_seed(config.seed)
+    vqvae = Vqvae(config.model, plan.head).to(device)
+    vqvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
+    optimizer = torch.optim.Adam(vqvae.parameters(), plan.lr)
+    parts = {"vqvae": vqvae, "optimizer": optimizer}
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
+    start = resume(out / "state.pt", parts)
+    if not start:
+        with torch.no_grad():
+            first = batch_indices(0, plan.batch, len(mels), config.seed)
+            vqvae.codebook.start(vqvae.encode(mels[first].to(device)))
+    model, optimizer = accelerator.prepare(vqvae, optimizer)  # every process gets the first one's codebook
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
+
+    with Log(out, accelerator, start, config.steps) as log:
+        for step in range(start, config.steps):
+            seed_step(config.seed, step)
+            vqvae.train()
+            indices = share(batch_indices(step, plan.batch, len(mels), config.seed), rank, world)
+            mel, label = mels[indices].to(device), labels[indices].to(device)
+            with accelerator.autocast():
+                made = model(mel)
+            difference = commitment(made.before, made.after)
+            terms = {"mse": F.mse_loss(made.mel, mel), "commitment": config.commitment * difference}
+            numbers = {"latent": difference}
+            if made.logits is not None:
+                cross_entropy = F.cross_entropy(made.logits, label)
+                terms["foley"] = plan.head_weight * cross_entropy
+                numbers["cross_entropy"] = cross_entropy
+
+            rate = learning_rate(config, step)
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            accelerator.backward(sum(terms.values(), torch.zeros((), device=device)))
+            accelerator.unscale_gradients(optimizer)  # the norm is that of the gradients, not of fp16's multiples
+            norm = nn.utils.clip_grad_norm_(vqvae.parameters(), plan.clip_norm or torch.inf)
+            finite = bool(torch.isfinite(norm))
+            if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
+                optimizer.step()
+            before, codes = (whole(part.detach(), accelerator) for part in (made.before, made.codes))
+            counts = codes.flatten().bincount(minlength=config.model.size)
+            numbers |= {"perplexity": perplexity(counts), "used": (counts > 0).sum()}
+            if finite:
+                numbers["drawn_anew"] = torch.tensor(vqvae.codebook.follow(before, codes, step))
+
+            done = step + 1
+            log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
+            log.advance(done)
+            last, extra = done == config.steps, {}
+            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+                some = torch.arange(len(mels)) if last else spread(len(mels), max(len(held), plan.batch))
+                extra = measure(vqvae, mels[some], labels[some], "train")
+                extra |= measure(vqvae, held_mels, held_labels, "held_out")
+                sheet(
+                    out / "samples" / f"step-{done:06d}.png",
+                    vqvae,
+                    held_mels if held else mels,
+                    held_labels if held else labels,
+                )
+            if extra or last or done % config.log_every == 0 or done % config.sample_every == 0:
+                log.write(done, extra)
+            if accelerator.is_main_process and (last or done % config.save_every == 0):
+                save_state(out / "state.pt", done, parts)
+    return vqvae.eval()
+
+
+def check(config: TrainVqvae, plan: VqTraining, kept: int, held: int) -> None:
+    """Raise UserError for what training would stumble over later."""
+    at_least(config, steps=1, period=2, log_every=1, save_every=1, sample_every=1, threads=0, seed=0, held_out=0)
+    at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0, head_weight=0)
+    at_least(config.model, channels=2, blocks=0, residual=1, width=1, size=2)
+    if config.model.size > 65_536:
+        raise UserError(f"--size {config.model.size}: expected 65536 or fewer, which a codes file can hold")
+    if plan.schedule != "constant" and plan.lr_low > plan.lr:
+        raise UserError(
+            f"--lr-low {plan.lr_low:g} above --lr {plan.lr:g}: expected the lowest of the cycle to be lower"
+        )
+    if not kept:
+        raise UserError(f"{held} clips, all of them held out: give more recordings or a lower --held-out")
+
+
+def whole(part: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return the global batch [B, ...] of the processes' shares [B / processes, ...], in the order that one would have."""
+    if accelerator.num_processes == 1:
+        return part
+    gathered = torch.as_tensor(accelerator.gather(part.contiguous()))
+    return gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def spread(count: int, wanted: int) -> Tensor:
+    """Return the places of `wanted` of `count` things, evenly spread; all of them where there are no more."""
+    return torch.arange(count) if wanted >= count else torch.arange(wanted) * count // wanted
+
+
+@torch.no_grad()
+def measure(vqvae: Vqvae, mels: Tensor, labels: Tensor, name: str, batch: int = 16) -> dict[str, float]:
+    """Return what the model in eval mode does to log-mels [N, M, T]: means over clips, whatever the batch.
+
+    mse (of natural-log mels), latent (the latent difference), cross_entropy and accuracy (of the foley head, if there
+    is one), perplexity and used (of all codes together), clips. The report's Table 3 is of the first three.
+    """
+    if not len(mels):
+        return {}
+    device = vqvae.codebook.vectors.device
+    vqvae.eval()
+    sums: dict[str, float] = {}
+    counts = torch.zeros(vqvae.config.size, dtype=torch.int64)
+    for mel, label in zip(mels.split(batch), labels.split(batch)):
+        mel, label = mel.to(device), label.to(device)
+        made = vqvae(mel)
+        means = {"mse": F.mse_loss(made.mel, mel), "latent": commitment(made.before, made.after)}
+        if made.logits is not None:
+            means["cross_entropy"] = F.cross_entropy(made.logits, label)
+            means["accuracy"] = (made.logits.argmax(1) == label).float().mean()
+        for key, mean in means.items():
+            sums[key] = sums.get(key, 0.0) + float(mean) * len(mel)
+        counts += made.codes.flatten().bincount(minlength=len(counts)).cpu()
+    found = {key: total / len(mels) for key, total in sums.items()}
+    found |= {"perplexity": float(perplexity(counts)), "used": float((counts > 0).sum()), "clips": float(len(mels))}
+    return {f"{name}_{key}": value for key, value in found.items()}
+
+
+@torch.no_grad()
+def sheet(path: Path, vqvae: Vqvae, mels: Tensor, labels: Tensor) -> None:
+    """Draw up to two clips of each label, each beside its reconstruction."""
+    shown = [int(i) for label in LABELS for i in torch.nonzero(labels == label.id).flatten()[:2]]
+    vqvae.eval()
+    made = vqvae(mels[shown].to(vqvae.codebook.vectors.device)).mel.cpu()
+    pairs = torch.stack([mels[shown], made], 1).flatten(0, 1)
+    mel_sheet(path, pairs, labels[shown].repeat_interleave(2), columns=4)
