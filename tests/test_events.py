@@ -247,7 +247,7 @@ TEXTS = st.text(st.sampled_from('0123456789.,;:\t\n"-+eE[]{}\\timelabvcysd \ufef
 SUFFIX = st.sampled_from([".csv", ".tsv", ".txt", ".json", ".mid", ".wav", ".flac", ".ogg"])
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(SUFFIX, BYTES | TEXTS)
 def test_any_bytes_are_events_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes
@@ -262,7 +262,7 @@ def test_any_bytes_are_events_or_one_line(
     assert all(0 <= event.time <= LATEST and 0 < event.velocity <= 1 for event in events)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(st.data())
 def test_a_damaged_midi_file_is_events_or_one_line(data) -> None:
     content = bytearray(midi([(480, 36, 127), (100, 38, 9), (50, 40, 70)]))

@@ -55,7 +55,7 @@ def misses(wave: Wave, times: list[float], rate: int) -> list[float]:
 HITS = st.lists(st.tuples(st.floats(0.06, 0.4), st.floats(0.35, 1)), min_size=1, max_size=10)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=15)
 @given(HITS, st.integers(0, 2**53 - 100))
 def test_every_event_rises_within_5_ms_of_its_time_and_nothing_else_does(known: Synth, hits, seed: int) -> None:
     times = np.cumsum([gap for gap, _ in hits]).tolist()

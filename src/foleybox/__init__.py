@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from foleybox.doors import UserError
+    from foleybox.studio.events import Event, pattern_events, read_events
     from foleybox.studio.extend import finished
+    from foleybox.studio.loop import looped
     from foleybox.studio.points import morph, vary, walk
     from foleybox.studio.recipe import Recipe, read_recipe
-    from foleybox.studio.scene import perform
+    from foleybox.studio.scene import Scene, Style, perform
     from foleybox.studio.shape import Shape
     from foleybox.studio.synth import Clip, Synth
 
@@ -23,27 +25,39 @@ __version__ = "0.1.0"
 # Name -> its module, imported when the name is first used: `import foleybox` costs nothing.
 _HOMES = {
     "Clip": "studio.synth",
+    "Event": "studio.events",
     "Recipe": "studio.recipe",
+    "Scene": "studio.scene",
     "Shape": "studio.shape",
+    "Style": "studio.scene",
     "Synth": "studio.synth",
     "UserError": "doors",
     "finished": "studio.extend",
+    "looped": "studio.loop",
     "morph": "studio.points",
+    "pattern_events": "studio.events",
     "perform": "studio.scene",
+    "read_events": "studio.events",
     "read_recipe": "studio.recipe",
     "vary": "studio.points",
     "walk": "studio.points",
 }
 __all__ = [
     "Clip",
+    "Event",
     "Recipe",
+    "Scene",
     "Shape",
+    "Style",
     "Synth",
     "UserError",
     "finished",
     "load",
+    "looped",
     "morph",
+    "pattern_events",
     "perform",
+    "read_events",
     "read_recipe",
     "vary",
     "walk",
