@@ -37,14 +37,16 @@ def squared_distances(a: NDArray, b: NDArray) -> NDArray:
 
 
 def clip_kernel(a: Vectors, b: Vectors, width: float, block: int = 64) -> NDArray[np.float64]:
-    """Return the mean of the kernel over the window pairs of each pair of clips: a [N, W, E], b [M, V, E] -> [N, M]."""
-    centre = b.reshape(-1, b.shape[-1]).mean(0)  # distances do not change, but float32 loses less
-    flat_b = (b - centre).reshape(-1, b.shape[-1])
+    """Return the mean of the kernel over the window pairs of each pair of clips: a [N, W, E], b [M, V, E] -> [N, M].
+
+    In float64, so that the number of threads, which float32 products show, does not show in six decimals.
+    """
+    flat_b = b.reshape(-1, b.shape[-1]).astype(np.float64)
     rows = []
     for start in range(0, len(a), block):
-        part = (a[start : start + block] - centre).reshape(-1, a.shape[-1])
+        part = a[start : start + block].reshape(-1, a.shape[-1]).astype(np.float64)
         kernel = np.exp(squared_distances(part, flat_b) * (-0.5 / width**2))
-        rows.append(kernel.reshape(-1, a.shape[1], len(b), b.shape[1]).mean((1, 3), dtype=np.float64))
+        rows.append(kernel.reshape(-1, a.shape[1], len(b), b.shape[1]).mean((1, 3)))
     return np.concatenate(rows)
 
 
