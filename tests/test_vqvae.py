@@ -223,12 +223,13 @@ def test_the_default_codebook_keeps_up_with_an_encoder_that_has_just_begun() -> 
     places = torch.randn(40, 8)
     clips = places[torch.randint(40, (2, 20, 86))].permute(0, 3, 1, 2)
     book.start(0.01 * clips)
+    before, codes = clips, book(clips)
     for step in range(20):
         before = 1.3**step * 0.01 * clips
-        codes = book(before)
-        book.follow(before, codes, step)
-    difference = commitment(before, book.look_up(codes)) / before.square().mean()
-    assert float(difference) < 0.1
+        book.follow(before, book(before), step)
+    last = 1.3**19 * 0.01 * clips
+    codes = book(last)
+    assert float(commitment(last, book.look_up(codes)) / last.square().mean()) < 0.1
     assert len(codes.unique()) > 30
 
 

@@ -17,7 +17,7 @@ from foleybox.doors import UserError
 from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
 from foleybox.lab.features import DCASE
 from foleybox.lab.losses import commitment, perplexity
-from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.models.vqvae import Codebook, Vqvae, VqvaeConfig
 from foleybox.lab.runs import open_run, resume, save_state
 from foleybox.lab.systems import VQ, VqSystem, VqTraining
 from foleybox.lab.training.common import (
@@ -144,7 +144,8 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
         with torch.no_grad():
             first = batch_indices(0, plan.batch, len(mels), config.seed)
             vqvae.codebook.start(vqvae.encode(mels[first].to(device)))
-    model, optimizer = accelerator.prepare(vqvae, optimizer)  # every process gets the first one's codebook
+    agree(vqvae.codebook, world)
+    model, optimizer = accelerator.prepare(vqvae, optimizer)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
 
     with Log(out, accelerator, start, config.steps) as log:
@@ -177,6 +178,7 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
             numbers |= {"perplexity": perplexity(counts), "used": (counts > 0).sum()}
             if finite:
                 numbers["drawn_anew"] = torch.tensor(vqvae.codebook.follow(before, codes, step))
+                agree(vqvae.codebook, world)
 
             done = step + 1
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
@@ -186,13 +188,9 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
                 some = torch.arange(len(mels)) if last else spread(len(mels), max(len(held), plan.batch))
                 extra = measure(vqvae, mels[some], labels[some], "train")
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
-                sheet(
-                    out / "samples" / f"step-{done:06d}.png",
-                    vqvae,
-                    held_mels if held else mels,
-                    held_labels if held else labels,
-                )
-            if extra or last or done % config.log_every == 0 or done % config.sample_every == 0:
+                shown = (held_mels, held_labels) if held else (mels, labels)
+                sheet(out / "samples" / f"step-{done:06d}.png", vqvae, *shown)
+            if last or done % config.log_every == 0 or done % config.sample_every == 0:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(out / "state.pt", done, parts)
@@ -220,6 +218,13 @@ def whole(part: Tensor, accelerator: Accelerator) -> Tensor:
         return part
     gathered = torch.as_tensor(accelerator.gather(part.contiguous()))
     return gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def agree(codebook: Codebook, world: int) -> None:
+    """Give every process the first one's codebook: each has made the same one, but for the last digits of a GPU's sums."""
+    if world > 1:
+        for buffer in codebook.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 def spread(count: int, wanted: int) -> Tensor:
