@@ -8,7 +8,7 @@ The fingerprint is that of all its weights: codes mean nothing to another VQ-VAE
 import io
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,16 +56,8 @@ class Codes:
         recordings, names, rows = (
             [column[i] for i in chosen.tolist()] for column in (self.recordings, self.names, self.heard)
         )
-        return Codes(
-            self.codes[chosen],
-            self.labels[chosen],
-            recordings,
-            names,
-            rows,
-            self.size,
-            self.fingerprint,
-            self.step,
-        )
+        codes, labels = self.codes[chosen], self.labels[chosen]
+        return replace(self, codes=codes, labels=labels, recordings=recordings, names=names, heard=rows)
 
 
 def split_codes(codes: Codes, held_out: float) -> tuple[Codes, Codes]:

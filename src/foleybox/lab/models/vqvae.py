@@ -140,7 +140,7 @@ class Codebook(nn.Module):
     m / N, with N smoothed by Laplace's rule (van den Oord et al. 2017, appendix A.1; Razavi et al. 2019, equation 3).
 
     faithful: N starts at 0 as published, so that at the first step the vector of every code without points is divided
-    by about 1e-5. Hardly a code but those few is used for a thousand steps (tests/test_vqvae.py shows it).
+    by about 1e-5 and lost: tests/test_vqvae.py shows it.
     k-means: `start` puts the vectors among the first outputs, with N = 1; `follow` draws a code anew that is used less
     than DEAD times as often as the mean; and .99 is (1 + step) / (10 + step) up to step 890, because an encoder that has
     just begun runs away from a slow codebook.
