@@ -1,37 +1,28 @@
-"""Speed of the VQ-VAE's training step, and Table 3 of CMU's report from runs.
+"""Speed of the VQ-VAE's training step.
 
 python benchmarks/vqvae.py [--channels 128] [--batch 4] [--steps 4]
-python benchmarks/vqvae.py --runs runs/vqvae-plain runs/vqvae-conditioned
 
-Without --runs: clips per second of a training step, ours beside the published arithmetic (float32, contiguous, the
-codebook's statistics by one-hot matrices), turn by turn in one run, the best of each. With --runs: a row a run and
-side, from the last line of its log, which measured every clip.
+Clips per second of a training step, ours beside the published arithmetic (float32, contiguous, the codebook's
+statistics by one-hot matrices), turn by turn in one run, the best of each.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from foleybox.doors import UserError
 from foleybox.lab.losses import commitment
 from foleybox.lab.models.vqvae import Codebook, Vqvae, VqvaeConfig
-from foleybox.lab.runs import read_run_config
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Print clips per second of a training step, or Table 3 of finished runs."""
+    """Print clips per second of a training step."""
 
-    runs: tuple[Path, ...] = ()
-    "run folders of `foleybox train vqvae`: print their Table 3 instead"
     channels: int = 128
     batch: int = 4
     steps: int = 4
@@ -82,7 +73,7 @@ def trainer(config: Benchmark, device: torch.device, published: bool) -> Callabl
     return step
 
 
-def speed(config: Benchmark) -> None:
+def main(config: Benchmark) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(f"{config.channels} channels, batch {config.batch}, {where}, torch {torch.__version__}")
@@ -99,41 +90,6 @@ def speed(config: Benchmark) -> None:
     for name, seconds in best.items():
         print(f"{name:10} {config.batch / seconds:8.2f} clips/s {1 / seconds:8.3f} steps/s")
     print(f"ours is {best['published'] / best['ours']:.2f} times as fast")
-
-
-def table(runs: tuple[Path, ...]) -> None:
-    """Print MSE, cross-entropy and latent difference of each run and side, and how the codebook is used."""
-    print("| run | head | side | n | step | MSE | cross-entropy | latent difference | accuracy | perplexity | used |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for run in runs:
-        settings, line = read_run_config(run), last_measured(run)
-        for side in ("train", "held_out"):
-            if f"{side}_mse" not in line:
-                continue
-
-            def cell(name: str, form: str, side: str = side, line: dict[str, Any] = line) -> str:
-                value = line.get(f"{side}_{name}")
-                return "–" if value is None else format(value, form)
-
-            cells = [cell("clips", ".0f"), str(line["step"]), cell("mse", ".5f"), cell("cross_entropy", ".5f")]
-            cells += [cell("latent", ".5f"), cell("accuracy", ".3f"), cell("perplexity", ".1f"), cell("used", ".0f")]
-            print(f"| {run.name} | {settings['head']} | {side.replace('_', ' ')} | {' | '.join(cells)} |")
-
-
-def last_measured(run: Path) -> dict[str, Any]:
-    """Return the last line of a run's log that measured clips."""
-    found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    measured = [line for line in found if "train_mse" in line]
-    if not measured:
-        raise UserError(f"{run} has measured nothing yet: let it reach --sample-every or its last step")
-    return measured[-1]
-
-
-def main(config: Benchmark) -> None:
-    if config.runs:
-        table(config.runs)
-    else:
-        speed(config)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_the_flags_of_every_command_are_understood(page: Path) -> None:
             assert words[0] in OTHER_COMMANDS, words
             continue
         verb = next(" ".join(words[1:end]) for end in (3, 2) if " ".join(words[1:end]) in cli.VERBS)
-        function = cli._load(cli.VERBS[verb][0])
+        function = cli._load(cli.target(verb, words[1 + len(verb.split()) :]))
         (config,) = (kind for name, kind in get_type_hints(function).items() if name != "return")
         style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
         tyro.cli(config, args=words[1 + len(verb.split()) :], config=style)

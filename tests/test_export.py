@@ -8,12 +8,15 @@ import torch
 
 from foleybox.doors import UserError
 from foleybox.instrument import read_instrument
-from foleybox.lab import export
-from foleybox.lab.export import Export, GeneratorGraph, build, heard_by, without_parametrizations
+from foleybox.lab import export, graphs
+from foleybox.lab.export import Export, heard_by
 from foleybox.lab.features import DCASE, WIDE
+from foleybox.lab.graphs import GeneratorGraph, build_gan, without_parametrizations
+from foleybox.lab.models.hifigan import Hifigan
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import Vocos, VocosConfig
-from foleybox.lab.runs import load_generator, load_vocoder, open_run, save_state
+from foleybox.lab.runs import hifigan_config, load_generator, load_vocoder, open_run, save_state
+from foleybox.lab.training.hifigan import TrainHifigan
 from foleybox.lab.training.sagan import TrainSagan
 from foleybox.lab.training.vocoder import TrainVocoder
 from foleybox.studio.seeds import noise
@@ -58,6 +61,28 @@ def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], tmp_path
     np.testing.assert_allclose(Synth.load(out).render("keyboard", 7).wave, wave, atol=1e-3)
 
 
+def test_a_hifigan_run_becomes_an_instrument_that_plays_what_torch_plays(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, out = tmp_path / "hifigan", tmp_path / "toy"
+    torch.manual_seed(0)
+    trained = Hifigan(hifigan_config(DCASE, "hifigan-v3", 8))
+    open_run(run, "vocoder", TrainHifigan((), run, "hifigan-v3", width=8, start_from=tmp_path), CLIPS)
+    save_state(run / "state.pt", 9, {"generator": trained})
+    assert export.main(Export(runs[0], run, out, draws=0)) == 0
+    assert "Vocoder: HiFi-GAN V3 of width 8, 9 steps of 16 x 32 frames, seed 0." in (out / "CARD.md").read_text()
+    assert str(tmp_path) not in (out / "instrument.json").read_text()
+
+    generator, vocoder = load_generator(runs[0])[0], load_vocoder(run)[0]
+    assert isinstance(vocoder, Hifigan)
+    assert not any("parametrizations" in name for name in vocoder.state_dict())
+    latent, label = torch.from_numpy(noise(7, (16,)))[None], torch.tensor([3])
+    with torch.no_grad():
+        wave = trained.eval()(GeneratorGraph(generator, 345)(latent, label))[0, :88_200].numpy()
+    assert np.ptp(wave) > 0.01
+    np.testing.assert_allclose(Synth.load(out).render("keyboard", 7).wave, wave, atol=1e-4)
+
+
 def test_the_last_frame_is_held_so_that_four_seconds_are_full() -> None:
     mel = GeneratorGraph(Generator(TINY).eval(), 345)(torch.randn(1, 16), torch.tensor([0]))
     assert mel.shape == (1, 80, 345)
@@ -74,14 +99,14 @@ def test_multiplying_out_the_spectral_norms_changes_no_output() -> None:
 
 
 def test_a_graph_that_differs_from_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "largest_difference", lambda *_: 0.5)
+    monkeypatch.setattr(graphs, "largest_difference", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"differs from torch by 0\.5 at batch 1"):
-        build(Generator(TINY), Vocos(TINY_VOCOS), DCASE, 88_200)
+        build_gan(Generator(TINY), Vocos(TINY_VOCOS), DCASE, 88_200)
 
 
 def test_a_vocoder_of_another_mel_is_refused() -> None:
     with pytest.raises(UserError, match="train a vocoder with --mel dcase"):
-        build(Generator(TINY), Vocos(TINY_VOCOS), WIDE, 88_200)
+        build_gan(Generator(TINY), Vocos(TINY_VOCOS), WIDE, 88_200)
 
 
 def test_runs_in_the_wrong_order_are_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:

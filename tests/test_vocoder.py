@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from foleybox.doors import UserError
-from foleybox.lab.features import DCASE, LogMel
+from foleybox.lab.features import DCASE, SILENCE, LogMel
 from foleybox.lab.models import vocos
-from foleybox.lab.runs import load_vocoder, read_state
+from foleybox.lab.runs import load_vocoder, read_clips, read_state
 from foleybox.lab.training import vocoder
-from foleybox.lab.training.vocoder import Crops, TrainVocoder, learning_rate, main, measure, train
+from foleybox.lab.training.vocoder import Crops, TrainVocoder, learning_rate, main, train
+from foleybox.lab.training.waves import measure
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,17 @@ def test_gain_moves_wave_and_mel_together_and_never_past_full_scale() -> None:
     torch.testing.assert_close(louder_mel, mel + torch.log(torch.tensor(2.0)), atol=1e-3, rtol=0)
     loudest, _ = crops.cut(*places, torch.tensor([1e6]))
     assert float(loudest.abs().max()) <= 1
+
+
+def test_given_mels_are_cut_where_the_wave_is_and_move_with_its_gain() -> None:
+    marks = torch.arange(4)[:, None, None] * 100.0 + torch.arange(40.0).expand(4, 80, 40)  # clip and frame
+    waves, places = sounds(), (torch.tensor([2, 0]), torch.tensor([5, 32]))
+    crops = Crops(waves, DCASE, 8, 0.1, marks)
+    wave, mel = crops.cut(*places, torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(wave, Crops(waves, DCASE, 8, 0.1).cut(*places)[0] / 2)
+    expected = torch.stack([marks[2, :, 5:13], marks[0, :, 32:40]]) - torch.log(torch.tensor(2.0))
+    torch.testing.assert_close(mel, expected)
+    assert float(crops.cut(*places, torch.tensor([0.0, 0.0]))[1].min()) == pytest.approx(SILENCE)
 
 
 def test_crops_hold_sound_but_for_the_silent_share() -> None:
@@ -167,6 +179,20 @@ def test_the_loaded_vocoder_is_the_average_with_its_mel(tmp_path: Path) -> None:
     features = torch.randn(1, 80, 20)
     with torch.no_grad():
         assert torch.equal(model(features), average(features))
+
+
+def test_a_run_starts_from_the_average_of_another_and_from_its_critics(tmp_path: Path) -> None:
+    waves = sounds()
+    heard = {"label": "Rain", "tier": "open", "licence": "CC0", "source": "me"}
+    train(settings(tmp_path / "first"), waves, waves[:1], [{**heard, "clip": "1"}])
+    second = settings(tmp_path / "second", steps=1, adversarial_from=0, start_from=tmp_path / "first", warm_up=10**9)
+    train(second, waves, waves[:1], [{**heard, "clip": "2"}])
+    before, after = (read_state(tmp_path / name / "state.pt") for name in ("first", "second"))
+    for name, value in before["average"].items():
+        torch.testing.assert_close(after["generator"][name], value)
+    for name, value in before["critics"].items():
+        torch.testing.assert_close(after["critics"][name], value)
+    assert [row["clip"] for row in read_clips(tmp_path / "second")] == ["2", "1"]
 
 
 def test_a_sample_sheet_and_the_held_out_numbers_come_at_their_step(tmp_path: Path) -> None:

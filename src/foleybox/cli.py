@@ -8,6 +8,7 @@ line on stderr; 130 stopped by Ctrl-C. FOLEYBOX_DEBUG=1 (or --debug) shows trace
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import foleybox
 from foleybox.doors import UserError
@@ -25,17 +26,38 @@ VERBS = {
     "info": ("foleybox.studio.info:info", "say what an instrument or a sound file is"),
     "data check": ("foleybox.lab.data:check", "look through a folder of recordings before training on it"),
     "train sagan": ("foleybox.lab.training.sagan:main", "train KT's GAN: label and noise become a mel"),
-    "train vocoder": ("foleybox.lab.training.vocoder:main", "train the vocoder: a mel becomes a wave"),
+    "train vocoder": ("foleybox.lab.training.vocoder:main", "train a vocoder, Vocos or HiFi-GAN: a mel becomes a wave"),
+    "train mhifigan": (
+        "foleybox.lab.training.hifigan:main_mhifigan",
+        "train CMU's MHiFiGAN: a CEmbed becomes a wave",
+    ),
     "train encoder": ("foleybox.lab.training.encoder:main", "train the encoder: a mel becomes an embedding and label"),
-    "train vqvae": ("foleybox.lab.training.vqvae:main", "train the VQ-VAE: a mel becomes a grid of codes and back"),
+    "train autoencoder": (
+        "foleybox.lab.training.autoencoder:main",
+        "train our autoencoder: a mel becomes latents and back",
+    ),
+    "train patches": (
+        "foleybox.lab.training.patches:main",
+        "train causal patches: a label becomes latents, one by one",
+    ),
+    "train vqvae": ("foleybox.lab.scored:train_vqvae", "train the VQ-VAE: a mel becomes a grid of codes and back"),
+    "train mvqvae": (
+        "foleybox.lab.training.mvqvae:main",
+        "train CMU's MVQVAE: a CEmbed becomes a grid of codes and back",
+    ),
     "encode": ("foleybox.lab.codes:encode", "turn recordings into codes with a trained VQ-VAE"),
-    "train pixelsnail": ("foleybox.lab.training.pixelsnail:main", "train PixelSNAIL: a label becomes a grid of codes"),
+    "train pixelsnail": ("foleybox.lab.scored:train_pixelsnail", "train PixelSNAIL: a label becomes a grid of codes"),
     "evaluate": ("foleybox.lab.evaluation.report:evaluate", "measure sounds against real recordings"),
     "audit": ("foleybox.lab.evaluation.originality:audit", "look for copies of the recordings among sounds"),
     "select": ("foleybox.lab.selection:select", "keep the best and most various of many generated sounds"),
     "export": ("foleybox.lab.export:main", "make an instrument of trained parts"),
     "doctor": ("foleybox.doctor:main", "see whether this machine has all that foleybox needs"),
 }
+# `generate` of a run folder of the lab, in place of an instrument, is a function with flags of its own.
+GENERATE_OF_A_RUN = "foleybox.lab.synthesis:generate"
+FLAGS_OF_A_RUN = ("--vqvae", "--vocoder", "--top-k", "--top-p")
+# `train vocoder --vocoder hifigan-v1` is another loop than that of Vocos, with flags of its own.
+TRAIN_HIFIGAN = "foleybox.lab.training.hifigan:main"
 LAB = {"torch", "accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript"}
 
 
@@ -80,8 +102,8 @@ def _run(arguments: list[str]) -> int:
     if verb is None:
         raise UserError(_unknown(arguments))
     try:
-        function = _load(VERBS[verb][0])
-        return _call(function, verb, arguments[len(verb.split()) :])
+        rest = arguments[len(verb.split()) :]
+        return _call(_load(target(verb, rest)), verb, rest)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in LAB:
             raise
@@ -102,6 +124,24 @@ def _unknown(arguments: list[str]) -> str:
     near = difflib.get_close_matches(arguments[0], VERBS, 1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
     return f"unknown verb {arguments[0]!r}: {hint}"
+
+
+def target(verb: str, arguments: Sequence[str]) -> str:
+    """Return the function that a verb with these flags calls, as module:name."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if verb == "train vocoder":
+        name = words[words.index("--vocoder") + 1] if "--vocoder" in words[:-1] else ""
+        return TRAIN_HIFIGAN if name.startswith("hifigan") else VERBS[verb][0]
+    if verb != "generate":
+        return VERBS[verb][0]
+    folder = Path(words[words.index("--instrument") + 1]) if "--instrument" in words[:-1] else None
+    flag = next((word.replace("_", "-") for word in words if word.replace("_", "-") in FLAGS_OF_A_RUN), None)
+    if folder is None or (folder / "instrument.json").is_file():
+        if flag is not None:
+            what = f"{folder} is an instrument and" if folder else "the instrument that ships"
+            raise UserError(f"{flag} goes with a run of the lab (--instrument RUN), {what} has all its parts: drop it")
+        return VERBS[verb][0]
+    return GENERATE_OF_A_RUN if flag is not None or (folder / "config.json").is_file() else VERBS[verb][0]
 
 
 def _load(target: str) -> Callable[..., int | None]:

@@ -1,9 +1,21 @@
 """What an instrument is on disk: the one thing that passes from the lab to the studio.
 
-A folder with `instrument.json` (this file's business), ONNX graphs, and `CARD.md` for people. The graphs of kind "gan":
+A folder with `instrument.json` (this file's business), ONNX graphs, and `CARD.md` for people. Every kind ends in
+
+    vocoder     mel float32 [N, M, T]                        -> wave float32 [N, L]     L >= samples, or zero-padded
+
+The graph before it of kind "gan":
 
     generator   latent float32 [N, *latent], label int64 [N] -> mel float32 [N, M, T]   label: place in `labels`
-    vocoder     mel float32 [N, M, T]                        -> wave float32 [N, L]     L >= samples, or zero-padded
+
+Those of kind "patches", whose clips are P places one after the other; its latent is [P, D + G], of each place D numbers
+for what is drawn there and G for the grain of its T / P frames:
+
+    next        before float32 [N, D] (what place - 1 drew), label int64 [N], place int64 [], noise float32 [N, D],
+                keys_0, values_0, keys_1 ... float32 [N, H, W, E]: what each layer keeps of the last W places, that of
+                place p in slot p mod W
+                -> latent float32 [N, D], new_keys, new_values float32 [layers, N, H, E]: what to keep of this place
+    decoder     latents float32 [N, P, D], grain float32 [N, T, G P / T] -> mel float32 [N, M, T]
 
 N clips at once (any number), M mel bands, T frames, L samples. Reading is strict: an instrument that was cut short, or
 edited by hand, is refused with one line that says what is wrong.
@@ -23,7 +35,7 @@ from foleybox.doors import UserError, sha256, write_text
 
 FORMAT = 1
 MANIFEST, CARD = "instrument.json", "CARD.md"
-GRAPHS = {"gan": ("generator", "vocoder")}  # kind -> the graphs it must have
+GRAPHS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}  # kind -> the graphs it must have
 
 
 @dataclass(frozen=True)

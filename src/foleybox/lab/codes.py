@@ -20,10 +20,11 @@ from rich.progress import track
 from torch import Tensor
 
 from foleybox.doors import UserError, write_bytes
+from foleybox.lab.cembed import Cembeds, load_cembeds
 from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
 from foleybox.lab.features import DCASE
-from foleybox.lab.models.vqvae import Vqvae
-from foleybox.lab.runs import fingerprint, load_vqvae
+from foleybox.lab.models.vqvae import Mvqvae, Vqvae
+from foleybox.lab.runs import fingerprint, load_quantiser
 from foleybox.labels import LABELS
 
 FORMAT = "foleybox codes 1"
@@ -129,23 +130,26 @@ def _check(codes: Codes) -> None:
 
 
 @torch.no_grad()
-def encode_mels(vqvae: Vqvae, mels: Tensor, batch: int = 16) -> Tensor:
-    """Return the codes int64 [N, H, W] of log-mels [N, M, T], on the CPU; on a terminal a bar shows how far it is.
+def encode_mels(vqvae: Vqvae | Mvqvae, mels: Tensor | Cembeds, batch: int = 16) -> Tensor:
+    """Return the codes int64 [N, H, W] of log-mels [N, M, T] (an MVQVAE's: of CEmbeds), on the CPU.
+
+    On a terminal a bar shows how far it is.
 
     Always float32 and in eval mode, whatever the training ran in; the model's mode is as before when it returns.
     """
     console = Console(file=sys.stderr)
     was_training = vqvae.training
     vqvae.eval()
-    parts = track(mels.split(batch), "encoding", console=console, transient=True, disable=not console.is_terminal)
-    codes = [vqvae.codebook(vqvae.encode(part.to(_device(vqvae)))).cpu() for part in parts]
+    parts = torch.arange(len(mels)).split(batch)
+    shown = track(parts, "encoding", console=console, transient=True, disable=not console.is_terminal)
+    codes = [vqvae.codebook(vqvae.encode(mels[part].to(_device(vqvae)))).cpu() for part in shown]
     vqvae.train(was_training)
     return torch.cat(codes)
 
 
 @torch.no_grad()
-def decode_codes(vqvae: Vqvae, codes: Tensor, batch: int = 16) -> Tensor:
-    """Return the log-mels float32 [N, M, T] of codes int64 [N, H, W], on the CPU.
+def decode_codes(vqvae: Vqvae | Mvqvae, codes: Tensor, batch: int = 16) -> Tensor:
+    """Return the log-mels float32 [N, M, T] (an MVQVAE's: CEmbeds) of codes int64 [N, H, W], on the CPU.
 
     Raises UserError for codes that the codebook does not have.
     """
@@ -160,7 +164,7 @@ def decode_codes(vqvae: Vqvae, codes: Tensor, batch: int = 16) -> Tensor:
     return torch.cat(parts)
 
 
-def check_vqvae(vqvae: Vqvae, expected: str, what: str) -> None:
+def check_vqvae(vqvae: Vqvae | Mvqvae, expected: str, what: str) -> None:
     """Raise UserError unless these are the weights with which `what`, a codes file or a run, was made."""
     found = fingerprint(vqvae)
     if found != expected:
@@ -170,8 +174,8 @@ def check_vqvae(vqvae: Vqvae, expected: str, what: str) -> None:
         )
 
 
-def _device(vqvae: Vqvae) -> torch.device:
-    return vqvae.codebook.vectors.device
+def _device(vqvae: Vqvae | Mvqvae) -> torch.device:
+    return next(vqvae.codebook.buffers()).device
 
 
 # --- foleybox encode ----------------------------------------------------------------------------------------------
@@ -185,7 +189,7 @@ class Encode:
     """
 
     run: tyro.conf.Positional[Path]
-    "a run of `foleybox train vqvae`"
+    "a run of `foleybox train vqvae`, or of `train mvqvae`"
     data: tyro.conf.Positional[tuple[str, ...]]
     "folders of class folders, or folders with manifest.csv; `folder:split` for one split"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("codes.npz")
@@ -207,11 +211,12 @@ def encode(config: Encode) -> int:
         raise UserError(f"{config.out} is there already: add --force to replace it, or name another file with -o")
     if config.threads:
         torch.set_num_threads(config.threads)
-    vqvae, step = load_vqvae(config.run)
+    vqvae, cembed, step = load_quantiser(config.run)
     clips = [clip for source in config.data for clip in find_clips(source, tiers=config.tiers or None)]
     if config.device == "auto" and torch.cuda.is_available():
         vqvae.cuda()
-    codes = encode_mels(vqvae, load_mels(clips, DCASE))
+    features = load_mels(clips, DCASE) if cembed is None else load_cembeds(clips, cembed)
+    codes = encode_mels(vqvae, features)
     names = [f"{clip.path.parent.name}/{clip.path.name}" for clip in clips]
     recordings = [clip.recording for clip in clips]
     made = Codes(codes, label_ids(clips), recordings, names, heard(clips), vqvae.config.size, fingerprint(vqvae), step)
@@ -220,5 +225,6 @@ def encode(config: Encode) -> int:
     print(
         f"{len(codes):,} clips, {codes.shape[1]} x {codes.shape[2]} codes each, {used} of {vqvae.config.size} codes used, "
         f"by the VQ-VAE {made.fingerprint[:12]} at step {step} -> {config.out}"
+        + (" (CEmbeds of the stand-in encoder: random weights, not MERT)" if cembed and cembed.stand_in else "")
     )
     return 0

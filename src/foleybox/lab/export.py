@@ -4,36 +4,34 @@ foleybox export runs/gan runs/vocoder -o my-instrument --name my-instrument
 """
 
 import json
-import logging
 import platform
 import subprocess
-import tempfile
-import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 import foleybox
 from foleybox.doors import UserError
 from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
-from foleybox.lab.features import DCASE, MelConfig
-from foleybox.lab.models.sagan import Generator, refresh_batch_norm, to_mel
-from foleybox.lab.models.vocos import Vocos
-from foleybox.lab.runs import load_generator, load_vocoder, read_clips, read_run_config
+from foleybox.lab.graphs import build_gan, build_patches
+from foleybox.lab.models.sagan import refresh_batch_norm
+from foleybox.lab.runs import (
+    fingerprint,
+    load_autoencoder,
+    load_generator,
+    load_patches,
+    load_vocoder,
+    read_clips,
+    read_run_config,
+)
 from foleybox.lab.systems import KT
 from foleybox.labels import LABELS
 
 SECONDS = 4.0
-TOLERANCE_MEL, TOLERANCE_WAVE = 1e-3, 1e-3
-"largest difference to torch that an export may have: log-mel, and wave of full scale 1"
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,15 @@ class Export:
     """
 
     generator: tyro.conf.Positional[Path]
-    "run folder of `foleybox train sagan`"
+    "run folder of `foleybox train sagan` or `foleybox train patches`"
     vocoder: tyro.conf.Positional[Path]
     "run folder of `foleybox train vocoder`"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     "the instrument's folder"
+    autoencoder: Path | None = None
+    "run folder of `foleybox train autoencoder`, whose latents the patches are"
+    flow_steps: int = 12
+    "of patches: steps in which a latent is drawn"
     name: str = ""
     "the instrument's name; the folder's name if not given"
     version: str = "1"
@@ -59,108 +61,11 @@ class Export:
     force: bool = False
     "replace an instrument that is there"
     weights: Literal["average", "last"] = "average"
-    "the generator's moving average, or its last weights"
+    "of a GAN: the generator's moving average, or its last weights"
     draws: int = 50
-    "batches of 64 sounds from which the generator's batch statistics are re-estimated; 0 keeps those of the training"
+    "of a GAN: batches of 64 sounds from which its batch statistics are re-estimated; 0 keeps those of the training"
     seed: int = 0
     "of those draws"
-
-
-class GeneratorGraph(nn.Module):
-    """(latent [N, Z], label [N]) -> mel [N, M, T]: the averaged generator, on the log-mel scale.
-
-    Its last frame is repeated until T hop >= samples: 344 frames are 136 samples short of four seconds, and a rain that
-    stops 6 ms early clicks in a loop.
-    """
-
-    def __init__(self, generator: Generator, frames: int) -> None:
-        super().__init__()
-        self.generator, self.frames = generator, frames
-
-    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
-        mel = to_mel(self.generator(latent, label), self.generator.config)
-        return F.pad(mel, (0, max(0, self.frames - mel.shape[-1])), mode="replicate")
-
-
-def without_parametrizations(generator: Generator) -> Generator:
-    """Return a copy whose spectral norms are multiplied out: plain weights, as they are in eval mode.
-
-    Built anew, not deep-copied: a copy shares its parametrised classes with the original, which removing would break.
-    """
-    plain = Generator(generator.config)
-    plain.load_state_dict(generator.state_dict())
-    for part in plain.eval().modules():
-        if parametrize.is_parametrized(part, "weight"):
-            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
-    return plain
-
-
-BATCH, FRAMES = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("frames", min=4, max=1_000_000)
-
-
-def to_onnx(module: nn.Module, inputs: dict[str, Tensor], output: str, dynamic: dict[int, Any]) -> bytes:
-    """Return `module` as ONNX; the axes `dynamic` of every input may have any size (2 or more in `inputs`)."""
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        path = Path(folder) / "graph.onnx"
-        program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=[output],
-            dynamic_shapes=tuple(dynamic for _ in inputs),
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path, external_data=False)
-        return path.read_bytes()
-
-
-def largest_difference(graph: bytes, module: nn.Module, inputs: dict[str, Tensor]) -> float:
-    """Return max |onnxruntime - torch| of a graph on `inputs`."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    theirs = np.asarray(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
-    with torch.no_grad():
-        ours = module.eval()(*inputs.values()).numpy()
-    assert theirs.shape == ours.shape, (theirs.shape, ours.shape)
-    return float(np.abs(theirs - ours).max())
-
-
-def build(generator: Generator, vocoder: Vocos, mel: MelConfig, samples: int) -> dict[str, bytes]:
-    """Return the two graphs of a "gan" instrument. Raises UserError if one differs from torch, or the mels do not fit.
-
-    The check runs at batch 1 and 3, and at other lengths for the vocoder, which the export (at batch 2) has not seen.
-    """
-    if mel != DCASE:
-        raise UserError(
-            f"the vocoder reads the mel {mel}, the generator makes {DCASE}: train a vocoder with --mel dcase"
-        )
-    frames = -(-samples // mel.hop)
-    make = GeneratorGraph(without_parametrizations(generator), frames)
-    torch.manual_seed(0)
-    latent, label = torch.randn(3, generator.config.latent), torch.tensor([0, 3, 6])
-    mels = make(latent, label).detach()
-    graphs = {
-        "generator": to_onnx(make, {"latent": latent[:2], "label": label[:2]}, "mel", {0: BATCH}),
-        "vocoder": to_onnx(vocoder, {"mel": mels[:2]}, "wave", {0: BATCH, 2: FRAMES}),
-    }
-    for n in (1, 3):
-        checks = (
-            ("generator", make, {"latent": latent[:n], "label": label[:n]}, TOLERANCE_MEL),
-            ("vocoder", vocoder, {"mel": mels[:n, :, : 100 * n]}, TOLERANCE_WAVE),
-        )
-        for name, module, inputs, tolerance in checks:
-            difference = largest_difference(graphs[name], module, inputs)
-            if not difference <= tolerance:
-                raise UserError(
-                    f"the exported {name} differs from torch by {difference:.2g} at batch {n}, expected {tolerance:g} or "
-                    "less: nothing was written; try another onnx or onnxruntime version"
-                )
-    return graphs
 
 
 def commit() -> str:
@@ -185,42 +90,59 @@ def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
 
 def main(config: Export) -> int:
     """`foleybox export`: write the instrument, or nothing."""
-    if config.draws < 0:
-        raise UserError(f"--draws {config.draws}: expected 0 or more")
-    check_place(config.out, "gan")
+    if config.draws < 0 or config.flow_steps < 1:
+        raise UserError(f"--draws {config.draws}, --flow-steps {config.flow_steps}: expected 0 or more, and 1 or more")
+    run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
+    kind = "patches" if run.get("part") == "patches" else "gan"
+    check_place(config.out, kind)
     if (config.out / MANIFEST).exists() and not config.force:
         raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
-    run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
-    generator, step = load_generator(config.generator, config.weights)
-    vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
     measured = _read_json(config.measured) if config.measured else {}
     notes = _read_notes(config.notes) if config.notes else ""
-    torch.manual_seed(config.seed)
-    if config.draws:
-        refresh_batch_norm(generator, config.draws)
-    samples = round(SECONDS * mel.rate)
-    graphs = build(generator, vocoder, mel, samples)
-    left_out = ("clips", "out", "data")  # counted in `heard`; paths are nobody's business
     made_with = {
         "foleybox": foleybox.__version__,
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "seed": config.seed,
-        "weights": config.weights,
-        "draws": config.draws,
-        "generator": {**{key: run[key] for key in run if key not in left_out}, "steps": step},
-        "vocoder": {**{key: vocoder_run[key] for key in vocoder_run if key not in left_out}, "steps": vocoder_step},
     }
+    runs = [config.generator, config.vocoder]
+    if kind == "patches":
+        if config.autoencoder is None:
+            raise UserError(f"{config.generator} draws the latents of an autoencoder: name its run with --autoencoder")
+        model, wanted, step = load_patches(config.generator)
+        autoencoder, autoencoder_step = load_autoencoder(config.autoencoder)
+        if fingerprint(autoencoder.components) != wanted:
+            raise UserError(
+                f"{config.generator} draws latents of another autoencoder than {config.autoencoder}: name that"
+            )
+        vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
+        samples, form = round(SECONDS * mel.rate), autoencoder.config
+        graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.flow_steps)
+        latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * form.noise)
+        made_with |= {"flow_steps": config.flow_steps}
+        made_with["autoencoder"] = _settings(read_run_config(config.autoencoder), autoencoder_step)
+        runs.append(config.autoencoder)
+    else:
+        generator, step = load_generator(config.generator, config.weights)
+        vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
+        torch.manual_seed(config.seed)
+        if config.draws:
+            refresh_batch_norm(generator, config.draws)
+        samples = round(SECONDS * mel.rate)
+        graphs, latent = build_gan(generator, vocoder, mel, samples), (generator.config.latent,)
+        made_with |= {"seed": config.seed, "weights": config.weights, "draws": config.draws}
+    made_with["vocoder"] = _settings(vocoder_run, vocoder_step)
+    made_with["generator"] = _settings(run, step)
     instrument = Instrument(
         name=config.name or config.out.name,
         version=config.version,
         labels=tuple(label.name for label in LABELS),
         rate=mel.rate,
         samples=samples,
-        latent=(generator.config.latent,),
+        latent=latent,
         mel=asdict(mel),
-        heard=heard_by(read_clips(config.generator), read_clips(config.vocoder)),
+        heard=heard_by(*map(read_clips, runs)),
+        kind=kind,
         measured=measured,
         made_with=made_with,
     )
@@ -228,6 +150,11 @@ def main(config: Export) -> int:
     size = sum(graph.bytes for graph in written.graphs.values())
     print(f"{config.out}: instrument {written.name}, {size / 1e6:.1f} MB, {written.licence.terms}")
     return 0
+
+
+def _settings(run: dict[str, Any], step: int) -> dict[str, Any]:
+    """Return a run's settings for the manifest: the clips are counted in `heard`, paths are nobody's business."""
+    return {**{key: run[key] for key in run if key not in ("clips", "out", "data", "start_from")}, "steps": step}
 
 
 def _read_notes(path: Path) -> str:
@@ -270,7 +197,7 @@ def card(instrument: Instrument, notes: str) -> str:
         "",
         "## What it heard",
         "",
-        "Generator and vocoder together; `(other)` are everyday sounds that only the vocoder heard. The source is the",
+        "All parts together; `(other)` are everyday sounds that the generator did not hear. The source is the",
         "collection that the clips came in, and whom to credit: with thanks to everyone who recorded them.",
         "",
         "| label | tier | licence as its source states it | source | clips |",
@@ -279,9 +206,8 @@ def card(instrument: Instrument, notes: str) -> str:
         "",
         "## How it was trained",
         "",
-        f"* Generator: {_trained(generator)}, {made.get('weights', 'average')} weights.",
-        f"* Vocoder: Vocos {vocoder['size']}, {vocoder['steps']:,} steps of {vocoder['batch']} x {vocoder['segment']} "
-        f"frames, discriminators from step {vocoder['adversarial_from']:,}, seed {vocoder['seed']}.",
+        f"* Generator: {_trained(generator)}{_drawn(made)}.",
+        f"* Vocoder: {_vocoded(vocoder)}.",
         f"* Made with foleybox {made['foleybox']} (commit {made['commit'] or 'unknown'}), torch {made['torch']}.",
         "",
         *_measured_lines(instrument.measured),
@@ -289,8 +215,37 @@ def card(instrument: Instrument, notes: str) -> str:
     return "\n".join(lines) + (f"\n{notes.strip()}\n" if notes else "")
 
 
+def _vocoded(run: dict[str, Any]) -> str:
+    """Say in a line what a run of `train vocoder` was."""
+    steps = f"{run['steps']:,} steps of {run['batch']} x {run['segment']} frames"
+    if run.get("vocoder", "vocos") == "vocos":
+        what = f"Vocos {run['size']}, {steps}, discriminators from step {run['adversarial_from']:,}"
+    else:
+        width = f" of width {run['width']}" if run["width"] else ""
+        what = f"{run['vocoder'].replace('hifigan-v', 'HiFi-GAN V')}{width}, {steps}"
+    read = ", reading the mels of a VQ-VAE" if run.get("mels_from") else ""
+    return f"{what}{read}, seed {run['seed']}"
+
+
+def _drawn(made: dict[str, Any]) -> str:
+    """Say what was made of the generator's run: which weights; or in how many steps, and with which autoencoder."""
+    if "autoencoder" not in made:
+        return f", {made.get('weights', 'average')} weights"
+    run = made["autoencoder"]
+    return (
+        f"; {made['flow_steps']} steps a latent; its latents from an autoencoder of {run['steps']:,} steps of "
+        f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
+    )
+
+
 def _trained(run: dict[str, Any]) -> str:
-    """Say in a line what a run of `train sagan` was."""
+    """Say in a line what a run of `train sagan` or `train patches` was."""
+    if run.get("part") == "patches":
+        model = run["model"]
+        return (
+            f"causal patches, width {model['width']}, {model['layers']} layers, {run['steps']:,} steps of {run['batch']} "
+            f"clips, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
+        )
     loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
     tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class
     steadiers = run.get("steadiers", {})

@@ -18,12 +18,16 @@ import torch
 from torch import nn
 
 from foleybox.doors import UserError, write_bytes, write_text
+from foleybox.lab.cembed import CembedConfig, Mhifigan
 from foleybox.lab.features import MELS, MelConfig
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.models.encoder import Encoder, EncoderConfig
+from foleybox.lab.models.hifigan import CEMBED_VERSIONS, VERSIONS, Hifigan, HifiganConfig, official_names
+from foleybox.lab.models.patches import Patches, PatchesConfig
 from foleybox.lab.models.pixelsnail import PixelSnail, PixelSnailConfig
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
-from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.models.vqvae import Mvqvae, MvqvaeConfig, Vqvae, VqvaeConfig
 
 CLIPS = "clips.jsonl"
 MAY_CHANGE = {
@@ -32,6 +36,7 @@ MAY_CHANGE = {
     "log_every",
     "sample_every",
     "measure_every",
+    "score_every",
     "threads",
     "device",
     "precision",
@@ -116,14 +121,12 @@ def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
     write_bytes(path, content.getbuffer())
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, advice: str = "remove it to start anew") -> dict[str, Any]:
     """Read a checkpoint's dictionary without running code. Raises UserError if the file is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}): remove it to start anew"
-        ) from error
+        raise UserError(f"{path} cannot be read as a checkpoint ({type(error).__name__}): {advice}") from error
 
 
 def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
@@ -158,13 +161,34 @@ def load_generator(run: Path, weights: Literal["average", "last"] = "average") -
     return generator.eval(), int(state["step"])
 
 
-def load_vocoder(run: Path) -> tuple[Vocos, MelConfig, int]:
-    """Return (the averaged model of a run in eval mode, the mel it reads, the step). Raises UserError for a bad run."""
+def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
+    """Return (the vocoder of a run in eval mode, the mel it reads, the step): mel [B, M, T] -> wave [B, T hop].
+
+    Of a Vocos it is the averaged one; of a HiFi-GAN, which has no average, the last, its weight norms folded in.
+    Raises UserError for a bad run or a partial checkpoint.
+    """
     settings, state = _read_trained(run, "vocoder")
-    mel = MELS[settings["mel"]]
-    model = Vocos(vocos_config(mel, settings["size"]))
-    model.load_state_dict(state["average"])
+    mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs do not say, and are Vocos
+    if kind == "vocos":
+        model = Vocos(vocos_config(mel, settings["size"]))
+        _fill(model, "average", state, run / "state.pt")
+    else:
+        model = Hifigan(hifigan_config(mel, kind, settings["width"]))
+        _fill(model, "generator", state, run / "state.pt")
+        model.remove_weight_norm()
     return model.eval(), mel, int(state["step"])
+
+
+def load_mhifigan(run: Path) -> tuple[Mhifigan, CembedConfig, int]:
+    """Return (the MHiFiGAN of a run in eval mode, its weight norms folded in, what its CEmbeds are made of, the step).
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    settings, state = _read_trained(run, "mhifigan")
+    model = Mhifigan(mhifigan_config(settings["vocoder"], settings["width"]))
+    _fill(model, "generator", state, run / "state.pt")
+    model.hifigan.remove_weight_norm()
+    return model.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
 
 
 def load_encoder(run: Path) -> tuple[Encoder, int]:
@@ -185,11 +209,40 @@ def load_encoder(run: Path) -> tuple[Encoder, int]:
 
 
 def load_vqvae(run: Path) -> tuple[Vqvae, int]:
-    """Return (the frozen VQ-VAE of a run, the step). Raises UserError for a bad run or a partial checkpoint."""
-    settings, state = _read_trained(run, "vqvae")
+    """Return (the frozen VQ-VAE of a run, the step): the one with the lowest score where the run has a score, else the last.
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    name = "best.pt" if (run / "best.pt").is_file() else "state.pt"
+    settings, state = _read_trained(run, "vqvae", name)
     vqvae = Vqvae(VqvaeConfig(**settings["model"]), settings["head"])
-    _fill(vqvae, "vqvae", state, run / "state.pt")
+    _fill(vqvae, "vqvae", state, run / name)
     return vqvae.eval().requires_grad_(False), int(state["step"])
+
+
+def load_mvqvae(run: Path) -> tuple[Mvqvae, CembedConfig, int]:
+    """Return (the frozen MVQVAE of a run, what its CEmbeds are made of, the step).
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    settings, state = _read_trained(run, "mvqvae")
+    mvqvae = Mvqvae(MvqvaeConfig(**settings["model"]), settings["head"])
+    _fill(mvqvae, "mvqvae", state, run / "state.pt")
+    return mvqvae.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
+
+
+def read_cembed_config(settings: Mapping[str, Any]) -> CembedConfig:
+    """Return what the CEmbeds of a run with these settings are made of."""
+    features = settings["features"]
+    return CembedConfig(**{**features, "layer_weights": tuple(features["layer_weights"])})
+
+
+def load_quantiser(run: Path) -> tuple[Vqvae | Mvqvae, CembedConfig | None, int]:
+    """Return (the frozen VQ-VAE or MVQVAE of a run, what its CEmbeds are made of or None for mels, the step)."""
+    if read_run_config(run).get("part") == "mvqvae":
+        return load_mvqvae(run)
+    vqvae, step = load_vqvae(run)
+    return vqvae, None, step
 
 
 def load_pixelsnail(run: Path, weights: Literal["best", "last"] = "best") -> tuple[PixelSnail, str, int]:
@@ -205,6 +258,25 @@ def load_pixelsnail(run: Path, weights: Literal["best", "last"] = "best") -> tup
     return model.eval(), settings["vqvae"], int(state["step"])
 
 
+def load_autoencoder(run: Path) -> tuple[Autoencoder, int]:
+    """Return (the frozen, averaged autoencoder of a run, the step). Raises UserError for a bad run."""
+    settings, state = _read_trained(run, "autoencoder")
+    autoencoder = Autoencoder(AutoencoderConfig(**settings["model"]))
+    _fill(autoencoder, "average", state, run / "state.pt")
+    return autoencoder.eval().requires_grad_(False), int(state["step"])
+
+
+def load_patches(run: Path) -> tuple[Patches, str, int]:
+    """Return (the averaged model in eval mode, the fingerprint of the autoencoder whose latents it draws, the step).
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    settings, state = _read_trained(run, "patches")
+    model = Patches(PatchesConfig(**settings["model"]))
+    _fill(model, "average", state, run / "state.pt")
+    return model.eval().requires_grad_(False), settings["autoencoder"], int(state["step"])
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of a model's names, shapes and values, 64 hexadecimal digits: the same for the same weights."""
     digest = hashlib.sha256()
@@ -217,6 +289,55 @@ def fingerprint(model: nn.Module) -> str:
 def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
     """Return the settings of a vocoder of that size for that mel."""
     return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
+
+
+def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> HifiganConfig:
+    """Return the settings of a HiFi-GAN for that mel. Raises UserError for a width that its rises cannot halve."""
+    config = dataclasses.replace(VERSIONS[version], bands=mel.bands)
+    halved = 2 ** len(config.rates)
+    if width is not None and (width < halved or width % halved):
+        raise UserError(f"--width {width} of {version}: expected a multiple of {halved}, such as {config.width}")
+    return config if width is None else dataclasses.replace(config, width=width)
+
+
+def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
+    """Return the settings of an MHiFiGAN. Raises UserError for a width that its rises cannot halve."""
+    config = CEMBED_VERSIONS[version]
+    halved = 2 ** len(config.rates)
+    if width is not None and (width < halved or width % halved):
+        raise UserError(f"--width {width} of {version}: expected a multiple of {halved}, such as {config.width}")
+    return config if width is None else dataclasses.replace(config, width=width)
+
+
+# --- weights to start from ----------------------------------------------------------------------------------------
+
+
+def start_vocoder(run: Path, parts: list[tuple[str, Stateful]]) -> None:
+    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly."""
+    _, state = _read_trained(run, "vocoder")
+    for name, part in parts:
+        _fill(part, name, state, run / "state.pt")
+
+
+def read_official_hifigan(path: Path, generator: Hifigan) -> None:
+    """Give a generator, with its weight norms, the weights of an official checkpoint (`g_...` of jik876/hifi-gan).
+
+    Raises UserError for a file that is none, and for any weight that is missing, surplus or of another shape.
+    """
+    content = read_state(path, "expected an official HiFi-GAN generator, such as g_02500000")
+    theirs = content.get("generator") if isinstance(content, Mapping) else None
+    if not isinstance(theirs, Mapping):
+        raise UserError(f"{path} holds no 'generator': expected an official HiFi-GAN generator, such as g_02500000")
+    names = official_names(generator.config)
+    missing, surplus = sorted(set(names.values()) - set(theirs)), sorted(set(theirs) - set(names.values()))
+    if missing or surplus:
+        lacks = f"lacks {missing[0]} ({len(missing)} in all)" if missing else ""
+        has = f"has {surplus[0]} ({len(surplus)} in all)" if surplus else ""
+        raise UserError(
+            f"{path} does not fit this generator: it {' and '.join(filter(None, (lacks, has)))}; "
+            "expected the version and width that it was trained with, weight norms not yet removed"
+        )
+    _fill(generator, "generator", {"generator": {mine: theirs[name] for mine, name in names.items()}}, path)
 
 
 def _read_trained(run: Path, part: str, name: str = "state.pt") -> tuple[dict[str, Any], dict[str, Any]]:

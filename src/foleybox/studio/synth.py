@@ -25,6 +25,7 @@ from foleybox.instrument import MANIFEST, Instrument, read_instrument
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
+from foleybox.studio.stream import draw
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -36,6 +37,12 @@ BATCH = 8
 "clips rendered at once: more are hardly faster, and memory grows with them"
 AUDIBLE = 10 ** (-45 / 20)
 "a clip whose peak is below this (-45 dBFS) is silence, and drawn anew"
+INPUTS = {
+    "generator": ["latent", "label"],
+    "next": ["before", "label", "place", "noise"],  # and what it keeps
+    "decoder": ["latents", "grain"],
+    "vocoder": ["mel"],
+}
 STREAMS_TRIED = 8
 "streams of a seed that are tried before silence is taken for what the instrument plays"
 
@@ -211,9 +218,14 @@ class Synth:
         return self.vocode(self.mel(labels, latent))
 
     def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run the generator: labels N, latent [N, *latent] -> mel [N, M, T]."""
+        """Run all graphs but the vocoder: labels N, latent [N, *latent] -> mel [N, M, T]."""
         numbers = np.array([self.labels.index(label) for label in labels], np.int64)
-        return self._run("generator", {"latent": latent, "label": numbers})
+        if self.instrument.kind == "gan":
+            return self._run("generator", {"latent": latent, "label": numbers})
+        width = self.sessions["decoder"].get_inputs()[0].shape[2]
+        latents = draw(self.sessions["next"], numbers, latent[:, :, :width])
+        bands = self.sessions["decoder"].get_inputs()[1].shape[2]  # of the grain of a frame
+        return self._run("decoder", {"latents": latents, "grain": latent[:, :, width:].reshape(len(latent), -1, bands)})
 
     def vocode(self, mel: NDArray[np.float32]) -> Iterator[Wave]:
         """Run the vocoder: mel [N, M, T] -> N waves [L]."""
@@ -248,8 +260,8 @@ class Synth:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"onnxruntime cannot load {path} ({reason}): export it again") from error
             inputs = [each.name for each in session.get_inputs()]
-            wanted = {"generator": ["latent", "label"], "vocoder": ["mel"]}[name]
-            if inputs != wanted:
+            wanted = INPUTS[name]
+            if inputs[: len(wanted)] != wanted or (len(inputs) > len(wanted) and name != "next"):
                 raise UserError(f"{path} takes {', '.join(inputs)}: expected {', '.join(wanted)}; export it again")
             sessions[name] = session
         return sessions

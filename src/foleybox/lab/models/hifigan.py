@@ -3,16 +3,21 @@
 Letters: B batch, M mel bands, T frames, C channels, L = T hop samples, P period.
 
 The baseline of DCASE 2023 Task 7 renders with V1; here it is that system's vocoder and the yardstick beside Vocos.
-Also here: the multi-period discriminator, which both vocoders train against.
+Also here: the multi-period discriminator, which both vocoders train against, the multi-scale discriminator, and the
+names that the official checkpoints have for our weights.
+
+Layers start at torch's default. The official code draws N(0, 0.01), but into tensors that its weight norm makes anew
+from their true parts at the first forward pass: its networks started at the default too.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 
 
@@ -28,7 +33,10 @@ class HifiganConfig:
     kernels: tuple[int, ...] = (16, 16, 4, 4)
     "of the transposed convolutions"
     residual_kernels: tuple[int, ...] = (3, 7, 11)
-    dilations: tuple[int, ...] = (1, 3, 5)
+    dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+    "of the stack of each residual kernel"
+    plain: bool = True
+    "a plain convolution after each dilated one: the official resblock 1; without: resblock 2"
 
     @property
     def hop(self) -> int:
@@ -36,27 +44,54 @@ class HifiganConfig:
 
 
 V1 = HifiganConfig()
-V2 = HifiganConfig(width=128)
+V2 = HifiganConfig(width=128)  # 928,514 with weight norm, 925,985 without
+V3 = HifiganConfig(  # 1,464,322 with weight norm, 1,462,273 without
+    width=256,
+    rates=(8, 8, 4),
+    kernels=(16, 16, 8),
+    residual_kernels=(3, 5, 7),
+    dilations=((1, 2), (2, 6), (3, 12)),
+    plain=False,
+)
+VERSIONS = {"hifigan-v1": V1, "hifigan-v2": V2, "hifigan-v3": V3}
+
+# CMU's vocoder of CEmbeds: rates as in the public copy of its code; 17,778,178 weights. At a rate of 10 a kernel of 16
+# covers some samples twice and others once; one of 20 covers all alike, in 18,302,466.
+MHIFIGAN = HifiganConfig(bands=1152, rates=(10, 8, 2, 2))
+MHIFIGAN_EVEN = HifiganConfig(bands=1152, rates=(10, 8, 2, 2), kernels=(20, 16, 4, 4))
+CEMBED_VERSIONS = {"mhifigan": MHIFIGAN, "mhifigan-even": MHIFIGAN_EVEN}
 
 SLOPE = 0.1  # of the leaky ReLUs; the last one has torch's 0.01, as in the official code
 
 
+def _conv(channels: int, kernel: int, dilation: int = 1) -> nn.Module:
+    return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=dilation * (kernel - 1) // 2))
+
+
 class ResidualStack(nn.Module):
-    """The official "resblock 1", [B, C, T] to the same: a dilated and a plain convolution for each dilation."""
+    """[B, C, T] to the same: for each dilation a dilated and a plain convolution (the official "resblock 1")."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.dilated = nn.ModuleList(
-            weight_norm(nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2))
-            for d in dilations
-        )
-        self.plain = nn.ModuleList(
-            weight_norm(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2)) for _ in dilations
-        )
+        self.dilated = nn.ModuleList(_conv(channels, kernel, dilation) for dilation in dilations)
+        self.plain = nn.ModuleList(_conv(channels, kernel) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
         for dilated, plain in zip(self.dilated, self.plain, strict=True):
             x = x + plain(F.leaky_relu(dilated(F.leaky_relu(x, SLOPE)), SLOPE))
+        return x
+
+
+class LightStack(nn.Module):
+    """[B, C, T] to the same: a dilated convolution for each dilation (the official "resblock 2")."""
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.dilated = nn.ModuleList(_conv(channels, kernel, dilation) for dilation in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for dilated in self.dilated:
+            x = x + dilated(F.leaky_relu(x, SLOPE))
         return x
 
 
@@ -66,6 +101,7 @@ class Hifigan(nn.Module):
     def __init__(self, config: HifiganConfig = V1) -> None:
         super().__init__()
         self.config = config
+        stack = ResidualStack if config.plain else LightStack
         self.first = weight_norm(nn.Conv1d(config.bands, config.width, 7, padding=3))
         self.rises = nn.ModuleList()
         self.stacks = nn.ModuleList()
@@ -74,13 +110,9 @@ class Hifigan(nn.Module):
             rise = nn.ConvTranspose1d(channels, channels // 2, kernel, rate, padding=(kernel - rate) // 2)
             self.rises.append(weight_norm(rise))
             channels //= 2
-            self.stacks.append(
-                nn.ModuleList(ResidualStack(channels, k, config.dilations) for k in config.residual_kernels)
-            )
+            shapes = zip(config.residual_kernels, config.dilations, strict=True)
+            self.stacks.append(nn.ModuleList(stack(channels, k, dilations) for k, dilations in shapes))
         self.last = weight_norm(nn.Conv1d(channels, 1, 7, padding=3))
-        for module in (*self.rises.modules(), *self.stacks.modules(), self.last):
-            if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
-                module.weight = torch.randn_like(module.weight) * 0.01  # sets the parametrisation
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.first(mel)
@@ -95,6 +127,27 @@ class Hifigan(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
                 remove_parametrizations(module, "weight")
+
+
+# --- the official checkpoints -------------------------------------------------------------------------------------
+
+
+def official_names(config: HifiganConfig) -> dict[str, str]:
+    """Return the name of each weight of a generator with weight norm -> its name in an official checkpoint."""
+    layers = {"first": "conv_pre", "last": "conv_post"}
+    kinds = {"dilated": "convs1", "plain": "convs2"} if config.plain else {"dilated": "convs"}
+    for i in range(len(config.rates)):
+        layers[f"rises.{i}"] = f"ups.{i}"
+        for j, dilations in enumerate(config.dilations):
+            theirs = f"resblocks.{i * len(config.dilations) + j}"
+            for mine, kind in kinds.items():
+                layers |= {f"stacks.{i}.{j}.{mine}.{n}": f"{theirs}.{kind}.{n}" for n in range(len(dilations))}
+    values = {  # the length and the direction of the weight norm, and the bias
+        "parametrizations.weight.original0": "weight_g",
+        "parametrizations.weight.original1": "weight_v",
+        "bias": "bias",
+    }
+    return {f"{m}.{mine}": f"{t}.{theirs}" for m, t in layers.items() for mine, theirs in values.items()}
 
 
 # --- the multi-period discriminator -------------------------------------------------------------------------------
@@ -145,3 +198,67 @@ class MultiPeriodDiscriminator(nn.Module):
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         scores, seen = zip(*(part(wave) for part in self.parts), strict=True)
         return list(scores), list(seen)
+
+
+# --- the multi-scale discriminator --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Settings of the multi-scale discriminator."""
+
+    width: int = 128
+    "channels of the first layer; the layers have 1, 1, 2, 4, 8, 8 and 8 times as many"
+    scales: int = 3
+    "the wave as it is, and means of it at a half and a quarter of the rate"
+
+
+class ScaleDiscriminator(nn.Module):
+    """Judge a wave [B, L] by grouped convolutions of long reach: (scores [B, 1, L / 64], the activations before them)."""
+
+    def __init__(self, width: int, norm: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        channels = [width * factor for factor in (1, 1, 2, 4, 8, 8)]
+        layers = zip(channels, channels[1:], (4, 16, 16, 16, 16), (2, 2, 4, 4, 1), strict=False)
+        self.convs = nn.ModuleList(
+            [
+                norm(nn.Conv1d(1, width, 15, padding=7)),
+                *(  # at the published width the greatest common divisor is the published number of groups
+                    norm(nn.Conv1d(i, o, 41, stride, padding=20, groups=math.gcd(groups, i)))
+                    for i, o, groups, stride in layers
+                ),
+                norm(nn.Conv1d(channels[-1], channels[-1], 5, padding=2)),
+            ]
+        )
+        self.score = norm(nn.Conv1d(channels[-1], 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = wave[:, None]
+        seen = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), SLOPE)
+            seen.append(x)
+        return self.score(x), seen
+
+
+class MultiScaleDiscriminator(nn.Module):
+    """Several scales of one wave [B, L]: (list of scores, list of lists of activations).
+
+    The first, which hears the wave itself, has spectral norms, which keep its training stable; the others weight norms.
+    """
+
+    def __init__(self, config: ScaleConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ScaleConfig()
+        norms = [spectral_norm] + [weight_norm] * (self.config.scales - 1)
+        self.parts = nn.ModuleList(ScaleDiscriminator(self.config.width, norm) for norm in norms)
+
+    def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        scores, seen = [], []
+        for place, part in enumerate(self.parts):
+            if place:
+                wave = F.avg_pool1d(wave[:, None], 4, 2, padding=2)[:, 0]
+            score, layers = part(wave)
+            scores.append(score)
+            seen.append(layers)
+        return scores, seen

@@ -6,6 +6,8 @@ C channels, E heads. Places are read row by row: all of a row's time before the 
 Everything that is computed at a place comes from codes before it. Convolutions are held to that by masks inside the
 computation of their weights (the published code writes zeros over the weights instead, which an optimiser step undoes);
 the masks leave out the place itself too, which is what makes the incremental sampler (`lab/sampling.py`) fast.
+
+With `zen` it is the Zen PixelSNAIL of CMU's track A (Pillay et al. 2023, section 2.4): the attention on coarser grids.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LABELS = 7
+STRIDE = 2
+"of a stage of Zen mode, in height and in width"
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class PixelSnailConfig:
     gates: int = 4
     "gated convolutions in a block"
     heads: int = 8
+    zen: int = 0
+    "halvings of the grid before its attention, and doublings after: a quarter of the tokens each; 0: PixelSNAIL"
     label_width: int = 2048
     "width of the four linear layers between label and plane; 0: a table, which can say the same"
     dropout: float = 0.1
@@ -49,12 +55,16 @@ class PixelSnailConfig:
             raise ValueError(f"kernel {self.kernel}: expected an odd number, 3 or more")
         if self.channels % (2 * self.heads):
             raise ValueError(f"channels {self.channels}: expected a multiple of twice the {self.heads} heads")
+        if self.zen < 0:
+            raise ValueError(f"zen {self.zen}: expected 0 or more halvings")
 
 
 SMALL = PixelSnailConfig(channels=64, inner=64, blocks=2, gates=3, heads=4, label_width=0)
 MEDIUM = PixelSnailConfig(channels=128, inner=128, blocks=3, gates=3, heads=4, label_width=0)
 PUBLISHED = PixelSnailConfig()
-SIZES = {"small": SMALL, "medium": MEDIUM, "published": PUBLISHED}
+CMU_V1 = PixelSnailConfig(channels=128, gates=3)
+"CMU's first for track A, made to fit 16 GB; the second has the published size"
+SIZES = {"small": SMALL, "medium": MEDIUM, "cmu-v1": CMU_V1, "published": PUBLISHED}
 
 
 class NormedConv(nn.Module):
@@ -74,10 +84,11 @@ class NormedConv(nn.Module):
         pad: tuple[int, int, int, int] = (0, 0, 0, 0),
         blind: bool = False,
         bias: bool = True,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         start = nn.Conv2d(inputs, outputs, kernel, bias=bias)  # torch's starting weights, as in the published code
-        self.pad = pad
+        self.pad, self.stride = pad, stride
         self.direction = nn.Parameter(start.weight.detach())
         self.gain = nn.Parameter(start.weight.detach().flatten(1).norm(dim=1)[:, None, None, None])
         self.bias = nn.Parameter(start.bias.detach()) if start.bias is not None else None
@@ -92,7 +103,7 @@ class NormedConv(nn.Module):
         return direction * (self.gain / direction.flatten(1).norm(dim=1)[:, None, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.pad(x, self.pad), self.weight(), self.bias)
+        return F.conv2d(F.pad(x, self.pad), self.weight(), self.bias, self.stride)
 
 
 def pointwise(inputs: int, outputs: int) -> NormedConv:
@@ -100,10 +111,30 @@ def pointwise(inputs: int, outputs: int) -> NormedConv:
     return NormedConv(inputs, outputs)
 
 
-def causal(inputs: int, outputs: int, kernel: int) -> NormedConv:
-    """A convolution that sees `kernel - 1` rows up and, in its own row, the places before it: never itself."""
+def causal(inputs: int, outputs: int, kernel: int, stride: int = 1) -> NormedConv:
+    """A convolution that sees `kernel - 1` rows up and, in its own row, the places before it: never itself.
+
+    With a stride s, place (I, J) of what it returns is the one of (s I, s J): the grids' first places are the same, and
+    no height or width has to be a multiple of s.
+    """
     side = kernel // 2
-    return NormedConv(inputs, outputs, (kernel, kernel), (side, side, kernel - 1, 0), blind=True)
+    return NormedConv(inputs, outputs, (kernel, kernel), (side, side, kernel - 1, 0), blind=True, stride=stride)
+
+
+class CausalTransposed(NormedConv):
+    """The causal transposed convolution, [B, C, h, w] to [B, C, s h, s w]: (I, J) speaks to (s I, s J) and on, never before.
+
+    A coarse place knows what lies before (s I, s J), so nothing may be cut at the top or left, which would move it up
+    (the public copy of CMU's code cuts a row there, and so sees the future); what is over is cut at the other ends.
+    As in torch's transposed convolutions, the weights [inputs, outputs, k, k] have their norms per input channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (STRIDE + 1, STRIDE + 1), stride=STRIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv_transpose2d(x, self.weight(), self.bias, self.stride)  # [B, C, s h + 1, s w + 1]
+        return y[:, :, :-1, :-1]
 
 
 class Gate(nn.Module):
@@ -182,6 +213,37 @@ class Attention(nn.Module):
         return y.transpose(2, 3).flatten(1, 2).unflatten(2, query.shape[2:])
 
 
+class Zen(nn.Module):
+    """Attention on a grid coarser by `STRIDE` to the `stages`, in height and in width.
+
+    Query and key, which the value is made of, go down by strided causal convolutions, what was attended comes back by
+    causal transposed ones. Fine (y, x) hears of coarse (y // s, x // s) and those before; these know of no place from
+    (s (y // s), s (x // s)) on, which is not after (y, x).
+    """
+
+    def __init__(self, queries: int, keys: int, channels: int, heads: int, dropout: float, stages: int) -> None:
+        super().__init__()
+        down = partial(causal, kernel=STRIDE + 1, stride=STRIDE)
+        self.queries = nn.ModuleList(down(queries, queries) for _ in range(stages))
+        self.keys = nn.ModuleList(down(keys, keys) for _ in range(stages))
+        self.attention = Attention(queries, keys, channels, heads, dropout)
+        self.back = nn.ModuleList(CausalTransposed(channels) for _ in range(stages))  # from the coarsest on
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """Return [B, channels, H, W] for [B, queries, H, W] and [B, keys, H, W]."""
+        sizes = []
+        for narrow_query, narrow_key in zip(self.queries, self.keys):
+            if sizes:
+                query, key = F.gelu(query), F.gelu(key)
+            sizes.append(query.shape[2:])
+            query, key = narrow_query(query), narrow_key(key)
+        y = self.attention(query, key)
+        for index, back in enumerate(self.back):
+            height, width = sizes.pop()
+            y = back(F.gelu(y) if index else y)[:, :, :height, :width]
+        return y
+
+
 class Block(nn.Module):
     """Gated causal convolutions, then attention, whose keys also know the block's input; all know where they are."""
 
@@ -191,7 +253,8 @@ class Block(nn.Module):
         self.gates = nn.ModuleList(Gate(C, config.inner, dropout, conv, plane=True) for _ in range(config.gates))
         self.key = Gate(2 * C + 2, C, dropout)
         self.query = Gate(C + 2, C, dropout)
-        self.attention = Attention(C + 2, 2 * C + 2, C // 2, config.heads, dropout)
+        attention = partial(Zen, stages=config.zen) if config.zen else Attention
+        self.attention = attention(C + 2, 2 * C + 2, C // 2, config.heads, dropout)
         self.out = Gate(C, C, dropout, aside=C // 2)
 
     def forward(self, x: Tensor, where: Tensor, plane: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
-"""The official baseline's VQ-VAE: a log-mel becomes a grid of codes, and the codes a log-mel again.
+"""The official baseline's VQ-VAE: a log-mel becomes a grid of codes, and the codes a log-mel again. CMU's MVQVAE: a
+CEmbed does.
 
 Letters: B batch, N clips, M mel bands, T frames, H x W latent grid (a quarter of M x T: 20 x 86 for 80 x 344),
-C channels, D code width, K codes in the codebook, P points (places of the grid, over a batch).
+C channels, D code width, K codes in the codebook, P points (places of the grid, over a batch), F rows of a CEmbed,
+Q codebooks one after another.
 
 Liu et al. 2021 and the baseline of DCASE 2023 Task 7, after van den Oord et al. 2017 and Razavi et al. 2019 (VQ-VAE-2,
 its bottom level alone); the foley head is that of Pillay et al. 2023, 2.3.1 (design: systems-baseline-cmu.md 2.2, 3.1).
-Mels go in and come out as they are: natural logarithm, not normalised.
+Mels go in and come out as they are: natural logarithm, not normalised. The MVQVAE is the same network with a path
+more, behind a scale for each row (same report, 2.3.2; design 3.3).
 """
 
 from dataclasses import dataclass
@@ -16,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LABELS = 7
+MANY = 65_536  # points compared with a codebook at once; a batch of CEmbeds has 345,600
 KERNELS = {2: 0, 4: 1, 6: 2, 8: 3}  # kernel of a branch -> its padding: every branch halves even sizes exactly
 Head = Literal["none", "pre", "post"]
+Extra = Literal["none", "parallel", "serial"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,37 @@ class VqvaeConfig:
 # --- encoder and decoder ------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class MvqvaeConfig(VqvaeConfig):
+    """The size of the MVQVAE; the defaults are the second version's (v2), those of the first stand in brackets.
+
+    The report states the codes and the path more; the widths and batch norm are those of the public copy of its code.
+    """
+
+    channels: int = 256
+    "C"
+    residual: int = 64
+    "channels inside a residual block"
+    width: int = 128
+    "D, the width of a code's vector [64]"
+    size: int = 1024
+    "K, codes in a codebook [512]"
+    norm: bool = True
+    "batch norm after the convolutions, as in the public copy of the code; the report does not mention it"
+    extra: Extra = "parallel"
+    "a residual path more [none]: parallel to the blocks, as the report has it; serial: a block more, as its code does"
+    stride: Literal[4, 8, 16] = 4
+    "rows and frames in a place of the grid: 8 and 16 are ours, for 5,472 and 1,368 codes a clip in place of 21,600"
+    depth: int = 0
+    "0: a grid over rows and frames, as published. Q: Q codes a frame of the grid, each for what those before it left"
+    components: int = 0
+    "0: the encoder's 1,023 rows, as published. n: their n principal components in their place"
+
+
+V1 = MvqvaeConfig(width=64, size=512, extra="none")
+V2 = MvqvaeConfig()
+
+
 class ResidualBlock(nn.Module):
     """ReLU, 3 x 3, ReLU, 1 x 1, added to ReLU(x) and not to x: the published first ReLU works in place."""
 
@@ -66,9 +102,30 @@ def _norm(channels: int, config: VqvaeConfig) -> list[nn.Module]:
     return [nn.BatchNorm2d(channels)] if config.norm else []
 
 
-def branch(kernel: int, config: VqvaeConfig) -> nn.Sequential:
+class Beside(nn.Module):
+    """The residual blocks, and parallel to them all one residual path more: blocks(x) + body(ReLU(x))."""
+
+    def __init__(self, config: VqvaeConfig) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(ResidualBlock(config) for _ in range(config.blocks)))
+        self.body = ResidualBlock(config).body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x) + self.body(F.relu(x))
+
+
+def _middle(config: VqvaeConfig, extra: Extra) -> list[nn.Module]:
+    if extra == "parallel":
+        return [Beside(config)]
+    return [ResidualBlock(config) for _ in range(config.blocks + (extra == "serial"))]
+
+
+def branch(kernel: int, config: VqvaeConfig, extra: Extra = "none", stride: int = 4) -> nn.Sequential:
     """Return one of the encoder's parallel ways, [B, 1, M, T] to [B, C, H, W]."""
     C, padding = config.channels, KERNELS[kernel]
+    coarser = [
+        [nn.Conv2d(C, C, 4, 2, 1), *_norm(C, config), nn.ReLU(inplace=True)] for _ in range(stride.bit_length() - 3)
+    ]
     return nn.Sequential(
         nn.Conv2d(1, C // 2, kernel, 2, padding),
         *_norm(C // 2, config),
@@ -76,20 +133,23 @@ def branch(kernel: int, config: VqvaeConfig) -> nn.Sequential:
         nn.Conv2d(C // 2, C, kernel, 2, padding),
         *_norm(C, config),
         nn.ReLU(inplace=True),
+        *(layer for layers in coarser for layer in layers),
         nn.Conv2d(C, C, 3, padding=1),
         *_norm(C, config),
-        *(ResidualBlock(config) for _ in range(config.blocks)),
+        *_middle(config, extra),
         nn.ReLU(inplace=True),
     )
 
 
-def decoder(config: VqvaeConfig) -> nn.Sequential:
+def decoder(config: VqvaeConfig, extra: Extra = "none", stride: int = 4) -> nn.Sequential:
     """Return the way back, [B, D, H, W] to [B, 1, M, T]."""
     C = config.channels
+    finer = [[nn.ConvTranspose2d(C, C, 4, 2, 1), nn.ReLU(inplace=True)] for _ in range(stride.bit_length() - 3)]
     return nn.Sequential(
         nn.Conv2d(config.width, C, 3, padding=1),
-        *(ResidualBlock(config) for _ in range(config.blocks)),
+        *_middle(config, extra),
         nn.ReLU(inplace=True),
+        *(layer for layers in finer for layer in layers),
         nn.ConvTranspose2d(C, C // 2, 4, 2, 1),
         nn.ReLU(inplace=True),
         nn.ConvTranspose2d(C // 2, 1, 4, 2, 1),
@@ -101,7 +161,8 @@ def decoder(config: VqvaeConfig) -> nn.Sequential:
 
 def nearest(points: Tensor, vectors: Tensor) -> Tensor:
     """Return the number of the vector of [K, D] nearest to each point of [P, D], int64 [P]; the lowest of equals."""
-    return (vectors.square().sum(1) - 2 * points @ vectors.T).argmin(1)
+    lengths = vectors.square().sum(1)
+    return torch.cat([(lengths - 2 * part @ vectors.T).argmin(1) for part in points.split(MANY)])
 
 
 def tally(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +235,8 @@ class Codebook(nn.Module):
     def start(self, before: Tensor) -> None:
         """Put the vectors where the outputs [B, D, H, W] of the first batch are; `faithful` stays as it is."""
         if self.config.codebook == "k-means":
-            self.vectors.copy_(k_means(_points(before), self.config.size))
+            points = _points(before)
+            self.vectors.copy_(k_means(points[:: -(-len(points) // MANY)], self.config.size))
             self.sums.copy_(self.vectors)
 
     @torch.no_grad()
@@ -212,7 +274,7 @@ class Reconstruction(NamedTuple):
     """What the VQ-VAE makes of a batch of mels."""
 
     mel: Tensor
-    "[B, M, T]"
+    "[B, M, T]; the MVQVAE's scaled rows [B, F, T]"
     before: Tensor
     "[B, D, H, W] float32, the encoder's outputs"
     after: Tensor
@@ -266,3 +328,197 @@ def straight_through(before: Tensor, after: Tensor) -> Tensor:
 
 def _full(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+# --- the MVQVAE ---------------------------------------------------------------------------------------------------
+
+
+class Rows(nn.Module):
+    """The scale of a CEmbed's rows: raw [B, 1152, T] to what a network sees, [B, F, T], and back.
+
+    A mean and a deviation for each row, and where there are components, those in place of the encoder's rows, which
+    come first. No parameters: `fill` takes what `cembed.row_scale` and `cembed.principal_rows` found.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    basis: Tensor
+
+    def __init__(self, parts: tuple[int, int], components: int = 0) -> None:
+        super().__init__()
+        self.parts, self.components = parts, components
+        self.register_buffer("mean", torch.zeros(sum(parts)))
+        self.register_buffer("deviation", torch.ones(sum(parts)))
+        self.register_buffer("basis", torch.zeros(components, parts[0]))
+
+    @property
+    def scaled_parts(self) -> tuple[int, int]:
+        """Rows of the encoder and of the mel that a network sees."""
+        return self.components or self.parts[0], self.parts[1]
+
+    def fill(self, mean: Tensor, deviation: Tensor, basis: Tensor | None = None) -> None:
+        """Take mean and deviation [1152], and the components' directions [n, 1023] if there are components."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+        if basis is not None:
+            self.basis.copy_(basis)
+
+    def forward(self, features: Tensor) -> Tensor:
+        scaled = (features - self.mean[:, None]) / self.deviation[:, None]
+        if not self.components:
+            return scaled
+        mert, mel = scaled.split(self.parts, 1)
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.cat([self.basis @ mert, mel], 1)
+
+    def back(self, scaled: Tensor) -> Tensor:
+        """Return the raw rows of scaled ones; of components, the nearest rows that have them."""
+        if self.components:
+            mert, mel = scaled.split(self.scaled_parts, 1)
+            length = self.basis.square().sum(1, keepdim=True).clamp(min=1e-12)  # of every direction, squared
+            scaled = torch.cat([(self.basis / length).T @ mert, mel], 1)
+        return scaled * self.deviation[:, None] + self.mean[:, None]
+
+
+class Codebooks(nn.Module):
+    """Q codebooks one after another, each coding what those before it left (Zeghidour et al. 2021, algorithm 1).
+
+    The interface is that of one `Codebook`, for outputs [B, D, 1, W] and codes [B, Q, W].
+    """
+
+    def __init__(self, config: VqvaeConfig, depth: int) -> None:
+        super().__init__()
+        self.books = nn.ModuleList([Codebook(config) for _ in range(depth)])
+
+    def _each(self, before: Tensor) -> list[tuple[Codebook, Tensor, Tensor]]:
+        """Return (codebook, what it is to code [B, D, 1, W], its codes [B, 1, W]) of every codebook."""
+        found = []
+        for book in self.books:
+            assert isinstance(book, Codebook)
+            codes = book(before)
+            found.append((book, before, codes))
+            before = before - book.look_up(codes)
+        return found
+
+    def forward(self, before: Tensor) -> Tensor:
+        return torch.cat([codes for _, _, codes in self._each(before)], 1)
+
+    def look_up(self, codes: Tensor) -> Tensor:
+        """Return the sums [B, D, 1, W] of the vectors of codes [B, Q, W]."""
+        vectors = [book.look_up(codes[:, [i]]) for i, book in enumerate(self.books) if isinstance(book, Codebook)]
+        return torch.stack(vectors).sum(0)
+
+    @torch.no_grad()
+    def start(self, before: Tensor) -> None:
+        """Start one codebook after another on what those before it leave of the first outputs."""
+        for book in self.books:
+            assert isinstance(book, Codebook)
+            book.start(before)
+            before = before - book.look_up(book(before))
+
+    @torch.no_grad()
+    def follow(self, before: Tensor, codes: Tensor, step: int) -> int:
+        """Move every codebook; `codes` are those of `before`. Return how many vectors were drawn anew."""
+        return sum(book.follow(left, mine, step) for book, left, mine in self._each(before))
+
+
+class TimeBlock(nn.Module):
+    """A residual block over time alone, [B, C, T] to the same."""
+
+    def __init__(self, config: VqvaeConfig) -> None:
+        super().__init__()
+        C, inner = config.channels, config.residual
+        self.body = nn.Sequential(nn.ReLU(), nn.Conv1d(C, inner, 3, padding=1), nn.ReLU(), nn.Conv1d(inner, C, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def time_encoder(rows: int, config: MvqvaeConfig) -> nn.Sequential:
+    """Return the way from scaled rows [B, F, T] as channels to [B, D, T / stride]."""
+    C = config.channels
+    halves = [[nn.Conv1d(C, C, 4, 2, 1), nn.ReLU()] for _ in range(config.stride.bit_length() - 1)]
+    return nn.Sequential(
+        nn.Conv1d(rows, C, 7, padding=3),
+        nn.ReLU(),
+        *(layer for layers in halves for layer in layers),
+        *(TimeBlock(config) for _ in range(config.blocks)),
+        nn.ReLU(),
+        nn.Conv1d(C, config.width, 1),
+    )
+
+
+def time_decoder(rows: int, config: MvqvaeConfig) -> nn.Sequential:
+    """Return the way back, [B, D, T / stride] to [B, F, T]."""
+    C = config.channels
+    doubles = [[nn.ReLU(), nn.ConvTranspose1d(C, C, 4, 2, 1)] for _ in range(config.stride.bit_length() - 1)]
+    return nn.Sequential(
+        nn.Conv1d(config.width, C, 3, padding=1),
+        *(TimeBlock(config) for _ in range(config.blocks)),
+        *(layer for layers in doubles for layer in layers),
+        nn.ReLU(),
+        nn.Conv1d(C, rows, 7, padding=3),
+    )
+
+
+class Mvqvae(nn.Module):
+    """CEmbeds [B, 1152, 300] to codes [B, 288, 75] and back: raw rows go in and come out, scaled ones lie between.
+
+    `forward` gives scaled rows, in which the error is measured (`rows` has the scale); the head is that of `Vqvae`. What
+    the stride does not divide is padded at the end with the last row and frame, and cut off again.
+    """
+
+    def __init__(
+        self, config: MvqvaeConfig, head: Head = "none", parts: tuple[int, int] = (1023, 129), frames: int = 300
+    ) -> None:
+        super().__init__()
+        self.config, self.head, self.frames = config, head, frames
+        self.rows = Rows(parts, config.components)
+        count = sum(self.rows.scaled_parts)
+        W = -(-frames // config.stride)
+        self.grid = (config.depth, W) if config.depth else (-(-count // config.stride), W)
+        if config.depth:
+            self.encoder, self.decoder = time_encoder(count, config), time_decoder(count, config)
+            self.codebook = Codebooks(config, config.depth)
+        else:
+            ways = (branch(kernel, config, config.extra, config.stride) for kernel in KERNELS)
+            self.branches = nn.ModuleList(ways)
+            self.narrow = nn.Conv2d(config.channels, config.width, 1)
+            self.decoder = decoder(config, config.extra, config.stride)
+            self.codebook = Codebook(config)
+        self.classifier = None if head == "none" else nn.Linear(config.width, LABELS)
+
+    def _encode(self, scaled: Tensor) -> Tensor:
+        stride, (count, T) = self.config.stride, scaled.shape[1:]
+        x = scaled[:, None]
+        if self.config.depth:
+            x = F.pad(x, (0, -T % stride, 0, 0), mode="replicate")
+            return _full(self.encoder(x[:, 0])[:, :, None])
+        x = F.pad(x, (0, -T % stride, 0, -count % stride), mode="replicate")
+        return _full(self.narrow(torch.stack([way(x) for way in self.branches]).sum(0)))
+
+    def _decode(self, after: Tensor) -> Tensor:
+        made = self.decoder(after[:, :, 0]) if self.config.depth else self.decoder(after)[:, 0]
+        return _full(made)[:, : sum(self.rows.scaled_parts), : self.frames]
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Return what enters quantisation, [B, D, H, W] ([B, D, 1, W] with `depth`), of raw CEmbeds [B, 1152, T]."""
+        return self._encode(self.rows(features))
+
+    def decode(self, after: Tensor) -> Tensor:
+        """Return the raw CEmbeds [B, 1152, T] of vectors [B, D, H, W]."""
+        return self.rows.back(self._decode(after))
+
+    def forward(self, features: Tensor) -> Reconstruction:
+        before = self.encode(features)
+        with torch.autocast(features.device.type, enabled=False):
+            codes = self.codebook(before)
+            after = straight_through(before, self.codebook.look_up(codes))
+            seen = after if self.head == "post" else before
+            logits = self.classifier(seen.mean((2, 3))) if self.classifier is not None else None
+        return Reconstruction(self._decode(after), before, after, codes, logits)
+
+    def tally(self, codes: Tensor) -> Tensor:
+        """Return how often each codebook's codes occur in codes [B, H, W], int64 [Q, K]; one codebook, unless `depth`."""
+        books = codes.transpose(0, 1).flatten(1) if self.config.depth else codes.flatten()[None]
+        return torch.stack([book.bincount(minlength=self.config.size) for book in books])

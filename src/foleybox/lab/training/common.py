@@ -24,6 +24,9 @@ from foleybox.doors import UserError, write_beside, write_text
 from foleybox.lab.features import SILENCE
 from foleybox.labels import LABELS
 
+STEADY = torch.tensor([label.name in ("MovingMotorVehicle", "Rain") for label in LABELS])
+"by label id: sounds without events, which may be turned round in time"
+
 # --- the clock ----------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +71,26 @@ def share(batch: Tensor, rank: int, world: int) -> Tensor:
     return batch[rank::world]
 
 
+def whole(part: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return the global batch [B, ...] of the processes' shares [B / processes, ...], in the order that one would have."""
+    if accelerator.num_processes == 1:
+        return part
+    gathered = torch.as_tensor(accelerator.gather(part.contiguous()))
+    return gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def agree(codebook: nn.Module, world: int) -> None:
+    """Give every process the first one's codebook: each has made the same one, but for the last digits of a GPU's sums."""
+    if world > 1:
+        for buffer in codebook.buffers():
+            torch.distributed.broadcast(buffer, 0)
+
+
+def spread(count: int, wanted: int) -> Tensor:
+    """Return the places of `wanted` of `count` things, evenly spread; all of them where there are no more."""
+    return torch.arange(count) if wanted >= count else torch.arange(wanted) * count // wanted
+
+
 def all_finite(loss: Tensor, world: int) -> bool:
     """Return whether the loss is finite in every process, so that all of them skip a step or none."""
     finite = torch.isfinite(loss.detach()).float()
@@ -101,6 +124,16 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
         mine.lerp_(theirs, weight)
     for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)
+
+
+class Best(nn.Module):
+    """The lowest score so far; part of the checkpoint."""
+
+    score: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("score", torch.tensor(torch.inf, dtype=torch.float64))
 
 
 # --- the log -----------------------------------------------------------------------------------------------------------

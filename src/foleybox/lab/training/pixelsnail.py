@@ -1,8 +1,9 @@
 """Train PixelSNAIL on codes: cross-entropy of every code from those before it and the label; one visible loop.
 
-`foleybox train pixelsnail CODES --system baseline|cmu-b -o RUN`.
+`foleybox train pixelsnail CODES --system baseline|cmu-b|cmu-a -o RUN`.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,14 +12,23 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
+from torch import nn
 
 from foleybox.doors import UserError
-from foleybox.lab.codes import Codes, read_codes, split_codes
+from foleybox.lab.codes import Codes, split_codes
 from foleybox.lab.models.pixelsnail import PUBLISHED, SIZES, PixelSnail, PixelSnailConfig
 from foleybox.lab.runs import open_run, resume, save_state
-from foleybox.lab.systems import SNAIL, SnailTraining, VqSystem
-from foleybox.lab.training.common import Log, accelerator_for, at_least, batch_indices, cyclic_rate, seed_step, share
+from foleybox.lab.systems import SNAIL, SnailSystem, SnailTraining
+from foleybox.lab.training.common import (
+    Best,
+    Log,
+    accelerator_for,
+    at_least,
+    batch_indices,
+    cyclic_rate,
+    seed_step,
+    share,
+)
 
 PATIENCE = 100
 "steps without a finite gradient after which training gives up"
@@ -35,10 +45,12 @@ class TrainPixelsnail:
     "the codes file, of `foleybox encode`"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/pixelsnail")
     "the run folder: checkpoint, log"
-    system: VqSystem = "baseline"
-    "baseline: one rate. cmu-b: cyclic rate, mixed precision, clipped gradients (lab/systems.py)"
-    size: Literal["small", "medium", "published"] = "published"
-    "2.5, 13 or 97 million parameters (lab/models/pixelsnail.py); a processor can train the small one"
+    system: SnailSystem = "baseline"
+    "baseline: one rate. cmu-b: cyclic rate, mixed precision, clipped gradients. cmu-a: Zen mode too (lab/systems.py)"
+    size: Literal["small", "medium", "cmu-v1", "published"] = "published"
+    "2.5, 13, 44 or 97 million parameters for 20 x 86 of 512 codes; a processor can train the small one"
+    zen: Literal[0, 1, 2] | None = None
+    "another number of halvings of the grid before its attention than the system's: 4 times fewer tokens each"
     cond_resnet: bool = False
     "also hold the 6.5 million parameters that the published code never uses"
     dropout: float = 0.1
@@ -70,6 +82,8 @@ class TrainPixelsnail:
     "a checkpoint is 1.2 GB at the published size, 30 MB at the small one"
     measure_every: int = 1000
     "steps between measurements of the held-out clips and of as many that were trained on; the last has all"
+    score_every: int = 0
+    "steps between scores of drawn sounds, where there are some (`--reference`); 0: at every measurement"
 
     @property
     def plan(self) -> SnailTraining:
@@ -85,31 +99,21 @@ class Settled(TrainPixelsnail):
     model: PixelSnailConfig = PUBLISHED
     vqvae: str = ""
     "fingerprint of the VQ-VAE whose codes these are: no other can decode what this model draws"
+    scored: str | None = None
+    "what the score is, by which the best weights are kept; None: cross-entropy on held-out clips"
 
 
-def main(config: TrainPixelsnail) -> int:
-    """Read the codes and train; Ctrl-C stops at the last checkpoint."""
-    train(config, read_codes(config.data), config.out)
-    return 0
-
-
-class Best(nn.Module):
-    """The lowest score so far; part of the checkpoint."""
-
-    score: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("score", torch.tensor(torch.inf, dtype=torch.float64))
+Score = Callable[[PixelSnail], float]
 
 
 def train(
-    config: TrainPixelsnail, codes: Codes, out: Path, score: Callable[[PixelSnail], float] | None = None
+    config: TrainPixelsnail, codes: Codes, out: Path, score: Score | None = None, scored: str = "a score"
 ) -> PixelSnail:
     """Train on `codes` without those held out, writing to `out`; return the model in eval mode.
 
-    Whenever it is measured, the model with the lowest score so far is kept in `best.pt`: the score is the held-out
-    cross-entropy, or what `score` (a quick Fréchet distance, say) returns for the model.
+    The model with the lowest score so far is kept in `best.pt`: the score is the held-out cross-entropy whenever it is
+    measured, or what `score` (a quick Fréchet distance, say; `scored` is its name) returns for the model, every
+    `score_every` steps.
 
     Raises UserError for settings that do not go together, nothing to train on, a run folder of another configuration
     or of another VQ-VAE's codes, and gradients that stay infinite or NaN.
@@ -126,8 +130,11 @@ def train(
     size = model_config(config, codes)
     with accelerator.main_process_first():  # one writes the folder, the others read it
         open_run(
-            out, "pixelsnail", Settled(**vars(replace(config, **asdict(plan))), model=size, vqvae=codes.fingerprint),
-            clips=kept.heard,
+            out, "pixelsnail",
+            Settled(
+                **vars(replace(config, **asdict(plan))), model=size, vqvae=codes.fingerprint,
+                scored=None if score is None else scored,
+            ), clips=kept.heard,
         )  # fmt: skip
 
     torch.manual_seed(config.seed)
@@ -179,12 +186,14 @@ def train(
                 if not last:  # as many as are held out, evenly spread
                     some = some[:: max(1, len(some) // max(len(held.codes), plan.batch))]
                 extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
-                if score is not None:
-                    extra["score"] = score(snail.eval())
-                now = extra.get("score", extra.get("held_out_cross_entropy", torch.inf))
-                if now < best.score:
-                    best.score.fill_(now)
-                    save_state(out / "best.pt", done, {"pixelsnail": snail})
+            now = extra.get("held_out_cross_entropy", torch.inf)
+            if score is not None:
+                due = last or done % (config.score_every or config.measure_every) == 0
+                now = score(snail.eval()) if due and accelerator.is_main_process else torch.inf
+                extra |= {"score": now} if math.isfinite(now) else {}
+            if now < best.score:
+                best.score.fill_(now)
+                save_state(out / "best.pt", done, {"pixelsnail": snail})
             if extra or last or done % config.log_every == 0:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
@@ -194,7 +203,8 @@ def train(
 
 def check(config: TrainPixelsnail, plan: SnailTraining, kept: Codes, held: Codes) -> None:
     """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, log_every=1, save_every=1, measure_every=1, threads=0, seed=0, held_out=0)
+    at_least(config, steps=1, period=2, log_every=1, save_every=1, measure_every=1, score_every=0, threads=0)
+    at_least(config, seed=0, held_out=0)
     at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0)
     if not 0 <= config.dropout < 1:
         raise UserError(f"--dropout {config.dropout}: expected 0 or more, below 1")
@@ -207,11 +217,11 @@ def check(config: TrainPixelsnail, plan: SnailTraining, kept: Codes, held: Codes
 
 
 def model_config(config: TrainPixelsnail, codes: Codes) -> PixelSnailConfig:
-    """Return the size that was asked for, for the grid and the codebook of these codes."""
+    """Return the size that was asked for, for the grid and the codebook of these codes, whatever they are."""
     _, height, width = codes.codes.shape
     return replace(
         SIZES[config.size], height=height, width=width, codes=codes.size, dropout=config.dropout,
-        cond_resnet=config.cond_resnet,
+        cond_resnet=config.cond_resnet, zen=config.plan.zen,
     )  # fmt: skip
 
 

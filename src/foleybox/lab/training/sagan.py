@@ -34,6 +34,7 @@ from foleybox.lab.models.sagan import (
 from foleybox.lab.runs import load_encoder, open_run, resume, save_state
 from foleybox.lab.systems import KT, Contrast, KtSystem
 from foleybox.lab.training.common import (
+    STEADY,
     Log,
     accelerator_for,
     all_finite,
@@ -48,7 +49,6 @@ from foleybox.labels import LABELS
 
 PATIENCE = 100
 "steps without a finite loss after which training gives up"
-STEADY = torch.tensor([label.name in ("MovingMotorVehicle", "Rain") for label in LABELS])
 
 
 @dataclass(frozen=True)

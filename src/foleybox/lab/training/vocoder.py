@@ -7,7 +7,7 @@ metallic (rain reached 0.78 of its roughness); a discriminator asks that noise b
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,13 +16,13 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from foleybox.doors import UserError, write_beside
+from foleybox.doors import UserError
 from foleybox.lab import losses
-from foleybox.lab.data import ClipFile, find_clips, heard, load_wave_cache, split_by_recording
-from foleybox.lab.features import MELS, LogMel, MelConfig
+from foleybox.lab.data import heard, load_wave_cache
+from foleybox.lab.features import MELS, SILENCE, LogMel, MelConfig
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
 from foleybox.lab.models.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
-from foleybox.lab.runs import open_run, resume, save_state, vocos_config
+from foleybox.lab.runs import open_run, resume, save_state, start_vocoder, vocos_config
 from foleybox.lab.training.common import (
     Log,
     accelerator_for,
@@ -32,6 +32,7 @@ from foleybox.lab.training.common import (
     share,
     update_average,
 )
+from foleybox.lab.training.waves import Decoded, cut_frames, decode_clips, draw, find_sources, heard_before, measure
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TrainVocoder:
     "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    vocoder: Literal["vocos"] = "vocos"
+    "or hifigan-v1, hifigan-v2, hifigan-v3, with flags of their own: `train vocoder --vocoder hifigan-v1 --help`"
     mel: Literal["dcase", "wide"] = "dcase"
     "the mel that the vocoder reads"
     size: Literal["small", "medium", "base"] = "medium"
@@ -55,6 +58,10 @@ class TrainVocoder:
     "clips are cut or zero-padded to this length"
     held_out: float = 0.04
     "share of the recordings never trained on; the logged held-out numbers are theirs"
+    mels_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "a run of `train vqvae`: read the clips' mels as it gives them back, and make the real waves of them"
+    start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "a run of `train vocoder` of the same sizes, whose weights to start with; --adversarial-from 0 goes on in phase B"
     segment: int = 64
     "frames of a crop"
     batch: int = 16
@@ -109,10 +116,15 @@ CONTEXT = 2  # frames on each side of a crop, so that its mel is cut from the cl
 
 
 class Crops:
-    """Random crops of clips, int16 [N, L], as waves with the very mel frames that the whole clip has there."""
+    """Random crops of clips, int16 [N, L], as waves with the very mel frames that the whole clip has there.
 
-    def __init__(self, waves: Tensor, mel: MelConfig, segment: int, silent_share: float) -> None:
-        self.mel, self.segment, self.silent_share = mel, segment, silent_share
+    With `mels` [N, M, T], the frames are cut from those.
+    """
+
+    def __init__(
+        self, waves: Tensor, mel: MelConfig, segment: int, silent_share: float, mels: Tensor | None = None
+    ) -> None:
+        self.mel, self.segment, self.silent_share, self.mels = mel, segment, silent_share, mels
         self.frames = mel.frames(waves.shape[1])
         if self.frames < segment:
             raise UserError(f"clips of {self.frames} frames, crops of {segment}: expected a crop no longer than a clip")
@@ -136,10 +148,16 @@ class Crops:
         hop, long = self.mel.hop, self.segment + 2 * CONTEXT
         places = starts[:, None] * hop + torch.arange(long * hop)
         wave = self.padded[clips[:, None], places].float() / 32768
+        factor = torch.ones(len(clips))
         if gain is not None:
             room = 1 / wave.abs().amax(1).clamp(min=1e-4)
-            wave = wave * torch.minimum(gain, room.clamp(min=1))[:, None]
-        mel = self.front_end(wave)[:, :, CONTEXT:-CONTEXT]
+            factor = torch.minimum(gain, room.clamp(min=1))
+        wave = wave * factor[:, None]
+        if self.mels is None:
+            mel = self.front_end(wave)[:, :, CONTEXT:-CONTEXT]
+        else:
+            mel = cut_frames(self.mels, clips, starts, self.segment) + factor.log()[:, None, None]
+            mel = mel.clamp(min=SILENCE)
         return wave[:, CONTEXT * hop : -CONTEXT * hop], mel
 
 
@@ -150,49 +168,36 @@ def learning_rate(config: TrainVocoder, step: int) -> float:
     return peak * min(1.0, (step - start + 1) / config.warm_up) * 0.5 ** ((step - start) / config.half_life)
 
 
-def find_sources(config: TrainVocoder) -> tuple[list[ClipFile], list[ClipFile]]:
-    """Return (clips to train on, clips held out by recording) of all sources. Raises UserError if there are none."""
-    if not config.data:
-        raise UserError("no data: name one or more folders of recordings, such as `foleybox train vocoder sounds/`")
-    tiers = config.tiers or None
-    clips = [clip for source in config.data for clip in find_clips(source, tiers=tiers, any_label=True)]
-    kept, held = split_by_recording(clips, config.held_out)
-    if not kept or not held:
-        raise UserError(
-            f"{len(clips)} clips split into {len(kept)} and {len(held)} held out: expected some of each; "
-            "give more recordings or another --held-out"
-        )
-    return kept, held
-
-
 def main(config: TrainVocoder) -> int:
     """`foleybox train vocoder`."""
-    kept, held = find_sources(config)
-    rate = MELS[config.mel].rate
-    shown = {clip.label: index for index, clip in reversed(list(enumerate(held)))}  # the first of each label
-    order = sorted(shown.values())[:8]
-    order += [index for index in range(len(held)) if index not in order]
-    held = [held[index] for index in order]
+    kept, held = find_sources(config.data, config.tiers, config.held_out)
+    mel = MELS[config.mel]
     print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
-    waves, held_waves = load_wave_cache(kept, rate, config.seconds), load_wave_cache(held, rate, config.seconds)
-    train(config, waves, held_waves, heard(kept))
+    waves, held_waves = (load_wave_cache(clips, mel.rate, config.seconds) for clips in (kept, held))
+    decoded = None
+    if config.mels_from:
+        decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.device)
+    train(config, waves, held_waves, heard(kept), decoded)
     return 0
 
 
-def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[str, str]]) -> Vocos:
+def train(
+    config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[str, str]], decoded: Decoded | None = None
+) -> Vocos:
     """Train on `waves`, measure on `held`, both int16 [N, L] at the mel's rate; return the averaged model.
 
-    `clips` is `data.heard` of what the waves are, for the run's record. Raises UserError for clips shorter than a crop
-    or a run folder of another configuration.
+    `clips` is `data.heard` of what the waves are, for the run's record; `decoded` are mels to read in place of the
+    waves' own. Raises UserError for clips shorter than a crop, a run folder of another configuration, or weights to
+    start from that do not fit.
     """
     positive = dict.fromkeys(("segment", "batch", "steps", "log_every", "save_every", "sample_every", "judged"), 1)
     at_least(config, **positive, half_life=1, warm_up=1, adversarial_from=0, threads=0, seed=0)
     if config.threads:
         torch.set_num_threads(config.threads)
-    crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share)
+    crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share, decoded.mels if decoded else None)
+    record = replace(config, mels_from=Path(decoded.fingerprint)) if decoded else config
+    known = heard_before(config.start_from)
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
-    with accelerator.main_process_first():
-        open_run(config.out, "vocoder", config, clips)
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
@@ -213,6 +218,10 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
     }
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
+    if config.start_from and not (config.out / "state.pt").is_file():
+        start_vocoder(config.start_from, [("average", generator), ("average", average), ("critics", critics)])
+    with accelerator.main_process_first():
+        open_run(config.out, "vocoder", record, clips + [row for row in known if row not in clips])
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
@@ -284,60 +293,13 @@ def train(config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[st
             done = step + 1
             extra: dict[str, float] = {}
             if done % config.sample_every == 0 and accelerator.is_main_process:
-                extra = measure(average, held, crops.mel)
-                draw(average, held[:8], crops.mel, config.out / "samples" / f"step_{done:07d}.png")
+                mels = decoded.held if decoded else None
+                extra = measure(average, held, crops.mel, mels)
+                sheet = config.out / "samples" / f"step_{done:07d}.png"
+                draw(average, held[:8], crops.mel, sheet, None if mels is None else mels[:8])
             if extra or done % config.log_every == 0 or done == config.steps:
                 log.write(done, {**extra, "lr": learning_rate(config, step)})
             if accelerator.is_main_process and (done % config.save_every == 0 or done == config.steps):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
     return average
-
-
-@torch.no_grad()
-def measure(model: Vocos, waves: Tensor, mel: MelConfig) -> dict[str, float]:
-    """Return what the vocoder does to whole clips, int16 [N, L]: distances of log-mels, and the ratio of roughness.
-
-    `held_mel` is the L1 of the mel that was given, `held_wide` of one to half the rate, `held_roughness` the mean
-    change between frames of 12 ms (a mel much finer than the one given), fake over real: below 1 is too smooth.
-    """
-    device = next(model.parameters()).device
-    fine = MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)
-    front_ends = {
-        "held_mel": LogMel(mel).to(device),
-        "held_wide": LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device),
-    }
-    rough = LogMel(fine).to(device)
-    sums = dict.fromkeys((*front_ends, "real", "fake"), 0.0)
-    for chunk in waves.split(8):
-        real = chunk.to(device).float() / 32768
-        real = real[:, : mel.frames(real.shape[1]) * mel.hop]
-        fake = model(front_ends["held_mel"](real))
-        for name, front_end in front_ends.items():
-            sums[name] += float(losses.mel_distance(front_end(real), front_end(fake))) * len(chunk) / len(waves)
-        for name, wave in (("real", real), ("fake", fake)):
-            sums[name] += float(rough(wave).diff(dim=-1).abs().sum())
-    return {**{name: sums[name] for name in front_ends}, "held_roughness": sums["fake"] / sums["real"]}
-
-
-@torch.no_grad()
-def draw(model: Vocos, waves: Tensor, mel: MelConfig, path: Path) -> None:
-    """Write a sample sheet: the mel to half the rate of each clip, int16 [N, L], beside that of its vocoded self."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    device = next(model.parameters()).device
-    wide = LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device)
-    real = waves.to(device).float() / 32768
-    fake = model(LogMel(mel).to(device)(real))
-    figure = Figure(figsize=(12, 1.7 * len(waves)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(waves), 2, squeeze=False, sharex=True, sharey=True)
-    for row, pair in enumerate(zip(real, fake, strict=True)):
-        for column, wave in enumerate(pair):
-            axes[row, column].imshow(wide(wave).cpu().numpy(), origin="lower", aspect="auto", vmin=-11.5, vmax=2)
-    axes[0, 0].set_title("real")
-    axes[0, 1].set_title("mel -> vocoder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as beside:
-        figure.savefig(beside, dpi=70)

@@ -3,6 +3,8 @@
 `foleybox train vqvae FOLDER --system baseline|cmu-b -o RUN`.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,25 +12,29 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from foleybox.doors import UserError
 from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
 from foleybox.lab.features import DCASE
 from foleybox.lab.losses import commitment, perplexity
-from foleybox.lab.models.vqvae import Codebook, Vqvae, VqvaeConfig
+from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
 from foleybox.lab.runs import open_run, resume, save_state
 from foleybox.lab.systems import VQ, VqSystem, VqTraining
 from foleybox.lab.training.common import (
+    Best,
     Log,
     accelerator_for,
+    agree,
     at_least,
     batch_indices,
     cyclic_rate,
     mel_sheet,
     seed_step,
     share,
+    spread,
+    whole,
 )
 from foleybox.labels import LABELS
 
@@ -82,6 +88,8 @@ class TrainVqvae:
     save_every: int = 500
     sample_every: int = 2000
     "steps between sheets, with the numbers of the held-out clips and of as many that were trained on; the last has all"
+    score_every: int = 0
+    "steps between scores of reconstructed sounds, where there are some (`--reference`); 0: at every sheet"
 
     @property
     def plan(self) -> VqTraining:
@@ -90,12 +98,23 @@ class TrainVqvae:
         return replace(VQ[self.system], **{name: value for name, value in named.items() if value is not None})
 
 
-def main(config: TrainVqvae) -> int:
+@dataclass(frozen=True)
+class Settled(TrainVqvae):
+    """The settings of a run as its folder keeps them."""
+
+    scored: str | None = None
+    "what the score is, by which the best weights are kept; None: there is no score, the last are"
+
+
+Score = Callable[[Vqvae], float]
+
+
+def main(config: TrainVqvae, score: Score | None = None, scored: str = "a score") -> int:
     """Find the clips and train; Ctrl-C stops at the last checkpoint."""
     if not config.data:
         raise UserError("no data: name one or more folders of recordings, such as `foleybox train vqvae sounds/`")
     clips = [clip for source in config.data for clip in find_clips(source, tiers=config.tiers or None)]
-    train(config, clips, config.out)
+    train(config, clips, config.out, score, scored)
     return 0
 
 
@@ -107,8 +126,13 @@ def learning_rate(config: TrainVqvae, step: int) -> float:
     return cyclic_rate(step, plan.lr_low, plan.lr, config.period, plan.schedule)
 
 
-def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
+def train(
+    config: TrainVqvae, clips: list[ClipFile], out: Path, score: Score | None = None, scored: str = "a score"
+) -> Vqvae:
     """Train on `clips` without those held out, writing to `out`; return the model in eval mode.
+
+    Given a `score` (the distance of reconstructed sounds, say; `scored` is its name), every `score_every` steps the model
+    with the lowest so far is kept in `best.pt`, and is the one that is read from the run.
 
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
@@ -127,7 +151,8 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
             f"--norm over {world} processes: its statistics would be those of a part; start it without torchrun"
         )
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        open_run(out, "vqvae", replace(config, **asdict(plan)), clips=heard(kept))
+        settled = Settled(**vars(replace(config, **asdict(plan))), scored=None if score is None else scored)
+        open_run(out, "vqvae", settled, clips=heard(kept))
         mels = load_mels(kept, DCASE)  # [N, 80, 344]
         held_mels = load_mels(held, DCASE) if held else mels[:0]
     labels, held_labels = label_ids(kept), label_ids(held)
@@ -136,7 +161,10 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
     vqvae = Vqvae(config.model, plan.head).to(device)
     vqvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     optimizer = torch.optim.Adam(vqvae.parameters(), plan.lr)
+    best = Best()
     parts = {"vqvae": vqvae, "optimizer": optimizer}
+    if score is not None:
+        parts["best"] = best
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     start = resume(out / "state.pt", parts)
@@ -190,7 +218,14 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
                 shown = (held_mels, held_labels) if held else (mels, labels)
                 sheet(out / "samples" / f"step-{done:06d}.png", vqvae, *shown)
-            if last or done % config.log_every == 0 or done % config.sample_every == 0:
+            due = last or done % (config.score_every or config.sample_every) == 0
+            if score is not None and due and accelerator.is_main_process:
+                now = score(vqvae.eval())
+                extra |= {"score": now} if math.isfinite(now) else {}
+                if now < best.score:
+                    best.score.fill_(now)
+                    save_state(out / "best.pt", done, {"vqvae": vqvae})
+            if extra or last or done % config.log_every == 0 or done % config.sample_every == 0:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(out / "state.pt", done, parts)
@@ -199,7 +234,8 @@ def train(config: TrainVqvae, clips: list[ClipFile], out: Path) -> Vqvae:
 
 def check(config: TrainVqvae, plan: VqTraining, kept: int, held: int) -> None:
     """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, log_every=1, save_every=1, sample_every=1, threads=0, seed=0, held_out=0)
+    at_least(config, steps=1, period=2, log_every=1, save_every=1, sample_every=1, score_every=0, threads=0)
+    at_least(config, seed=0, held_out=0)
     at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0, head_weight=0)
     at_least(config.model, channels=2, blocks=0, residual=1, width=1, size=2)
     if config.model.size > 65_536:
@@ -210,26 +246,6 @@ def check(config: TrainVqvae, plan: VqTraining, kept: int, held: int) -> None:
         )
     if not kept:
         raise UserError(f"{held} clips, all of them held out: give more recordings or a lower --held-out")
-
-
-def whole(part: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return the global batch [B, ...] of the processes' shares [B / processes, ...], in the order that one would have."""
-    if accelerator.num_processes == 1:
-        return part
-    gathered = torch.as_tensor(accelerator.gather(part.contiguous()))
-    return gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
-
-
-def agree(codebook: Codebook, world: int) -> None:
-    """Give every process the first one's codebook: each has made the same one, but for the last digits of a GPU's sums."""
-    if world > 1:
-        for buffer in codebook.buffers():
-            torch.distributed.broadcast(buffer, 0)
-
-
-def spread(count: int, wanted: int) -> Tensor:
-    """Return the places of `wanted` of `count` things, evenly spread; all of them where there are no more."""
-    return torch.arange(count) if wanted >= count else torch.arange(wanted) * count // wanted
 
 
 @torch.no_grad()

@@ -1,0 +1,273 @@
+"""ONNX graphs of trained parts: how a module becomes bytes, is checked against torch, and is stored small.
+
+`export` puts them into an instrument; what each graph takes and gives is said in `foleybox.instrument`.
+"""
+
+import logging
+import math
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from foleybox.doors import UserError
+from foleybox.lab.features import DCASE, WIDE, MelConfig
+from foleybox.lab.models.autoencoder import Autoencoder
+from foleybox.lab.models.hifigan import Hifigan
+from foleybox.lab.models.patches import Layer, Patches, flow, rotate, times
+from foleybox.lab.models.sagan import Generator, to_mel
+from foleybox.lab.models.vocos import Vocos
+
+TOLERANCE_MEL, TOLERANCE_WAVE, TOLERANCE_LATENT = 1e-3, 1e-3, 1e-3
+"largest difference to torch that an export may have: log-mel, wave of full scale 1, latents"
+BATCH, FRAMES = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("frames", min=4, max=1_000_000)
+
+
+# --- a module as a graph --------------------------------------------------------------------------------------------
+
+
+def to_onnx(
+    module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], dynamic: dict[str, dict[int, Any]], rest: int = 0
+) -> bytes:
+    """Return `module` as ONNX; `dynamic` says which axes of an input may have any size (2 or more in `inputs`).
+
+    The last `rest` inputs are the module's *arguments.
+    """
+    sizes: list[Any] = [dynamic.get(name, {}) for name in inputs]
+    if rest:
+        sizes = [*sizes[:-rest], tuple(sizes[-rest:])]
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        path = Path(folder) / "graph.onnx"
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=tuple(sizes),
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path, external_data=False)
+        return path.read_bytes()
+
+
+def largest_difference(graph: bytes, module: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """Return max |onnxruntime - torch| over all that a graph gives for `inputs`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        ours = module.eval()(*inputs.values())
+    pairs = list(zip(theirs, ours if isinstance(ours, tuple) else (ours,), strict=True))
+    assert all(np.shape(a) == tuple(b.shape) for a, b in pairs), [(np.shape(a), b.shape) for a, b in pairs]
+    return max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in pairs)
+
+
+def check(name: str, graph: bytes, module: nn.Module, inputs: dict[str, Tensor], tolerance: float) -> None:
+    """Raise UserError if a graph differs from its module."""
+    difference = largest_difference(graph, module, inputs)
+    if not difference <= tolerance:
+        batch = len(next(iter(inputs.values())))
+        raise UserError(
+            f"the exported {name} differs from torch by {difference:.2g} at batch {batch}, expected {tolerance:g} or "
+            "less: nothing was written; try another onnx or onnxruntime version"
+        )
+
+
+def stored_small(graph: bytes) -> bytes:
+    """Return a graph whose large weights are stored as 8-bit integers and a scale for each output: a quarter of the size.
+
+    They become float32 again when the graph is loaded, so that it computes as before, with rounded weights. The basis of
+    the inverse STFT is no weight: it is stored in 16 bits.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load_from_string(graph)
+    kept, nodes = [], []
+    for each in model.graph.initializer:
+        value = numpy_helper.to_array(each)
+        if value.dtype != np.float32 or value.size < 2048:
+            kept.append(each)
+            continue
+        name = each.name
+        if name.startswith("inverse."):
+            kept.append(numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
+            nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+            continue
+        # One scale an output: a convolution has its outputs in axis 0, a matrix of MatMul in its last.
+        along = tuple(range(1, value.ndim)) if value.ndim > 2 else (0,)
+        scale = np.maximum(np.abs(value).max(along, keepdims=True), 1e-12) / 127
+        kept.append(numpy_helper.from_array(np.round(value / scale).astype(np.int8), f"{name}.whole"))
+        kept.append(numpy_helper.from_array(scale.astype(np.float32), f"{name}.scale"))
+        nodes.append(helper.make_node("Cast", [f"{name}.whole"], [f"{name}.cast"], to=onnx.TensorProto.FLOAT))
+        nodes.append(helper.make_node("Mul", [f"{name}.cast", f"{name}.scale"], [name]))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    old = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *old])
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+# --- a GAN --------------------------------------------------------------------------------------------------------
+
+
+class GeneratorGraph(nn.Module):
+    """(latent [N, Z], label [N]) -> mel [N, M, T]: the averaged generator, on the log-mel scale.
+
+    Its last frame is repeated until T hop >= samples: 344 frames are 136 samples short of four seconds, and a rain that
+    stops 6 ms early clicks in a loop.
+    """
+
+    def __init__(self, generator: Generator, frames: int) -> None:
+        super().__init__()
+        self.generator, self.frames = generator, frames
+
+    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
+        mel = to_mel(self.generator(latent, label), self.generator.config)
+        return F.pad(mel, (0, max(0, self.frames - mel.shape[-1])), mode="replicate")
+
+
+def without_parametrizations(generator: Generator) -> Generator:
+    """Return a copy whose spectral norms are multiplied out: plain weights, as they are in eval mode.
+
+    Built anew, not deep-copied: a copy shares its parametrised classes with the original, which removing would break.
+    """
+    plain = Generator(generator.config)
+    plain.load_state_dict(generator.state_dict())
+    for part in plain.eval().modules():
+        if parametrize.is_parametrized(part, "weight"):
+            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+    return plain
+
+
+def build_gan(generator: Generator, vocoder: Vocos | Hifigan, mel: MelConfig, samples: int) -> dict[str, bytes]:
+    """Return the two graphs of a "gan" instrument. Raises UserError if one differs from torch, or the mels do not fit.
+
+    The check runs at batch 1 and 3, and at other lengths for the vocoder, which the export (at batch 2) has not seen.
+    """
+    if mel != DCASE:
+        raise UserError(
+            f"the vocoder reads the mel {mel}, the generator makes {DCASE}: train a vocoder with --mel dcase"
+        )
+    make = GeneratorGraph(without_parametrizations(generator), -(-samples // mel.hop))
+    torch.manual_seed(0)
+    latent, label = torch.randn(3, generator.config.latent), torch.tensor([0, 3, 6])
+    mels = make(latent, label).detach()
+    inputs = {"latent": latent[:2], "label": label[:2]}
+    graphs = {
+        "generator": to_onnx(make, inputs, ["mel"], {name: {0: BATCH} for name in inputs}),
+        "vocoder": to_onnx(vocoder, {"mel": mels[:2]}, ["wave"], {"mel": {0: BATCH, 2: FRAMES}}),
+    }
+    for n in (1, 3):
+        check("generator", graphs["generator"], make, {"latent": latent[:n], "label": label[:n]}, TOLERANCE_MEL)
+        check("vocoder", graphs["vocoder"], vocoder, {"mel": mels[:n, :, : 100 * n]}, TOLERANCE_WAVE)
+    return graphs
+
+
+# --- causal patches -----------------------------------------------------------------------------------------------
+
+
+class NextGraph(nn.Module):
+    """The next latent of N sequences, and the keys and values of the place before, for the caller to keep.
+
+    (before [N, D], label [N], place [], noise [N, D], then for each layer kept keys and values [N, H, W, C / H])
+    -> (latent [N, D], new keys [layers, N, H, C / H], new values, likewise)
+
+    W is the window. Keys and values of place p belong into slot p mod W of what is kept, which the caller does: handing
+    over and back all that is kept would cost more than the arithmetic. At place 0 `before` is not read.
+    """
+
+    said: Tensor
+
+    def __init__(self, model: Patches, steps: int) -> None:
+        super().__init__()
+        self.model, self.steps = model, steps
+        with torch.no_grad():
+            self.register_buffer("said", model.head.say_time(torch.tensor(times(steps)[:-1])), persistent=False)
+
+    def forward(self, before: Tensor, label: Tensor, place: Tensor, noise: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        model = self.model
+        begins = (place == 0).to(before.dtype)
+        x = begins * model.first.weight[0] + (1 - begins) * model.embed(before) + model.label(label)
+        x = x[:, None]  # [N, 1, C]
+        slots = torch.arange(kept[0].shape[2], device=place.device)
+        # What is kept of place p lies in slot p mod W; the slot that this place will take is the one that is forgotten.
+        hidden = torch.where((slots < place) & (slots != place % len(slots)), 0.0, -torch.inf)  # [W]
+        new_keys, new_values = [], []
+        for index, layer in enumerate(model.layers):
+            assert isinstance(layer, Layer)
+            keys, values = kept[2 * index], kept[2 * index + 1]
+            query, key, value = layer.project(x)
+            query, key = rotate(query, place[None]), rotate(key, place[None])  # [N, H, 1, C / H]
+            query = query / math.sqrt(query.shape[-1])
+            scores = torch.cat([query @ keys.transpose(2, 3) + hidden, (query * key).sum(-1, keepdim=True)], -1)
+            weights = scores.softmax(-1)
+            x = layer.finish(x, weights[..., :-1] @ values + weights[..., -1:] * value)
+            new_keys.append(key[:, :, 0])
+            new_values.append(value[:, :, 0])
+        latent = flow(model.head, noise, model.norm(x)[:, 0], steps=self.steps, said_of_times=self.said)
+        return latent, torch.stack(new_keys), torch.stack(new_values)
+
+
+class DecoderGraph(nn.Module):
+    """(latents [N, 87, D], grain [N, T, G]) -> mel [N, M, T], the grain at unit level whatever temperature scaled it."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latents: Tensor, grain: Tensor) -> Tensor:
+        level = grain.square().mean((1, 2), keepdim=True).clamp(min=1e-12).sqrt()
+        return self.autoencoder(latents, grain / level)
+
+
+def build_patches(
+    model: Patches, autoencoder: Autoencoder, vocoder: Vocos | Hifigan, mel: MelConfig, samples: int, steps: int
+) -> dict[str, bytes]:
+    """Return the three graphs of a "patches" instrument, small. Raises UserError if one differs from torch."""
+    if mel != WIDE:
+        raise UserError(f"the vocoder reads the mel {mel}, the autoencoder makes {WIDE}: train one with --mel wide")
+    config, form = model.config, autoencoder.config
+    places = -(-samples // (mel.hop * form.patch))
+    make, decode = NextGraph(model, steps), DecoderGraph(autoencoder)
+    torch.manual_seed(0)
+    shape = (3, config.heads, places, config.width // config.heads)
+    kept = {f"{kind}_{i}": 0.5 * torch.randn(shape) for i in range(config.layers) for kind in ("keys", "values")}
+    inputs = {
+        "before": torch.randn(3, config.latent),
+        "label": torch.tensor([0, 3, 6]),
+        "place": torch.tensor(5),
+        "noise": torch.randn(3, config.latent),
+        **kept,
+    }
+
+    def some(n: int, place: int) -> dict[str, Tensor]:
+        return {name: value[:n] if value.ndim else torch.tensor(place) for name, value in inputs.items()}
+
+    dynamic = {name: {0: BATCH} for name in inputs if name != "place"}
+    latents, grain = torch.randn(3, places, config.latent), torch.randn(3, places * form.patch, form.noise)
+    mels = decode(latents, grain).detach()
+    decoder_inputs = {"latents": latents[:2], "grain": grain[:2]}
+    graphs = {
+        "next": to_onnx(make, some(2, 5), ["latent", "new_keys", "new_values"], dynamic, rest=len(kept)),
+        "decoder": to_onnx(decode, decoder_inputs, ["mel"], {name: {0: BATCH} for name in decoder_inputs}),
+        "vocoder": to_onnx(vocoder, {"mel": mels[:2]}, ["wave"], {"mel": {0: BATCH, 2: FRAMES}}),
+    }
+    for n, place in ((1, 0), (3, 5), (2, places + 7)):
+        check("next", graphs["next"], make, some(n, place), TOLERANCE_LATENT)
+        check("decoder", graphs["decoder"], decode, {"latents": latents[:n], "grain": grain[:n]}, TOLERANCE_MEL)
+        check("vocoder", graphs["vocoder"], vocoder, {"mel": mels[:n, :, : 100 * n]}, TOLERANCE_WAVE)
+    return {name: stored_small(graph) for name, graph in graphs.items()}

@@ -1,0 +1,205 @@
+"""The latents of our own system: principal components of patches of a log-mel, and a decoder that adds the grain.
+
+Letters: B batch, M mel bands, T frames, P frames of a patch, N = T / P patches, C channels, D latent width.
+
+A patch of 4 frames of 100 bands is 400 numbers, most of them the grain of noise, which nobody can predict and nobody
+hears as this or that. Its first 64 principal components hold 98 % of the variance; they are the latents. A network turns
+them back into a mel, knowing the neighbours, with a grain of its own that is drawn from noise channels and judged by a
+discriminator. So the model that draws latents (models/patches.py) has a sixth of the numbers to draw, and not the part
+that made the prototypes' rain smooth.
+
+The analysis is linear and fixed at the first step: a learned encoder (ConvNeXt, latents of unit variance with noise) was
+tried first and was still behind it after a thousand steps (LOG.md).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The size of the autoencoder."""
+
+    bands: int = 100
+    "M: of the `wide` mel"
+    patch: int = 4
+    "P: frames that one latent stands for"
+    latent: int = 64
+    "D: numbers of a latent"
+    width: int = 256
+    "channels at the rate of the patches"
+    fine: int = 192
+    "channels at the rate of the frames"
+    coarse_layers: int = 4
+    "blocks at the rate of the patches"
+    fine_layers: int = 3
+    "blocks at the rate of the frames, in the decoder"
+    noise: int = 8
+    "channels of noise that the decoder is given at every frame: what it makes the grain of"
+
+
+class Block(nn.Module):
+    """ConvNeXt in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.rise = nn.Linear(width, 3 * width)
+        self.fall = nn.Linear(3 * width, width)
+        self.scale = nn.Parameter(torch.full((width,), 1 / layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).transpose(1, 2))  # [B, T, C]
+        y = self.fall(F.gelu(self.rise(y))) * self.scale
+        return x + y.transpose(1, 2)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of [B, C, T]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Stack the P frames of each patch: [B, C, T] to [B, P C, N]."""
+    B, C, T = x.shape
+    return x.reshape(B, C, T // patch, patch).permute(0, 3, 1, 2).reshape(B, patch * C, T // patch)
+
+
+def unfold(x: Tensor, patch: int) -> Tensor:
+    """Lay the P frames of each patch side by side again: [B, P C, N] to [B, C, T]."""
+    B, _, N = x.shape
+    return x.reshape(B, patch, -1, N).permute(0, 2, 3, 1).reshape(B, -1, N * patch)
+
+
+class Components(nn.Module):
+    """Natural-log mels [B, M, T] to latents [B, N, D] and, as far as D components can, back. T is a multiple of P.
+
+    Component k has the standard deviation s_k of the patches along its axis; it is divided by sqrt(s_k) times a number
+    common to all, so that latents have variance 1 on average and those that matter more are still the larger: the flow
+    settles them first.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    scale: Tensor
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        self.register_buffer("mean", torch.zeros(config.bands * config.patch))
+        self.register_buffer("axes", torch.eye(config.bands * config.patch)[:, : config.latent].contiguous())
+        self.register_buffer("scale", torch.ones(config.latent))
+
+    @torch.no_grad()
+    def start(self, mels: Tensor) -> None:
+        """Find the components of the patches of mels [B, M, T]; patches of digital silence do not count."""
+        patches = fold(mels, self.patch).transpose(1, 2).flatten(0, 1)
+        patches = patches[patches.amax(1) > patches.min() + 0.1].double()
+        self.mean.copy_(patches.mean(0))
+        variance, axes = torch.linalg.eigh((patches - self.mean).T @ (patches - self.mean) / len(patches))
+        D = len(self.scale)
+        axes, deviation = axes[:, -D:].flip(1), variance[-D:].flip(0).clamp(min=1e-6).sqrt()
+        self.axes.copy_(axes * axes.sum(0).sign())  # an axis has no sign of its own: let louder be more
+        self.scale.copy_(deviation.sqrt() * deviation.mean().sqrt())
+
+    def encode(self, mel: Tensor) -> Tensor:
+        return (fold(mel, self.patch).transpose(1, 2) - self.mean) @ self.axes / self.scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return unfold(((latents * self.scale) @ self.axes.T + self.mean).transpose(1, 2), self.patch)
+
+
+class MelDecoder(nn.Module):
+    """Latents [B, N, D] and noise [B, T, noise] to what the components lack of a natural-log mel [B, M, T]; any N, B."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, fine = config.width, config.fine
+        self.embed = nn.Conv1d(config.latent, width, 3, padding=1)
+        self.norm_in = ChannelNorm(width)
+        self.blocks = nn.Sequential(*(Block(width, config.coarse_layers) for _ in range(config.coarse_layers)))
+        self.unfold = nn.Conv1d(width, fine * config.patch, 1)
+        self.grain = nn.Conv1d(config.noise, fine, 3, padding=1)
+        self.norm_fine = ChannelNorm(fine)
+        self.fine_blocks = nn.Sequential(*(Block(fine, config.fine_layers) for _ in range(config.fine_layers)))
+        self.norm_out = ChannelNorm(fine)
+        self.head = nn.Conv1d(fine, config.bands, 3, padding=1)
+        nn.init.normal_(self.head.weight, std=0.002)
+
+    def forward(self, latents: Tensor, noise: Tensor) -> Tensor:
+        rows = latents.transpose(1, 2)  # [B, D, N]
+        x = unfold(self.unfold(self.blocks(self.norm_in(self.embed(rows)))), self.config.patch)  # [B, C, T]
+        x = self.norm_fine(x + self.grain(noise.transpose(1, 2)))
+        return self.head(self.norm_out(self.fine_blocks(x)))
+
+
+class Autoencoder(nn.Module):
+    """Components and decoder."""
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or AutoencoderConfig()
+        self.components = Components(self.config)
+        self.decoder = MelDecoder(self.config)
+
+    def encode(self, mel: Tensor) -> Tensor:
+        """Return the latents [B, N, D] of natural-log mels [B, M, T]."""
+        return self.components.encode(mel)
+
+    def forward(self, latents: Tensor, noise: Tensor) -> Tensor:
+        """Return natural-log mels [B, M, T], the grain from `noise` [B, T, noise]: standard normal numbers."""
+        return self.components.decode(latents) + self.decoder(latents, noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return natural-log mels [B, M, T] with a grain drawn from torch's generator."""
+        B, N, _ = latents.shape
+        noise = torch.randn(B, N * self.config.patch, self.config.noise, device=latents.device)
+        return self(latents, noise)
+
+
+# --- the discriminator --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MelDiscriminatorConfig:
+    """The size of the discriminator of mels."""
+
+    width: int = 24
+    "channels of the first layer; the others have 2, 4 and 4 times as many"
+
+
+class MelDiscriminator(nn.Module):
+    """Judge patches of a mel [B, M, T] as a picture: (scores [B, 1, M', T'], the activations before them).
+
+    PatchGAN (Isola et al. 2017). A second channel holds the place of each band, since low bands are not like high ones.
+    Each score sees about 35 frames (0.4 s) of 35 bands: grain and edges, not whole events.
+    """
+
+    def __init__(self, config: MelDiscriminatorConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or MelDiscriminatorConfig()
+        C = self.config.width
+        shape = ((2, C, 2), (C, 2 * C, 2), (2 * C, 4 * C, 2), (4 * C, 4 * C, 1))
+        self.convs = nn.ModuleList(
+            weight_norm(nn.Conv2d(before, after, 4 if stride == 2 else 3, stride, padding=1))
+            for before, after, stride in shape
+        )
+        self.score = weight_norm(nn.Conv2d(4 * C, 1, 3, padding=1))
+
+    def forward(self, mel: Tensor) -> tuple[Tensor, list[Tensor]]:
+        B, M, T = mel.shape
+        place = torch.linspace(-1, 1, M, device=mel.device, dtype=mel.dtype)[None, :, None].expand(B, M, T)
+        x = torch.stack([(mel + 6) / 3, place], 1)  # [B, 2, M, T]
+        seen = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.2)
+            seen.append(x)
+        return self.score(x), seen

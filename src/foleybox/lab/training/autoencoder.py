@@ -1,0 +1,249 @@
+"""Train the decoder of our own latents: mels through few numbers and back, with a grain that a critic believes.
+
+`foleybox train autoencoder FOLDER ... -o RUN`. Any sound helps, with a label or without.
+
+The distance of whole mels alone would smooth noise, since the best guess of an unknown grain is none. So the distance
+of averaged mels holds level and colour, and the grain is the discriminator's business (squares and feature matching).
+"""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from foleybox.doors import UserError
+from foleybox.lab import losses
+from foleybox.lab.augment import NEPER_PER_DB, gain
+from foleybox.lab.data import ClipFile, find_clips, heard, load_mels, split_by_recording
+from foleybox.lab.features import SILENCE, WIDE
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, MelDiscriminatorConfig
+from foleybox.lab.runs import open_run, resume, save_state
+from foleybox.lab.training.common import (
+    Log,
+    accelerator_for,
+    at_least,
+    batch_indices,
+    mel_sheet,
+    seed_step,
+    share,
+    update_average,
+)
+
+
+@dataclass(frozen=True)
+class TrainAutoencoder:
+    """Train the autoencoder of our own system on any recordings. The same command resumes.
+
+    Example: foleybox train autoencoder my_sounds/ more_sounds:train -o runs/autoencoder
+    """
+
+    data: tyro.conf.Positional[tuple[str, ...]] = ()
+    "folders of recordings, `folder:split` for one split; any sound helps, with a label or without"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/autoencoder")
+    "the run folder: checkpoint, log, sheets of reconstructions"
+    tiers: tuple[str, ...] = ()
+    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    held_out: float = 0.04
+    "share of the recordings never trained on, for the held-out numbers"
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    judge_width: int = MelDiscriminatorConfig.width
+    "channels of the discriminator's first layer"
+    segment: int = 128
+    "frames of a crop"
+    batch: int = 32
+    "crops a step, over all processes"
+    sigma: float = 0.1
+    "each crop's latents get noise of a standard deviation drawn evenly from 0 to this; they have 1 on average"
+    gain: float = 8.0
+    "dB, up or down, drawn for each crop"
+    mel_weight: float = 2.0
+    "of the distance of mels"
+    pooled_weight: float = 4.0
+    "of the distance of averaged mels"
+    matching_weight: float = 2.0
+    "of the feature matching"
+    adversarial_weight: float = 1.0
+    adversarial_from: int = 500
+    "step at which the discriminator joins"
+    lr: float = 7e-4
+    lr_judge: float = 5e-4
+    warm_up: int = 100
+    "steps of linear rise to the learning rates"
+    half_life: int = 4000
+    "steps after which both learning rates have halved"
+    decay: float = 0.99
+    "of the average of the weights, which is what is used"
+    clip_norm: float = 5.0
+    "gradients longer than this are shortened"
+    steps: int = 20_000
+    "in all, those of earlier sittings included"
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "no"
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int = 0
+    "CPU threads; 0 is torch's choice"
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 1000
+    "steps between sheets and held-out numbers"
+
+
+def main(config: TrainAutoencoder) -> int:
+    """`foleybox train autoencoder`."""
+    if not config.data:
+        raise UserError("no data: name one or more folders of recordings, such as `foleybox train autoencoder sounds/`")
+    tiers = config.tiers or None
+    train(config, [clip for source in config.data for clip in find_clips(source, tiers=tiers, any_label=True)])
+    return 0
+
+
+def learning_rate(config: TrainAutoencoder, peak: float, step: int) -> float:
+    """Return the rate of a step: a rise, then a half-life; it does not depend on `steps`, which may be raised later."""
+    return peak * min(1.0, (step + 1) / config.warm_up) * 0.5 ** (step / config.half_life)
+
+
+def crop(mels: Tensor, segment: int) -> Tensor:
+    """Return a crop [B, M, segment] of each mel [B, M, T]: the louder of two random places, as much of a clip is silence."""
+    T = mels.shape[2]
+    starts = torch.randint(T - segment + 1, (2, len(mels)))
+    places = starts[..., None] + torch.arange(segment)  # [2, B, segment]
+    both = torch.stack([mels.gather(2, each[:, None].expand(-1, mels.shape[1], -1)) for each in places])
+    louder = both.mean((2, 3)).argmax(0)
+    return both[louder, torch.arange(len(mels))]
+
+
+def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
+    """Train on `clips` without those held out; return the averaged model in eval mode.
+
+    Raises UserError for settings that do not go together, too few clips, or a run folder of another configuration.
+    """
+    at_least(config, segment=config.model.patch, batch=2, steps=1, log_every=1, save_every=1, sample_every=1)
+    at_least(config, warm_up=1, half_life=1, adversarial_from=0, threads=0, seed=0, sigma=0, gain=0)
+    kept, held = split_by_recording(clips, config.held_out)
+    if not kept or not held:
+        raise UserError(f"{len(kept)} clips to train on and {len(held)} held out: expected some of each")
+    if config.model.bands != WIDE.bands or config.segment % config.model.patch or config.segment > WIDE.frames(88_200):
+        raise UserError(
+            f"--bands {config.model.bands}, --segment {config.segment}: expected {WIDE.bands} bands, and a segment of "
+            f"at most {WIDE.frames(88_200)} frames that is a multiple of --patch {config.model.patch}"
+        )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    with accelerator.main_process_first():
+        open_run(config.out, "autoencoder", config, heard(kept))
+        mels, held_mels = load_mels(kept, WIDE), load_mels(held, WIDE)
+
+    torch.manual_seed(config.seed)
+    model = Autoencoder(config.model).to(device)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    critic = MelDiscriminator(MelDiscriminatorConfig(config.judge_width)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.8, 0.99))
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), config.lr_judge, (0.8, 0.99))
+    parts = {
+        "autoencoder": model,
+        "average": average,
+        "critic": critic,
+        "optimizer": optimizer,
+        "critic_optimizer": critic_optimizer,
+    }
+    start = resume(config.out / "state.pt", parts)
+    if not start:
+        places = torch.randperm(len(mels))[:500]
+        model.components.start(mels[places].to(device))
+        average.load_state_dict(model.state_dict())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    judge, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    with Log(config.out, accelerator, start, config.steps) as log:
+        for step in range(start, config.steps):
+            seed_step(config.seed, step, rank)
+            bare.train()
+            optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr, step)
+            critic_optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr_judge, step)
+
+            indices = share(batch_indices(step, config.batch, len(mels), config.seed), rank, world)
+            real = crop(mels[indices], config.segment).to(device)
+            louder = torch.empty(len(real), device=device).uniform_(-config.gain, config.gain) * NEPER_PER_DB
+            real = gain(real[:, None], louder, SILENCE)[:, 0]
+            latents = bare.encode(real)
+            with accelerator.autocast():
+                sigma = config.sigma * torch.rand(len(real), 1, 1, device=device)
+                noise = torch.randn(len(real), config.segment, config.model.noise, device=device)
+                fake = model(latents + sigma * torch.randn_like(latents), noise).float()
+
+            terms = {
+                "mel": config.mel_weight * losses.mel_distance(real, fake),
+                "pooled": config.pooled_weight * losses.pooled_mel_distance(real, fake),
+            }
+            numbers = {"roughness": losses.roughness(fake.detach()) / losses.roughness(real)}
+            if step >= config.adversarial_from:
+                critic.requires_grad_(True)
+                with accelerator.autocast():
+                    real_score, seen = judge(real)
+                    fake_score, _ = judge(fake.detach())
+                judged = losses.squares_discriminator([real_score.float()], [fake_score.float()])
+                critic_optimizer.zero_grad()
+                accelerator.backward(judged)
+                critic_norm = nn.utils.clip_grad_norm_(critic.parameters(), config.clip_norm)
+                if torch.isfinite(critic_norm):
+                    critic_optimizer.step()
+                numbers["critic"] = judged.detach()
+
+                critic.requires_grad_(False)
+                with accelerator.autocast():
+                    fake_score, seen_fake = judge(fake)
+                target = [layer.detach().float() for layer in seen]
+                matching = losses.feature_matching([target], [[layer.float() for layer in seen_fake]])
+                terms["matching"] = config.matching_weight * matching
+                terms["adversarial"] = config.adversarial_weight * losses.squares_generator([fake_score.float()])
+
+            optimizer.zero_grad()
+            accelerator.backward(torch.stack(list(terms.values())).sum())
+            norm = nn.utils.clip_grad_norm_(bare.parameters(), config.clip_norm)
+            if torch.isfinite(norm):  # a step that is not finite is skipped and counted, and never reaches a checkpoint
+                optimizer.step()
+                update_average(average, bare, config.decay, step)
+            numbers |= {"norm": norm, "skipped": (~torch.isfinite(norm)).float()}
+
+            done = step + 1
+            log.add({**terms, **numbers})
+            log.advance(done)
+            last, extra = done == config.steps, {}
+            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+                extra = measure(average, held_mels)
+                sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[:12])
+            if last or done % config.log_every == 0 or extra:
+                log.write(done, extra)
+            if accelerator.is_main_process and (last or done % config.save_every == 0):
+                save_state(config.out / "state.pt", done, parts)
+    return average
+
+
+@torch.no_grad()
+def measure(model: Autoencoder, mels: Tensor, batch: int = 16) -> dict[str, float]:
+    """Return means over held-out log-mels [N, M, T] and their reconstructions: distances, and roughness over the real one."""
+    device = next(model.parameters()).device
+    torch.manual_seed(0)
+    made = torch.cat([model.decode(model.encode(part.to(device))).cpu() for part in mels.split(batch)])
+    return {
+        "held_out_mel": float(losses.mel_distance(mels, made)),
+        "held_out_pooled": float(losses.pooled_mel_distance(mels, made)),
+        "held_out_roughness": float(losses.roughness(made) / losses.roughness(mels)),
+    }
+
+
+@torch.no_grad()
+def sheet(path: Path, model: Autoencoder, mels: Tensor) -> None:
+    """Draw mels, each beside its reconstruction."""
+    device = next(model.parameters()).device
+    made = model.decode(model.encode(mels.to(device))).cpu()
+    pairs = torch.stack([mels, made], 1).flatten(0, 1)
+    mel_sheet(path, pairs, torch.zeros(len(pairs), dtype=torch.int64), columns=4)

@@ -1,0 +1,267 @@
+"""Train causal patches, our own system, on the latents of a trained autoencoder; one visible loop.
+
+`foleybox train patches FOLDER --autoencoder RUN -o RUN`.
+"""
+
+import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from foleybox.doors import UserError
+from foleybox.lab.augment import NEPER_PER_DB, gain, shift_bands, shift_time
+from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
+from foleybox.lab.features import SILENCE, WIDE
+from foleybox.lab.losses import flow_matching, roughness
+from foleybox.lab.models.autoencoder import Autoencoder
+from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, draw
+from foleybox.lab.runs import fingerprint, load_autoencoder, open_run, resume, save_state
+from foleybox.lab.training.common import (
+    STEADY,
+    Log,
+    accelerator_for,
+    at_least,
+    balanced_indices,
+    batch_indices,
+    mel_sheet,
+    seed_step,
+    share,
+    update_average,
+)
+from foleybox.labels import LABELS
+
+
+@dataclass(frozen=True)
+class TrainPatches:
+    """Train causal patches on a folder of recordings. The same command resumes.
+
+    Example: foleybox train patches my_sounds/ --autoencoder runs/autoencoder -o runs/patches
+    """
+
+    data: tyro.conf.Positional[tuple[str, ...]] = ()
+    "folders of class folders, or folders with manifest.csv; `folder:split` for one split"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/patches")
+    "the run folder: checkpoint, log, sheets of sounds"
+    autoencoder: Path = Path("runs/autoencoder")
+    "run folder of `foleybox train autoencoder`, whose latents are learned"
+    tiers: tuple[str, ...] = ()
+    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    held_out: float = 0.04
+    "share of the recordings never trained on, for the held-out loss; 0: none"
+    model: PatchesConfig = field(default_factory=PatchesConfig)
+    balanced: bool = True
+    "every label equally often; else every clip"
+    gain: float = 4.0
+    "dB, up or down, drawn for each clip"
+    shift_bands: int = 1
+    "mel bands, up or down"
+    shift: float = 0.0
+    "of the clip, later, drawn for each; steady labels (rain, motor) wrap round by any amount"
+    amid: float = 0.15
+    "share of the sequences that begin amid a clip"
+    no_label: float = 0.1
+    "share of the sequences whose label is hidden, so that sounds can be guided"
+    noise: float = 0.3
+    "each sequence's inputs get noise of a standard deviation drawn evenly from 0 to this: what is drawn is never exact"
+    draws: int = 2
+    "times of the flow that are trained for each latent, at one reading of the transformer"
+    batch: int = 32
+    lr: float = 8e-4
+    warm_up: int = 200
+    "steps of linear rise to the learning rate"
+    half_life: int = 4000
+    "steps after which the learning rate has halved"
+    decay: float = 0.999
+    "of the average of the weights, which is what is used"
+    clip_norm: float = 1.0
+    "gradients longer than this are shortened"
+    steps: int = 100_000
+    "in all, those of earlier sittings included"
+    seed: int = 0
+    precision: Literal["no", "bf16"] = "no"
+    device: Literal["auto", "cpu"] = "auto"
+    threads: int = 0
+    "CPU threads; 0 is torch's choice"
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    log_every: int = 50
+    save_every: int = 500
+    sample_every: int = 1000
+    "steps between sheets and held-out numbers"
+
+
+def main(config: TrainPatches) -> int:
+    """`foleybox train patches`."""
+    if not config.data:
+        raise UserError("no data: name one or more folders of recordings, such as `foleybox train patches sounds/`")
+    train(config, [clip for source in config.data for clip in find_clips(source, tiers=config.tiers or None)])
+    return 0
+
+
+def learning_rate(config: TrainPatches, step: int) -> float:
+    """Return the rate of a step: a rise, then a half-life; it does not depend on `steps`, which may be raised later."""
+    return config.lr * min(1.0, (step + 1) / config.warm_up) * 0.5 ** (step / config.half_life)
+
+
+def changed(config: TrainPatches, mel: Tensor, steady: Tensor, patch: int) -> Tensor:
+    """Return mels [B, M, T] each at another level, a little higher or lower, a little later; draws from torch's generator.
+
+    All start up to a patch later, so that the grid of patches falls differently on the same event.
+    """
+    B, _, T = mel.shape
+    image = gain(mel[:, None], torch.empty(B).uniform_(-config.gain, config.gain) * NEPER_PER_DB, SILENCE)
+    later = torch.randint(int(config.shift * T) + patch, (B,))
+    later = torch.where(steady, torch.randint(T, (B,)), later)
+    image = shift_time(image, later, steady, SILENCE)
+    return shift_bands(image, torch.randint(-config.shift_bands, config.shift_bands + 1, (B,)))[:, 0]
+
+
+def train(config: TrainPatches, clips: list[ClipFile]) -> Patches:
+    """Train on `clips` without those held out; return the averaged model in eval mode.
+
+    Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
+    """
+    at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
+    at_least(config, gain=0, shift_bands=0, shift=0, noise=0, threads=0, seed=0)
+    autoencoder, _ = load_autoencoder(config.autoencoder)
+    if autoencoder.config.latent != config.model.latent:
+        raise UserError(
+            f"--latent {config.model.latent}, and {config.autoencoder} has {autoencoder.config.latent}: "
+            f"give --latent {autoencoder.config.latent}"
+        )
+    if config.model.width % (2 * config.model.heads):
+        raise UserError(f"--width {config.model.width}, --heads {config.model.heads}: expected a multiple of 2 heads")
+    kept, held = split_by_recording(clips, config.held_out)
+    if not kept:
+        raise UserError(f"{len(held)} clips, all of them held out: give more recordings or a lower --held-out")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    with accelerator.main_process_first():
+        # The components' fingerprint, not the path: latents mean nothing to others; the decoder may go on learning.
+        open_run(config.out, "patches", replace(config, autoencoder=fingerprint(autoencoder.components)), heard(kept))
+        mels, labels = load_mels(kept, WIDE), label_ids(kept)
+        held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])
+    autoencoder.to(device)
+
+    torch.manual_seed(config.seed)
+    model = Patches(config.model).to(device)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=0.02)
+    parts = {"patches": model, "average": average, "optimizer": optimizer}
+    start = resume(config.out / "state.pt", parts)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+    with Log(config.out, accelerator, start, config.steps) as log:
+        for step in range(start, config.steps):
+            seed_step(config.seed, step, rank)
+            bare.train()
+            optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+            if config.balanced:
+                indices = balanced_indices(step, config.batch, labels, config.seed)
+            else:
+                indices = batch_indices(step, config.batch, len(mels), config.seed)
+            indices = share(indices, rank, world)
+            label = labels[indices]
+            mel = changed(config, mels[indices], STEADY[label], autoencoder.config.patch)
+            with torch.no_grad(), accelerator.autocast():
+                latents = autoencoder.encode(mel.to(device)).float()  # [B, N, D]
+            latents, counted, first = some_amid(latents, config.amid)
+            hidden = torch.rand(len(label)) < config.no_label
+            label = torch.where(hidden, torch.full_like(label, bare.no_label), label).to(device)
+
+            sigma = config.noise * torch.rand(len(latents), 1, 1, device=device)
+            with accelerator.autocast():
+                context = model(latents + sigma * torch.randn_like(latents), label, first)  # [B, N, C]
+                loss = head_loss(bare.head, latents[counted], context[counted], config.draws)
+
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            norm = nn.utils.clip_grad_norm_(bare.parameters(), config.clip_norm)
+            if torch.isfinite(norm):  # a step that is not finite is skipped and counted, and never reaches a checkpoint
+                optimizer.step()
+                update_average(average, bare, config.decay, step)
+
+            done = step + 1
+            log.add({"flow": loss.detach(), "norm": norm, "skipped": (~torch.isfinite(norm)).float()})
+            log.advance(done)
+            last, extra = done == config.steps, {}
+            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+                extra = measure(average, autoencoder, held_mels, held_labels)
+                extra |= look(config.out / "samples" / f"step-{done:06d}.png", average, autoencoder, mels, labels)
+            if last or done % config.log_every == 0 or extra:
+                log.write(done, extra)
+            if accelerator.is_main_process and (last or done % config.save_every == 0):
+                save_state(config.out / "state.pt", done, parts)
+    return average
+
+
+TIMES = 64  # of a step: what a time says is worked out once for all rows that have it
+
+
+def head_loss(head: FlowHead, latents: Tensor, context: Tensor, draws: int) -> Tensor:
+    """Return the flow's error for latents [R, D] in contexts [R, C], at `draws` times and noises for each.
+
+    The times are logit-normal: those in the middle, where the paths part, are the hard ones (Esser et al. 2024, equation
+    19). They are spread evenly over their distribution, one of TIMES parts each.
+    """
+    device = latents.device
+    quantile = (torch.arange(TIMES, device=device) + torch.rand(TIMES, device=device)) / TIMES
+    time = torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)).sigmoid()
+    chosen = torch.randint(TIMES, (draws * len(latents),), device=device)
+    said = head.of_context(context).repeat(draws, 1) + head.say_time(time)[chosen]
+    target = latents.repeat(draws, 1)
+    return flow_matching(head, target, said, time[chosen], torch.randn_like(target))
+
+
+def some_amid(latents: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Let a share of the sequences [B, N, D] begin amid: (moved sequences, which places count [B, N], first [B]).
+
+    What a moved sequence lacks at its end is filled with its own beginning and does not count.
+    """
+    B, N, _ = latents.shape
+    amid = torch.rand(B) < share
+    moved = torch.where(amid, torch.randint(1, N // 2 + 1, (B,)), 0)
+    places = torch.arange(N) + moved[:, None]  # [B, N]
+    first = torch.where(amid, AMID, START)
+    moved_latents = latents[torch.arange(B)[:, None], places % N]
+    return moved_latents, (places < N).to(latents.device), first.to(latents.device)
+
+
+@torch.no_grad()
+def measure(average: Patches, autoencoder: Autoencoder, mels: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the flow's error on held-out clips as they are, the same noise each time."""
+    if not len(mels):
+        return {}
+    device = next(average.parameters()).device
+    torch.manual_seed(0)
+    total, count = 0.0, 0
+    for mel, label in zip(mels.split(32), labels.split(32)):
+        latents, label = autoencoder.encode(mel.to(device)), label.to(device)
+        context = average(latents, label, torch.zeros_like(label))
+        error, rows = head_loss(average.head, latents.flatten(0, 1), context.flatten(0, 1), 4), len(mel)
+        total, count = total + float(error) * rows, count + rows
+    return {"held_out_flow": total / count}
+
+
+@torch.no_grad()
+def look(path: Path, average: Patches, autoencoder: Autoencoder, mels: Tensor, labels: Tensor) -> dict[str, float]:
+    """Draw three sounds a label below three real ones; return the roughness of the drawn over that of the real."""
+    device = next(average.parameters()).device
+    torch.manual_seed(1)
+    shown = torch.cat([torch.nonzero(labels == label).flatten()[:3] for label in labels.unique()])
+    label = labels[shown].to(device)
+    N = mels.shape[2] // autoencoder.config.patch
+    latents = draw(average, label, torch.randn(len(label), N, autoencoder.config.latent, device=device))
+    made, real = autoencoder.decode(latents).cpu(), mels[shown]
+    mel_sheet(path, torch.stack([real, made], 1).flatten(0, 1), labels[shown].repeat_interleave(2))
+    ratios = {}
+    for number in labels.unique():
+        mine = labels[shown] == number
+        ratios[f"rough_{LABELS[int(number)].slug}"] = float(roughness(made[mine]) / roughness(real[mine]))
+    return ratios

@@ -1,0 +1,153 @@
+"""What the vocoders' loops share: the clips they hear, decoded mels to read, held-out numbers and sample sheets."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from foleybox.doors import UserError, write_beside
+from foleybox.lab import losses
+from foleybox.lab.codes import decode_codes, encode_mels
+from foleybox.lab.data import ClipFile, cached, find_clips, load_mels, split_by_recording
+from foleybox.lab.features import DCASE, LogMel, MelConfig
+from foleybox.lab.runs import fingerprint, load_vqvae, read_clips
+
+
+def find_sources(
+    data: tuple[str, ...], tiers: tuple[str, ...], held_out: float
+) -> tuple[list[ClipFile], list[ClipFile]]:
+    """Return (clips to train on, clips held out by recording) of all folders; of the latter, one of each label first.
+
+    Raises UserError if there are none.
+    """
+    if not data:
+        raise UserError("no data: name one or more folders of recordings, such as `foleybox train vocoder sounds/`")
+    clips = [clip for source in data for clip in find_clips(source, tiers=tiers or None, any_label=True)]
+    kept, held = split_by_recording(clips, held_out)
+    if not kept or not held:
+        raise UserError(
+            f"{len(clips)} clips split into {len(kept)} and {len(held)} held out: expected some of each; "
+            "give more recordings or another --held-out"
+        )
+    shown = {clip.label: index for index, clip in reversed(list(enumerate(held)))}
+    order = sorted(shown.values())[:8]
+    order += [index for index in range(len(held)) if index not in order]
+    return kept, [held[index] for index in order]
+
+
+def heard_before(start_from: Path | None) -> list[dict[str, str]]:
+    """Return the rows of `data.heard` that weights to start from bring along; a file does not say what it heard."""
+    if start_from is None:
+        return []
+    if start_from.is_dir():
+        return read_clips(start_from)
+    if not start_from.is_file():
+        raise UserError(
+            f"no {start_from}: expected a run folder of `foleybox train vocoder`, or an official checkpoint"
+        )
+    digest = hashlib.sha256(start_from.read_bytes()).hexdigest()
+    row = {"clip": f"weights {digest[:12]}", "label": "(other)", "tier": "unclear", "licence": "not stated"}
+    return [{**row, "source": f"what the weights in {start_from.name} heard"}]
+
+
+# --- mels that a VQ-VAE made --------------------------------------------------------------------------------------
+
+
+class Decoded(NamedTuple):
+    """The clips' mels as a VQ-VAE gives them back: what a vocoder reads when it renders drawn codes."""
+
+    mels: Tensor
+    "[N, M, T] of the clips to train on"
+    held: Tensor
+    "[H, M, T] of those held out"
+    fingerprint: str
+    "of the VQ-VAE's weights"
+
+
+def decode_clips(
+    run: Path, kept: list[ClipFile], held: list[ClipFile], mel: MelConfig, seconds: float, device: str
+) -> Decoded:
+    """Return the reconstructions of the clips by the VQ-VAE of `run`, from the cache when they are there.
+
+    Raises UserError for a bad run, and for a mel or a length that the VQ-VAE does not read.
+    """
+    vqvae, _ = load_vqvae(run)
+    frames = mel.frames(round(seconds * mel.rate))
+    if mel != DCASE or frames % 4:
+        raise UserError(
+            f"--mels-from {run}: it reads the mel {DCASE} in multiples of 4 frames, here are {frames} frames of {mel}; "
+            "leave --mel and --seconds as they are"
+        )
+    name = fingerprint(vqvae)
+    if device == "auto" and torch.cuda.is_available():
+        vqvae.cuda()
+
+    def reconstruct(clips: list[ClipFile]) -> Tensor:
+        mels = load_mels(clips, mel, seconds)
+        return cached("decoded", clips, f"{name} {seconds}", lambda: decode_codes(vqvae, encode_mels(vqvae, mels)))
+
+    return Decoded(reconstruct(kept), reconstruct(held), name)
+
+
+def cut_frames(mels: Tensor, clips: Tensor, starts: Tensor, count: int) -> Tensor:
+    """Return `count` frames of mels [N, M, T] from each place: clips and first frames int64 [B] -> [B, M, count]."""
+    return mels[clips[:, None], :, starts[:, None] + torch.arange(count)].transpose(1, 2)
+
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None) -> dict[str, float]:
+    """Return what the vocoder does to whole clips, int16 [N, L]: distances of log-mels, and the ratio of roughness.
+
+    It reads the clips' own mels, or `mels` [N, M, T] in their place.
+
+    `held_mel` is the L1 of the kind of mel that it reads, `held_wide` of one to half the rate, `held_roughness` the mean
+    change between frames of 12 ms (a mel much finer than the one given), fake over real: below 1 is too smooth.
+    """
+    device = next(model.parameters()).device
+    fine = MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)
+    front_ends = {
+        "held_mel": LogMel(mel).to(device),
+        "held_wide": LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device),
+    }
+    rough = LogMel(fine).to(device)
+    sums = dict.fromkeys((*front_ends, "real", "fake"), 0.0)
+    for first, chunk in zip(range(0, len(waves), 8), waves.split(8)):
+        real = chunk.to(device).float() / 32768
+        real = real[:, : mel.frames(real.shape[1]) * mel.hop]
+        fake = model(front_ends["held_mel"](real) if mels is None else mels[first : first + 8].to(device))
+        for name, front_end in front_ends.items():
+            sums[name] += float(losses.mel_distance(front_end(real), front_end(fake))) * len(chunk) / len(waves)
+        for name, wave in (("real", real), ("fake", fake)):
+            sums[name] += float(rough(wave).diff(dim=-1).abs().sum())
+    return {**{name: sums[name] for name in front_ends}, "held_roughness": sums["fake"] / sums["real"]}
+
+
+@torch.no_grad()
+def draw(model: nn.Module, waves: Tensor, mel: MelConfig, path: Path, mels: Tensor | None = None) -> None:
+    """Write a sample sheet: the mel to half the rate of each clip, int16 [N, L], beside that of its vocoded self.
+
+    The vocoder reads the clips' own mels, or `mels` [N, M, T] in their place.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    device = next(model.parameters()).device
+    wide = LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device)
+    real = waves.to(device).float() / 32768
+    fake = model(LogMel(mel).to(device)(real) if mels is None else mels.to(device))
+    figure = Figure(figsize=(12, 1.7 * len(waves)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(waves), 2, squeeze=False, sharex=True, sharey=True)
+    for row, pair in enumerate(zip(real, fake, strict=True)):
+        for column, wave in enumerate(pair):
+            axes[row, column].imshow(wide(wave).cpu().numpy(), origin="lower", aspect="auto", vmin=-11.5, vmax=2)
+    axes[0, 0].set_title("real")
+    axes[0, 1].set_title("mel -> vocoder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_beside(path) as beside:
+        figure.savefig(beside, dpi=70)

@@ -1,0 +1,218 @@
+"""Causal patches and the autoencoder of their latents: what a place may know, what a stream draws, what the flow learns."""
+
+from dataclasses import replace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from foleybox.lab.losses import flow_matching, pooled_mel_distance, roughness  # noqa: E402
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, fold, unfold  # noqa: E402
+from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, Stream, draw, flow  # noqa: E402
+from foleybox.lab.training.patches import head_loss, some_amid  # noqa: E402
+
+SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2, dropout=0.0)
+
+
+@pytest.fixture
+def model() -> Patches:
+    torch.manual_seed(0)
+    model = Patches(SMALL).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # nothing stays at its zero of the start
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def test_no_place_knows_its_own_latent_or_a_later_one(model: Patches) -> None:
+    latents, label = torch.randn(1, 12, 6).double(), torch.tensor([2])
+    whole = model(latents, label, torch.tensor([START]))
+    for place in range(12):
+        other = latents.clone()
+        other[:, place] += 1
+        changed = (model(other, label, torch.tensor([START])) - whole).abs().amax((0, 2))
+        assert changed[: place + 1].max() == 0
+        assert place == 11 or changed[place + 1 :].min() > 1e-9
+
+
+def test_a_stream_finds_the_contexts_that_the_whole_sequence_has(model: Patches) -> None:
+    latents, label = torch.randn(3, 9, 6).double(), torch.tensor([0, 7, 3])
+    for first in (START, AMID):
+        whole = model(latents, label, torch.full((3,), first))
+        stream = Stream(model, label, first)
+        for place in range(9):
+            torch.testing.assert_close(stream.context(), whole[:, place], rtol=0, atol=1e-12)
+            stream.add(latents[:, place])
+
+
+def test_label_and_beginning_are_heard_at_every_place(model: Patches) -> None:
+    latents = torch.randn(1, 5, 6).double()
+    one = model(latents, torch.tensor([1]), torch.tensor([START]))
+    assert (one - model(latents, torch.tensor([4]), torch.tensor([START]))).abs().amax(2).min() > 1e-6
+    assert (one - model(latents, torch.tensor([1]), torch.tensor([AMID]))).abs().amax(2).min() > 1e-6
+
+
+def test_a_stream_with_a_window_forgets_what_lies_before_it(model: Patches) -> None:
+    """With one layer; each further layer reaches a window further back."""
+    shallow = Patches(PatchesConfig(**{**vars(SMALL), "layers": 1})).double().eval()
+    contexts = []
+    for begin in (torch.zeros(1, 6).double(), torch.ones(1, 6).double()):
+        torch.manual_seed(3)
+        stream = Stream(shallow, torch.tensor([0]), window=4)
+        for place in range(8):
+            context = stream.context()
+            stream.add(begin if place == 0 else torch.randn(1, 6).double())
+        contexts.append(context)
+    torch.testing.assert_close(contexts[0], contexts[1], rtol=0, atol=0)
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch_it_is_drawn_in(model: Patches) -> None:
+    noise, label = torch.randn(4, 7, 6).double(), torch.tensor([0, 1, 2, 3])
+    together = draw(model, label, noise, steps=5, guidance=1.3)
+    alone = draw(model, label[2:3], noise[2:3], steps=5, guidance=1.3)
+    torch.testing.assert_close(together[2:3], alone, rtol=0, atol=1e-10)
+
+
+def test_a_longer_draw_begins_with_the_shorter_one(model: Patches) -> None:
+    noise, label = torch.randn(2, 9, 6).double(), torch.tensor([0, 5])
+    torch.testing.assert_close(draw(model, label, noise)[:, :4], draw(model, label, noise[:, :4]), rtol=0, atol=1e-12)
+
+
+def test_going_on_from_given_latents_draws_what_would_have_come(model: Patches) -> None:
+    noise, label = torch.randn(1, 8, 6).double(), torch.tensor([6])
+    whole = draw(model, label, noise)
+    rest = draw(model, label, noise[:, 3:], given=whole[:, :3])
+    torch.testing.assert_close(rest, whole[:, 3:], rtol=0, atol=1e-10)
+
+
+def test_guidance_of_one_is_none_and_of_zero_ignores_the_label(model: Patches) -> None:
+    noise = torch.randn(1, 4, 6).double()
+    label, none = torch.tensor([1]), torch.tensor([model.no_label])
+    torch.testing.assert_close(draw(model, label, noise, guidance=0.0), draw(model, none, noise), rtol=0, atol=1e-10)
+    assert (draw(model, label, noise) - draw(model, label, noise, guidance=2.0)).abs().max() > 1e-6
+
+
+def test_the_flow_learns_a_gaussian_whose_mean_it_is_told() -> None:
+    """x ~ N(mean, 0.25): what is drawn has that mean and that spread."""
+    torch.manual_seed(0)
+    head = FlowHead(PatchesConfig(latent=1, width=1, head_width=32, head_layers=2))
+    optimizer = torch.optim.Adam(head.parameters(), 3e-3)
+    for _ in range(700):
+        told = torch.randn(256, 1)
+        loss = head_loss(head, told + 0.5 * torch.randn(256, 1), told, draws=2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for mean in (-1.0, 1.0):
+        with torch.no_grad():
+            drawn = flow(head, torch.randn(4000, 1), torch.full((4000, 1), mean))
+        assert abs(float(drawn.mean()) - mean) < 0.1
+        assert 0.4 < float(drawn.std()) < 0.6
+
+
+def test_twelve_steps_keep_the_spread_of_a_gaussian_of_any_width() -> None:
+    """The head replaced by the exact speed of N(0, s^2): what is left is the error of the steps. Euler's are at 0.87."""
+    torch.manual_seed(0)
+
+    class Exact(FlowHead):
+        def say_time(self, time: torch.Tensor) -> torch.Tensor:
+            return time[:, None]
+
+        def forward(self, point: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+            t, s = said, self.spread
+            return point * (t * s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * s**2)
+
+    head = Exact(PatchesConfig(latent=1, width=1))
+    head.of_context = torch.nn.Identity()  # type: ignore[assignment]
+    for head.spread in (1.0, 0.5, 0.2):
+        with torch.no_grad():
+            drawn = flow(head, torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1))
+        assert 0.95 < float(drawn[0] / head.spread) < 1.02
+        assert float(drawn[1] / drawn[0]) == pytest.approx(-2, abs=1e-4)
+
+
+def test_the_loss_of_the_true_speed_of_a_known_point_is_zero() -> None:
+    """With a single target x, the speed at (point, t) is (x - point) / (1 - t) whatever the noise was."""
+    torch.manual_seed(0)
+    x, time = torch.full((64, 3), 2.0), torch.rand(64) * 0.9
+    loss = flow_matching(lambda point, said: (x - point) / (1 - said), x, time[:, None], time, torch.randn(64, 3))
+    assert float(loss) < 1e-6
+
+
+def test_sequences_that_begin_amid_count_only_what_they_have() -> None:
+    torch.manual_seed(0)
+    latents = torch.arange(10.0)[None, :, None].repeat(200, 1, 1)
+    moved, counted, first = some_amid(latents, 0.5)
+    assert 60 < int((first == AMID).sum()) < 140
+    for row, places, begin in zip(moved[:, :, 0], counted, first):
+        kept = row[places]
+        assert kept.tolist() == list(range(int(kept[0]), 10))
+        assert (kept[0] == 0) == (begin == START)
+
+
+# --- the autoencoder ----------------------------------------------------------------------------------------------
+
+
+def test_folding_and_unfolding_is_the_identity_and_keeps_frames_together() -> None:
+    x = torch.arange(24.0).reshape(1, 3, 8)
+    torch.testing.assert_close(unfold(fold(x, 4), 4), x)
+    assert fold(x, 4)[0, :, 0].tolist() == [0, 8, 16, 1, 9, 17, 2, 10, 18, 3, 11, 19]
+
+
+TINY = AutoencoderConfig(bands=3, latent=5, width=8, fine=8, coarse_layers=1, fine_layers=1)
+
+
+def test_the_components_give_patches_back_that_lie_on_as_many_directions() -> None:
+    torch.manual_seed(0)
+    patches = torch.randn(40, 20, 5) @ torch.randn(5, 12)  # patches of 3 bands x 4 frames on 5 directions
+    mel = unfold(patches.transpose(1, 2), 4) * 3 - 6
+    model = Autoencoder(TINY)
+    model.components.start(mel)
+    latents = model.encode(mel)
+    torch.testing.assert_close(model.components.decode(latents), mel, rtol=0, atol=1e-3)
+    assert float(latents.square().mean()) == pytest.approx(1, abs=0.02)
+    spread = latents.flatten(0, 1).std(0)
+    assert (spread[:-1] >= spread[1:]).all()  # the more a component matters, the larger it stays
+
+
+def test_what_components_lose_is_what_the_dropped_directions_hold() -> None:
+    torch.manual_seed(0)
+    mel = torch.randn(30, 3, 40)
+    wide, narrow = Autoencoder(replace(TINY, latent=12)), Autoencoder(TINY)
+    for model in (wide, narrow):
+        model.components.start(mel)
+    torch.testing.assert_close(wide.components.decode(wide.encode(mel)), mel, rtol=0, atol=1e-4)
+    torch.testing.assert_close(wide.components.axes[:, :5], narrow.components.axes, rtol=0, atol=1e-5)
+    lost = mel - narrow.components.decode(narrow.encode(mel))
+    assert 0.3 < float(lost.square().mean()) < 0.7  # 7 of 12 directions of nearly equal variance, the lesser ones
+
+
+def test_the_grain_follows_from_the_noise_alone() -> None:
+    torch.manual_seed(0)
+    model = Autoencoder(TINY).eval()
+    torch.nn.init.normal_(model.decoder.head.weight)
+    latents, noise = torch.randn(1, 6, 5), torch.randn(1, 24, 8)
+    assert torch.equal(model(latents, noise), model(latents, noise))
+    assert (model(latents, noise) - model(latents, -noise)).abs().max() > 1e-3
+
+
+def test_averaged_mels_hardly_differ_by_grain_but_by_level() -> None:
+    torch.manual_seed(0)
+    mel = torch.randn(4, 100, 64)
+    grain, louder = torch.randn(4, 100, 64), mel + 1
+    assert pooled_mel_distance(mel, grain) < 0.35
+    assert pooled_mel_distance(mel, louder) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_roughness_is_the_mean_step_between_frames() -> None:
+    assert float(roughness(torch.tensor([[0.0, 1.0, -1.0]]))) == 1.5
+
+
+def test_the_discriminator_tells_bands_apart() -> None:
+    """The same pattern lower or higher in the picture gets another score."""
+    torch.manual_seed(0)
+    judge = MelDiscriminator()
+    mel = torch.full((1, 100, 64), -6.0)
+    low, high = mel.clone(), mel.clone()
+    low[:, 16:24], high[:, 64:72] = 0.0, 0.0
+    assert abs(float((judge(low)[0].mean() - judge(high)[0].mean()).detach())) > 1e-6

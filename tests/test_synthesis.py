@@ -1,0 +1,276 @@
+"""A run of the lab plays: the same label and seed are the same sound, and parts that do not belong together are refused."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from helpers import toy_instrument
+from toy_runs import SNAIL, VOCOS, VQ, gan_run, snail_run, vocoder_run, vqvae_run
+
+from foleybox import cli
+from foleybox.doors import UserError
+from foleybox.lab import synthesis
+from foleybox.lab.codes import decode_codes
+from foleybox.lab.data import find_clips
+from foleybox.lab.models import vocos
+from foleybox.lab.models.pixelsnail import PixelSnail
+from foleybox.lab.models.vqvae import Vqvae
+from foleybox.lab.runs import load_vocoder, load_vqvae
+from foleybox.lab.sampling import sample
+from foleybox.lab.synthesis import Generate, load_system, mels_of_codes, vocode
+from foleybox.labels import LABELS
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Run folders of one system."""
+
+    vqvae: Path
+    snail: Path
+    vocoder: Path
+    gan: Path
+
+    def config(self, **changes: Any) -> Generate:
+        return Generate(
+            **{"labels": ("all",), "instrument": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder, **changes}
+        )
+
+    def words(self, out: Path, **changes: Any) -> list[str]:
+        """A command line; a flag that is None is left out."""
+        flags: dict[str, Any] = {"instrument": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder}
+        flags |= {"out": out, "device": "cpu"} | changes
+        words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
+        return ["generate", "all", *words]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = Runs(folder / "vqvae", folder / "snail", folder / "vocoder", folder / "gan")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vocos.SIZES, "small", VOCOS)
+        snail_run(made.snail, vqvae_run(made.vqvae))
+        vocoder_run(made.vocoder)
+        gan_run(made.gan)
+        yield made
+
+
+# --- the sound ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["snail", "gan"])
+def test_a_sound_follows_from_its_label_and_seed_alone(part: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis, "SETTLING", 2)
+    changes = {} if part == "snail" else {"instrument": runs.gan, "vqvae": None}
+    labels, seeds = [0, 3, 3, 6], [5, 5, 6, 2**53 - 1]
+    together = load_system(runs.config(**changes)).waves(labels, seeds)
+    assert together.shape == (4, 88_200)
+    alone = load_system(runs.config(**changes, batch=1))
+    torch.manual_seed(99)  # nothing comes from the global generator
+    for label, seed, wave in zip(labels, seeds, together):
+        assert torch.equal(alone.waves([label], [seed])[0], wave)
+    flat = {wave.numpy().tobytes() for wave in together}
+    assert len(flat) == 4  # another label or another seed is another sound
+
+
+def test_the_wave_is_the_vocoders_of_the_mel_that_the_vqvae_makes_of_the_drawn_codes(runs: Runs) -> None:
+    system = load_system(runs.config())
+    vqvae, vocoder = load_vqvae(runs.vqvae)[0], load_vocoder(runs.vocoder)[0]
+    snail = PixelSnail(SNAIL)
+    snail.load_state_dict(torch.load(runs.snail / "state.pt")["pixelsnail"])
+    codes = sample(snail.eval(), [2, 4], [1, 2])
+    with torch.no_grad():
+        wave = vocoder(decode_codes(vqvae, codes))
+    assert wave.shape[1] == 16 * 256
+    made = system.waves([2, 4], [1, 2])
+    torch.testing.assert_close(made[:, : wave.shape[1]], wave, atol=1e-5, rtol=1e-4)
+    assert not made[:, wave.shape[1] :].any()
+
+
+def test_a_longer_wave_is_cut_and_344_frames_are_filled_up_to_four_seconds() -> None:
+    class Ones(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, mel: torch.Tensor) -> torch.Tensor:
+            return self.weight * torch.ones(len(mel), mel.shape[-1] * 256)
+
+    waves = vocode(Ones(), torch.zeros(2, 80, 344))
+    assert (waves.shape, float(waves.sum())) == ((2, 88_200), 2 * 88_064)
+    assert not waves[:, 88_064:].any()
+    assert vocode(Ones(), torch.zeros(1, 80, 400)).shape == (1, 88_200)
+
+
+def test_temperature_top_k_and_top_p_reach_the_drawing(runs: Runs) -> None:
+    plain = load_system(runs.config()).mels([1], [1])
+    for changes in ({"temperature": 0.1}, {"top_k": 1}, {"top_p": 0.1}):
+        assert not torch.equal(load_system(runs.config(**changes)).mels([1], [1]), plain)
+    one = load_system(runs.config(top_k=1))
+    assert torch.equal(one.mels([1], [1]), one.mels([1], [2]))  # the likeliest code everywhere: no chance is left
+
+
+# --- foleybox generate --------------------------------------------------------------------------------------------
+
+
+def test_the_verb_writes_what_the_challenge_asks_for_where_evaluate_finds_it(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = runs.words(tmp_path / "out", count=2, seed=10)
+    assert cli.main(words) == 0
+    assert "wrote 14 sounds of 4 s" in capsys.readouterr().out
+    clips = find_clips(tmp_path / "out")
+    assert [clip.label for clip in clips] == [label for label in LABELS for _ in range(2)]
+    assert [clip.path.name for clip in clips[:2]] == ["DogBark_s10.wav", "DogBark_s11.wav"]
+    info = soundfile.info(clips[0].path)
+    assert (info.samplerate, info.channels, info.frames, info.subtype) == (22_050, 1, 88_200, "PCM_16")
+    wave = load_system(runs.config()).waves([0], [11])[0].numpy()
+    written = soundfile.read(clips[1].path, dtype="float32")[0]
+    np.testing.assert_allclose(written, wave / max(1, np.abs(wave).max()), atol=2**-15)
+
+    before = {clip.path.name: clip.path.read_bytes() for clip in clips}
+    assert cli.main(words) == 2
+    assert "and 13 more exist already: add --force" in capsys.readouterr().err
+    assert cli.main([*words, "--force", "--batch", "5"]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.wav")} == before
+
+
+def test_ctrl_c_leaves_whole_files_and_says_how_many(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, written = synthesis.write_wave, []
+
+    def stop(path: Path, *rest: Any, **more: Any) -> float:
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write(path, *rest, **more)
+
+    monkeypatch.setattr(synthesis, "write_wave", stop)
+    assert cli.main(runs.words(tmp_path / "out")) == 130
+    assert "stopped after 3 of 7 files" in capsys.readouterr().err
+    assert sorted((tmp_path / "out").rglob("*.*")) == sorted(written)
+    assert all(soundfile.info(path).frames == 88_200 for path in written)
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------
+
+
+def test_parts_that_do_not_belong_together_are_refused_in_one_line(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, partial, empty, tall = (tmp_path / name for name in ("other", "partial", "empty", "tall"))
+    vqvae_run(other, seed=1)
+    theirs = vqvae_run(partial)
+    state = torch.load(partial / "state.pt")
+    del state["vqvae"]["narrow.weight"]
+    torch.save(state, partial / "state.pt")
+    snail_run(empty, theirs)
+    (empty / "state.pt").unlink()
+    snail_run(tall, theirs, height=24)
+    wide = tmp_path / "wide"
+    vocoder_run(wide, mel="wide")
+    half = tmp_path / "half"
+    vocoder_run(half)
+    state = torch.load(half / "state.pt")
+    state["average"].popitem()
+    torch.save(state, half / "state.pt")
+    for changes, complaint in (
+        ({"vqvae": other}, "was made with the VQ-VAE of fingerprint"),
+        ({"vqvae": partial}, "Missing key(s) in state_dict"),
+        ({"vqvae": None}, "name its run with --vqvae"),
+        ({"vqvae": runs.snail}, "is a run of 'pixelsnail': expected one of `foleybox train vqvae`"),
+        ({"vqvae": tmp_path / "none"}, "is not a run folder"),
+        ({"vocoder": None}, "name a run of `foleybox train vocoder` with --vocoder"),
+        ({"vocoder": runs.vqvae}, "expected one of `foleybox train vocoder`"),
+        ({"vocoder": wide}, "reads the mel wide, the systems make dcase"),
+        ({"instrument": empty}, "holds no state.pt yet"),
+        ({"instrument": tall}, "codes of 24 rows, mels of 96 bands: expected 20"),
+        ({"instrument": runs.vqvae}, "is a run of 'vqvae': it belongs to --vqvae; expected one of"),
+        ({"instrument": runs.vocoder}, "it belongs to --vocoder"),
+        ({"instrument": tmp_path / "none"}, "is not a run folder"),
+        ({"instrument": runs.gan}, "is a GAN and draws no codes: drop --vqvae"),
+        ({"instrument": runs.gan, "vqvae": None, "top-k": 3}, "drop --top-k and --top-p"),
+        ({"count": 0}, "--count 0: expected 1 or more"),
+        ({"seed": -1}, "--seed -1: expected 0 or more"),
+        ({"seed": 2**53}, "the last seed would exceed"),
+        ({"batch": 0}, "--batch 0: expected 1 or more"),
+        ({"temperature": 0}, "--temperature 0.0: expected above 0"),
+        ({"top-p": 2}, "--top-p 2.0: expected above 0, up to 1"),
+    ):
+        assert cli.main(runs.words(tmp_path / "out", **changes)) == 2, changes
+        said = capsys.readouterr().err
+        assert complaint in said
+        assert len(said.splitlines()) == 1
+    assert cli.main(["generate", "moo", *runs.words(tmp_path / "out")[2:]]) == 2
+    assert "unknown label 'moo'" in capsys.readouterr().err
+    assert cli.main(["generate", *runs.words(tmp_path / "out")[2:]]) == 2
+    assert "no label: expected one or more of dog_bark" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_beyond_the_codebook_are_refused() -> None:
+    torch.manual_seed(0)
+    snail = PixelSnail(replace(SNAIL, codes=40)).eval()
+    with pytest.raises(UserError, match="for a codebook of 8: they were made with another VQ-VAE"):
+        mels_of_codes(snail, Vqvae(VQ), [0], [0])
+
+
+def test_memory_that_would_not_do_is_told_before_the_first_draw(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foleybox.lab.sampling.memory_free", lambda _: 1)
+    assert cli.main(runs.words(tmp_path / "out")) == 2
+    assert "GB are free: a smaller model is needed" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.wav"))
+
+
+# --- the roof -----------------------------------------------------------------------------------------------------
+
+
+def test_an_instrument_refuses_the_flags_of_a_run_in_one_line(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instrument = toy_instrument(tmp_path / "toy")
+    for words in (["--instrument", str(instrument)], [f"--instrument={instrument}"], []):
+        for flag in (["--vqvae", str(runs.vqvae)], [f"--vocoder={runs.vocoder}"], ["--top-k", "3"], ["--top_p", "1"]):
+            assert cli.main(["generate", "rain", "-o", str(tmp_path / "out"), *words, *flag]) == 2
+            said = capsys.readouterr().err
+            assert f"{flag[0].split('=')[0].replace('_', '-')} goes with a run of the lab" in said
+            assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["generate", "rain", "-o", str(tmp_path / "out"), "--instrument", str(instrument)]) == 0
+
+
+def test_a_run_is_played_by_the_lab_and_an_instrument_by_the_studio(runs: Runs, tmp_path: Path) -> None:
+    instrument = toy_instrument(tmp_path / "toy")
+    studio = cli.VERBS["generate"][0]
+    for words, expected in (
+        ([], studio),
+        (["--instrument", str(instrument)], studio),
+        (["--instrument", "sagan-small"], studio),
+        (["--instrument"], studio),
+        (["--instrument", str(runs.snail)], cli.GENERATE_OF_A_RUN),
+        ([f"--instrument={runs.gan}"], cli.GENERATE_OF_A_RUN),
+    ):
+        assert cli.target("generate", ["rain", *words]) == expected
+    assert cli.target("vary", ["--instrument", str(runs.snail)]) == cli.VERBS["vary"][0]
+
+
+def test_without_torch_a_run_says_what_to_install(runs: Runs) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from foleybox.cli import main;"
+        f"sys.exit(main(['generate', 'rain', '--instrument', {str(runs.snail)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "foleybox: `generate` needs the lab, and torch is not installed: pip install 'foleybox[lab]'\n"
+    )

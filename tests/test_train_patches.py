@@ -1,0 +1,159 @@
+"""The loops of the autoencoder and of the patches: what they learn from, how they resume, and what they refuse."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_lab import toy_folder
+
+from foleybox.doors import UserError
+from foleybox.lab import export
+from foleybox.lab.data import find_clips
+from foleybox.lab.models.autoencoder import AutoencoderConfig
+from foleybox.lab.models.patches import PatchesConfig
+from foleybox.lab.runs import load_autoencoder, load_patches
+from foleybox.lab.training import autoencoder, patches
+from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
+from foleybox.lab.training.common import STEADY
+from foleybox.lab.training.patches import TrainPatches, changed
+from foleybox.labels import LABELS
+
+FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
+SIZE = PatchesConfig(latent=6, width=16, heads=2, layers=1, head_width=16, head_layers=1)
+QUICK: dict[str, Any] = {
+    "held_out": 0.3,
+    "device": "cpu",
+    "threads": 1,
+    "tracker": "none",
+    "log_every": 1,
+    "save_every": 2,
+    "sample_every": 4,
+    "steps": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_folder(tmp_path_factory.mktemp("sounds") / "toy", per_label=4)
+
+
+def of_autoencoder(out: Path) -> TrainAutoencoder:
+    return TrainAutoencoder(out=out, model=FORM, judge_width=2, segment=32, batch=4, adversarial_from=1, **QUICK)
+
+
+def of_patches(out: Path, run: Path) -> TrainPatches:
+    return TrainPatches(out=out, autoencoder=run, model=SIZE, batch=7, **QUICK)
+
+
+@pytest.fixture(scope="module")
+def latents(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "autoencoder"
+    autoencoder.train(of_autoencoder(out), find_clips(folder))
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, latents: Path) -> Path:
+    out = latents.parent / "patches"
+    patches.train(of_patches(out, latents), find_clips(folder))
+    return out
+
+
+def state(run: Path) -> dict[str, Any]:
+    return torch.load(run / "state.pt", weights_only=True)
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_stopped_autoencoder_resumes_bit_for_bit(folder: Path, latents: Path, tmp_path: Path) -> None:
+    config = of_autoencoder(tmp_path)
+    autoencoder.train(replace(config, steps=2), find_clips(folder))
+    autoencoder.train(config, find_clips(folder))
+    assert equal(state(tmp_path), state(latents))
+
+
+def test_stopped_patches_resume_bit_for_bit(folder: Path, latents: Path, finished: Path, tmp_path: Path) -> None:
+    config = of_patches(tmp_path, latents)
+    patches.train(replace(config, steps=2), find_clips(folder))
+    patches.train(config, find_clips(folder))
+    assert equal(state(tmp_path), state(finished))
+
+
+def test_held_out_numbers_and_a_picture_are_written(latents: Path, finished: Path) -> None:
+    last = json.loads((latents / "log.jsonl").read_text().splitlines()[-1])
+    assert last["held_out_mel"] > 0
+    last = json.loads((finished / "log.jsonl").read_text().splitlines()[-1])
+    assert last["held_out_flow"] > 0
+    assert {f"rough_{label.slug}" for label in LABELS} <= last.keys()
+    assert (finished / "samples" / "step-000004.png").stat().st_size > 1000
+
+
+def test_the_components_stay_while_the_decoder_learns(folder: Path, latents: Path, tmp_path: Path) -> None:
+    """Patches that were trained on them stay good."""
+    autoencoder.train(replace(of_autoencoder(tmp_path), steps=1), find_clips(folder))
+    early, late = load_autoencoder(tmp_path)[0], load_autoencoder(latents)[0]
+    assert equal(early.components.state_dict(), late.components.state_dict())
+    assert not equal(early.decoder.state_dict(), late.decoder.state_dict())
+
+
+def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their_beginning() -> None:
+    torch.manual_seed(0)
+    mel = torch.full((64, 100, 40), -11.0)
+    mel[:, :, 0] = 0.0
+    config = TrainPatches(gain=0.0, shift_bands=0)
+    moved = changed(config, mel, torch.arange(64) < 32, patch=4).amax(1).argmax(1)
+    assert moved[:32].max() > 20
+    assert moved[32:].max() == 3
+    assert moved[32:].min() == 0
+    assert [label.name for label, steady in zip(LABELS, STEADY) if steady] == ["MovingMotorVehicle", "Rain"]
+
+
+def test_of_two_places_the_louder_is_cropped() -> None:
+    torch.manual_seed(0)
+    mel = torch.full((400, 2, 40), -11.0)
+    mel[:, :, 30:] = 0.0
+    heard = (crop(mel, 8).amax((1, 2)) == 0).float().mean()
+    assert 0.42 < float(heard) < 0.6  # 10 of 33 places hear it: 1 - (23 / 33) ** 2 = 0.51; one place alone 0.30
+
+
+def test_an_autoencoder_of_another_width_is_refused(folder: Path, latents: Path, tmp_path: Path) -> None:
+    config = replace(of_patches(tmp_path, latents), model=replace(SIZE, latent=8))
+    with pytest.raises(UserError, match="give --latent 6"):
+        patches.train(config, find_clips(folder))
+
+
+def test_patches_of_other_latents_are_refused_by_export(
+    folder: Path, latents: Path, finished: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    autoencoder.train(replace(of_autoencoder(other), steps=1), find_clips(folder)[::2])
+    with pytest.raises(UserError, match="draws latents of another autoencoder"):
+        export.main(export.Export(finished, latents, tmp_path / "x", autoencoder=other))
+    with pytest.raises(UserError, match="name its run with --autoencoder"):
+        export.main(export.Export(finished, latents, tmp_path / "x"))
+
+
+def test_a_run_of_another_part_is_no_run_of_patches(latents: Path, finished: Path) -> None:
+    assert load_patches(finished)[2] == 4
+    with pytest.raises(UserError, match="expected one of `foleybox train patches`"):
+        load_patches(latents)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"segment": 30}, "multiple of --patch"), ({"batch": 1}, "--batch 1"), ({"segment": 400}, "at most 344")],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    change: dict[str, Any], said: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        autoencoder.train(replace(of_autoencoder(tmp_path), **change), find_clips(folder))
