@@ -17,7 +17,7 @@ demo: $(VENV)/installed
 	$(VENV)/bin/foleybox generate all --count 4 --seed 1 -o $(OUT) --sheet $(OUT)/sheet.png --force
 
 test: $(VENV_LAB)/installed
-	$(VENV_LAB)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV_LAB)/bin/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/ruff format --check .

@@ -12,7 +12,7 @@ pytest.importorskip("onnxscript")
 from foleybox.doors import UserError  # noqa: E402
 from foleybox.instrument import Heard, Instrument, write_instrument  # noqa: E402
 from foleybox.lab.features import DCASE, WIDE  # noqa: E402
-from foleybox.lab.graphs import build_patches, stored_small  # noqa: E402
+from foleybox.lab.graphs import DecoderGraph, Drawing, build_patches, stored_small  # noqa: E402
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from foleybox.lab.models.patches import Patches, PatchesConfig  # noqa: E402
 from foleybox.lab.models.patches import draw as draw_in_torch  # noqa: E402
@@ -23,6 +23,7 @@ from foleybox.studio.stream import draw  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2)
+DRAWING = Drawing(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0))
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
 
 
@@ -40,7 +41,7 @@ def parts() -> tuple[Patches, Autoencoder, Vocos]:
 
 @pytest.fixture(scope="module")
 def synth(parts: tuple[Patches, Autoencoder, Vocos], tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    graphs = build_patches(*parts, WIDE, 88_200, steps=4)
+    graphs = build_patches(*parts, WIDE, 88_200, DRAWING)
     instrument = Instrument(
         name="toy",
         version="1",
@@ -63,7 +64,9 @@ def test_the_graph_draws_what_torch_draws_but_for_rounded_weights(
     noise = torch.randn(2, 20, 6)
     label = torch.tensor([3, 5])
     with torch.no_grad():
-        wanted = draw_in_torch(parts[0], label, noise, steps=4).numpy()
+        plain = draw_in_torch(parts[0], label[:1], noise[:1], steps=4).numpy()
+        guided = draw_in_torch(parts[0], label[1:], noise[1:], steps=4, guidance=2.0).numpy()
+    wanted = np.concatenate([plain, guided])
     drawn = draw(synth.sessions["next"], label.numpy(), noise.numpy())
     assert np.abs(drawn - wanted).max() < 0.1
     assert np.corrcoef(drawn.ravel(), wanted.ravel())[0, 1] > 0.999
@@ -105,6 +108,21 @@ def test_temperature_leaves_the_grain_at_its_level(synth: Synth) -> None:
     np.testing.assert_allclose(synth.mel(["Rain"], still), synth.mel(["Rain"], half), rtol=0, atol=1e-3)
 
 
+def test_sharpening_raises_grain_and_leaves_what_is_even(parts: tuple[Patches, Autoencoder, Vocos]) -> None:
+    latents, grain = torch.randn(1, 20, 6), torch.randn(1, 80, 2)
+    with torch.no_grad():
+        plain, sharp = (DecoderGraph(parts[1], amount)(latents, grain) for amount in (0.0, 0.6))
+        steady = DecoderGraph(parts[1], 5.0)(torch.zeros(1, 20, 6), grain)
+    assert float((sharp[..., 1:] - sharp[..., :-1]).abs().mean() / (plain[..., 1:] - plain[..., :-1]).abs().mean()) > 1.2
+    torch.testing.assert_close(sharp.mean(), plain.mean(), rtol=0, atol=0.02)
+    assert float(steady.min()) >= -11.6
+
+
+def test_a_guidance_for_each_label_is_expected(parts: tuple[Patches, Autoencoder, Vocos]) -> None:
+    with pytest.raises(UserError, match="2 numbers of --guidance"):
+        build_patches(*parts, WIDE, 88_200, Drawing(guidance=(1.0, 2.0)))
+
+
 def test_weights_stored_small_keep_what_they_compute_within_a_percent() -> None:
     import onnxruntime
 
@@ -122,7 +140,7 @@ def test_weights_stored_small_keep_what_they_compute_within_a_percent() -> None:
 
 def test_a_vocoder_of_another_mel_is_refused(parts: tuple[Patches, Autoencoder, Vocos]) -> None:
     with pytest.raises(UserError, match="train one with --mel wide"):
-        build_patches(*parts, DCASE, 88_200, steps=4)
+        build_patches(*parts, DCASE, 88_200, DRAWING)
 
 
 def test_a_patches_instrument_without_its_decoder_is_refused(synth: Synth, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ import tyro
 import foleybox
 from foleybox.doors import UserError
 from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
-from foleybox.lab.graphs import build_gan, build_patches
+from foleybox.lab.graphs import Drawing, build_gan, build_patches
 from foleybox.lab.models.sagan import refresh_batch_norm
 from foleybox.lab.runs import (
     fingerprint,
@@ -49,8 +49,7 @@ class Export:
     "the instrument's folder"
     autoencoder: Path | None = None
     "run folder of `foleybox train autoencoder`, whose latents the patches are"
-    flow_steps: int = 12
-    "of patches: steps in which a latent is drawn"
+    drawing: Drawing = field(default_factory=Drawing)
     name: str = ""
     "the instrument's name; the folder's name if not given"
     version: str = "1"
@@ -90,8 +89,8 @@ def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
 
 def main(config: Export) -> int:
     """`foleybox export`: write the instrument, or nothing."""
-    if config.draws < 0 or config.flow_steps < 1:
-        raise UserError(f"--draws {config.draws}, --flow-steps {config.flow_steps}: expected 0 or more, and 1 or more")
+    if config.draws < 0:
+        raise UserError(f"--draws {config.draws}: expected 0 or more")
     run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
     kind = "patches" if run.get("part") == "patches" else "gan"
     check_place(config.out, kind)
@@ -117,9 +116,9 @@ def main(config: Export) -> int:
             )
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         samples, form = round(SECONDS * mel.rate), autoencoder.config
-        graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.flow_steps)
+        graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.drawing)
         latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * form.noise)
-        made_with |= {"flow_steps": config.flow_steps}
+        made_with |= asdict(config.drawing)
         made_with["autoencoder"] = _settings(read_run_config(config.autoencoder), autoencoder_step)
         runs.append(config.autoencoder)
     else:
@@ -233,7 +232,8 @@ def _drawn(made: dict[str, Any]) -> str:
         return f", {made.get('weights', 'average')} weights"
     run = made["autoencoder"]
     return (
-        f"; {made['flow_steps']} steps a latent; its latents from an autoencoder of {run['steps']:,} steps of "
+        f"; {made['flow_steps']} steps a latent, guidance {', '.join(f'{each:g}' for each in made['guidance'])} by label, "
+        f"sharpened by {made['sharpen']:g}; its latents from an autoencoder of {run['steps']:,} steps of "
         f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
     )
 

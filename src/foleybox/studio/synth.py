@@ -105,11 +105,12 @@ def shipped() -> list[Path]:
 
 
 def find_instrument(source: str | Path | None = None) -> Path:
-    """Return the folder of an instrument: the shipped one for None, one shipped by that name, else a folder.
+    """Return the folder of an instrument: one shipped by that name, else a folder.
 
-    Raises UserError if none ships, or there is no such folder.
+    None is what FOLEYBOX_INSTRUMENT names, else the first that ships. Raises UserError if there is no such instrument.
     """
     ours = shipped()
+    source = source or os.environ.get("FOLEYBOX_INSTRUMENT") or None
     if source is None:
         if not ours:
             raise UserError("no instrument ships with this copy of foleybox: name a folder with --instrument")
@@ -223,7 +224,7 @@ class Synth:
         if self.instrument.kind == "gan":
             return self._run("generator", {"latent": latent, "label": numbers})
         width = self.sessions["decoder"].get_inputs()[0].shape[2]
-        latents = draw(self.sessions["next"], numbers, latent[:, :, :width])
+        latents = draw(self.sessions["next"], numbers, latent[:, :, :width], self._threads)
         bands = self.sessions["decoder"].get_inputs()[1].shape[2]  # of the grain of a frame
         return self._run("decoder", {"latents": latents, "grain": latent[:, :, width:].reshape(len(latent), -1, bands)})
 
@@ -238,6 +239,11 @@ class Synth:
         for wave in waves:
             yield fit(wave, self.instrument.samples).copy()
 
+    @property
+    def _threads(self) -> int:
+        # onnxruntime counts the machine's cores, not those this process may use.
+        return self.threads or min(cores(), 16)
+
     def _run(self, graph: str, inputs: dict[str, NDArray]) -> NDArray[np.float32]:
         return self.sessions[graph].run(None, inputs)[0]  # pyright: ignore[reportReturnType]
 
@@ -246,13 +252,12 @@ class Synth:
         """The graphs, loaded on first use. Raises UserError if they are not what the kind promises."""
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        # onnxruntime counts the machine's cores, not those this process may use.
-        options.intra_op_num_threads = self.threads or min(cores(), 16)
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         sessions = {}
         for name, graph in self.instrument.graphs.items():
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1 if name == "next" else self._threads  # see stream.py
+            options.inter_op_num_threads = 1
+            options.log_severity_level = 3
             path = self.folder / graph.file
             try:
                 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

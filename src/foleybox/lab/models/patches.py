@@ -224,7 +224,7 @@ def flow(
     noise: Tensor,
     context: Tensor,
     unlabelled: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | Tensor = 1.0,
     steps: int = 12,
     said_of_times: Tensor | None = None,
 ) -> Tensor:
@@ -234,8 +234,8 @@ def flow(
     of its spread, whatever the network has learned, and so rain too smooth; these draw 0.98 (tests/test_patches.py).
 
     With `unlabelled`, the contexts [R, C] of the same sequences without their label, the speed is that without label
-    plus `guidance` times the difference that the label makes (Ho & Salimans 2022). `said_of_times` is `say_time` of the
-    steps' times, if the caller has it.
+    plus `guidance` (or [R, 1]) times the difference that the label makes (Ho & Salimans 2022). `said_of_times` is
+    `say_time` of the steps' times, if the caller has it.
     """
     point, clock = noise, times(steps)
     said = head.of_context(context)
