@@ -16,6 +16,7 @@ import pytest
 import tyro
 
 from foleybox import cli
+from foleybox.labels import LABELS
 from foleybox.studio.synth import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,21 @@ def test_every_command_of_a_page_runs_in_order(page: Path, tmp_path: Path) -> No
     from helpers_lab import toy_folder
 
     toy_folder(tmp_path / "my_sounds", per_label=3)
+    run_page(page, tmp_path)
+
+
+def test_the_baseline_runs_from_its_page_on_real_recordings(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the page uses the lab")
+    for label in LABELS:
+        (tmp_path / "my_sounds" / label.name).mkdir(parents=True)
+        for clip in sorted((shared / "data" / "foley" / label.name).iterdir())[:3]:
+            (tmp_path / "my_sounds" / label.name / clip.name).symlink_to(clip.resolve())
+    run_page(next(page for page in PAGES if page.name == "baseline.md"), tmp_path)
+    assert len(list((tmp_path / "sounds").rglob("*.wav"))) == 14
+
+
+def run_page(page: Path, tmp_path: Path) -> None:
+    """Run a page's commands one after the other where `my_sounds` is."""
     for name, content in files(page):
         (tmp_path / name).write_text(content, encoding="utf-8")
     surroundings = {**os.environ, "FOLEYBOX_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}

@@ -180,10 +180,24 @@ def test_an_instrument_that_is_not_there_is_said(tmp_path: Path, monkeypatch: py
     with pytest.raises(UserError, match="no instrument nowhere"):
         find_instrument("nowhere")
     monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    monkeypatch.delenv("FOLEYBOX_INSTRUMENT", raising=False)
     with pytest.raises(UserError, match="no instrument ships"):
         Synth.load()
     toy_instrument(tmp_path / "toy")
     assert Synth.load().folder == Synth.load("toy").folder == tmp_path / "toy"
+
+
+def test_the_environment_names_the_instrument_that_is_played_if_no_other_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    toy_instrument(tmp_path / "a")
+    toy_instrument(tmp_path / "b")
+    monkeypatch.setenv("FOLEYBOX_INSTRUMENT", "b")
+    assert find_instrument() == tmp_path / "b"
+    assert find_instrument("a") == tmp_path / "a"
+    monkeypatch.setenv("FOLEYBOX_INSTRUMENT", "")
+    assert find_instrument() == tmp_path / "a"
 
 
 def test_loading_the_synth_imports_neither_torch_nor_flags_nor_bars() -> None:
