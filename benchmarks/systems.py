@@ -105,7 +105,17 @@ def round_trip(config: Benchmark, clips: list[ClipFile], latents: bool) -> Path:
 
 def evaluate(folders: list[Path], config: Benchmark) -> list[dict[str, Any]]:
     data, figures = f"{config.shared}/data/foley", config.work / "figures.json"
-    foleybox("evaluate", *folders, "--reference", f"{data}:dev", "--floor", f"{data}:train", "--json", figures)
+    foleybox(
+        "evaluate",
+        *folders,
+        "--reference",
+        f"{data}:dev",
+        "--floor",
+        f"{data}:train",
+        "--keep-silent",
+        "--json",
+        figures,
+    )
     return json.loads(figures.read_text(encoding="utf-8"))["systems"]
 
 

@@ -1,6 +1,7 @@
 """Causal patches and the autoencoder of their latents: what a place may know, what a stream draws, what the flow learns."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,7 @@ def test_a_stream_with_a_window_forgets_what_lies_before_it(model: Patches) -> N
     for begin in (torch.zeros(1, 6).double(), torch.ones(1, 6).double()):
         torch.manual_seed(3)
         stream = Stream(shallow, torch.tensor([0]), window=4)
+        context = torch.zeros(1)
         for place in range(8):
             context = stream.context()
             stream.add(begin if place == 0 else torch.randn(1, 6).double())
@@ -115,19 +117,21 @@ def test_twelve_steps_keep_the_spread_of_a_gaussian_of_any_width() -> None:
     torch.manual_seed(0)
 
     class Exact(FlowHead):
-        def say_time(self, time: torch.Tensor) -> torch.Tensor:
+        def __init__(self, spread: float) -> None:
+            super().__init__(PatchesConfig(latent=1, width=1))
+            self.variance = spread**2
+            self.of_context = torch.nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+
+        def say_time(self, time: Any) -> Any:
             return time[:, None]
 
-        def forward(self, point: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-            t, s = said, self.spread
-            return point * (t * s**2 - (1 - t)) / ((1 - t) ** 2 + t**2 * s**2)
+        def forward(self, point: Any, said: Any) -> Any:
+            return point * (said * self.variance - (1 - said)) / ((1 - said) ** 2 + said**2 * self.variance)
 
-    head = Exact(PatchesConfig(latent=1, width=1))
-    head.of_context = torch.nn.Identity()  # type: ignore[assignment]
-    for head.spread in (1.0, 0.5, 0.2):
+    for spread in (1.0, 0.5, 0.2):
         with torch.no_grad():
-            drawn = flow(head, torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1))
-        assert 0.95 < float(drawn[0] / head.spread) < 1.02
+            drawn = flow(Exact(spread), torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1))
+        assert 0.95 < float(drawn[0] / spread) < 1.02
         assert float(drawn[1] / drawn[0]) == pytest.approx(-2, abs=1e-4)
 
 

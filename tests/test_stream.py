@@ -104,7 +104,7 @@ def test_temperature_leaves_the_grain_at_its_level(synth: Synth) -> None:
     latent = np.random.default_rng(0).standard_normal((1, 87, 14)).astype(np.float32)
     still = latent.copy()
     still[:, :, :6] = 0
-    half = still / 2
+    half = still / np.float32(2)
     np.testing.assert_allclose(synth.mel(["Rain"], still), synth.mel(["Rain"], half), rtol=0, atol=1e-3)
 
 

@@ -67,12 +67,12 @@ def largest_difference(graph: bytes, module: nn.Module, inputs: dict[str, Tensor
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    theirs = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+    theirs = [np.asarray(each) for each in session.run(None, {name: value.numpy() for name, value in inputs.items()})]
     with torch.no_grad():
         ours = module.eval()(*inputs.values())
     pairs = list(zip(theirs, ours if isinstance(ours, tuple) else (ours,), strict=True))
-    assert all(np.shape(a) == tuple(b.shape) for a, b in pairs), [(np.shape(a), b.shape) for a, b in pairs]
-    return max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in pairs)
+    assert all(a.shape == tuple(b.shape) for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
+    return max(float(np.abs(a - b.numpy()).max()) for a, b in pairs)
 
 
 def check(name: str, graph: bytes, module: nn.Module, inputs: dict[str, Tensor], tolerance: float) -> None:

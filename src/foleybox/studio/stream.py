@@ -45,7 +45,7 @@ def _draw(session: "InferenceSession", labels: NDArray[np.int64], noise: Floats)
             "place": np.array(place),
             "noise": np.ascontiguousarray(noise[:, place]),
         }
-        before, keys, values = session.run(None, feeds | kept)
+        before, keys, values = (np.asarray(each) for each in session.run(None, feeds | kept))
         latents[:, place] = before
         for layer in range(len(keys)):
             kept[f"keys_{layer}"][:, :, place % window] = keys[layer]
