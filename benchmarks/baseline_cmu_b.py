@@ -171,6 +171,12 @@ def last_measured(run: Path) -> dict[str, Any]:
     return measured[-1]
 
 
+def last_batches(run: Path) -> dict[str, Any]:
+    """Return what the last line of a run's log says of the batches since the line before, as numbers of training clips."""
+    line = json.loads((run / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    return {f"train_{name}": line[name] for name in ("cross_entropy", "accuracy")}
+
+
 def command(run: Path) -> str:
     """Return the command that a run's settings are those of: the flags that differ from its system's."""
     found = read_run_config(run)
@@ -272,10 +278,13 @@ def claims(bench: Bench) -> str:
 
 
 def drawing(bench: Bench) -> str:
-    """Lay out how well each PixelSNAIL foretells codes."""
+    """Lay out how well each PixelSNAIL foretells codes: of the last batches, where a run was stopped before it measured."""
     rows = []
     for system, run in bench.snails.items():
-        line = last_measured(run)
+        try:
+            line = last_measured(run)
+        except UserError:
+            line = last_batches(run)
         cells = [number(line, f"{side}_{name}", ".4f") for name in ("cross_entropy", "accuracy") for side in SIDES]
         rows.append([system, *cells, f"{load_pixelsnail(run)[2]:,}"])
     head = [
