@@ -184,7 +184,9 @@ def by_hand(model: PixelSnail, codes: Tensor, label: Tensor) -> Tensor:
         query = gate(block.query, torch.cat([y, where], 1))
         key = gate(block.key, torch.cat([x, y, where], 1))
         attention = cast(Any, block.attention)  # plain or Zen
-        q, k, v = (heads(conv(*each)) for each in ((attention.query, query), (attention.key, key), (attention.value, key)))
+        q, k, v = (
+            heads(conv(*each)) for each in ((attention.query, query), (attention.key, key), (attention.value, key))
+        )
         weights = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
         weights = weights.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(-1), -1e4).softmax(3)
         weights[:, :, 0] *= 0

@@ -113,7 +113,9 @@ def test_sharpening_raises_grain_and_leaves_what_is_even(parts: tuple[Patches, A
     with torch.no_grad():
         plain, sharp = (DecoderGraph(parts[1], amount)(latents, grain) for amount in (0.0, 0.6))
         steady = DecoderGraph(parts[1], 5.0)(torch.zeros(1, 20, 6), grain)
-    assert float((sharp[..., 1:] - sharp[..., :-1]).abs().mean() / (plain[..., 1:] - plain[..., :-1]).abs().mean()) > 1.2
+    assert (
+        float((sharp[..., 1:] - sharp[..., :-1]).abs().mean() / (plain[..., 1:] - plain[..., :-1]).abs().mean()) > 1.2
+    )
     torch.testing.assert_close(sharp.mean(), plain.mean(), rtol=0, atol=0.02)
     assert float(steady.min()) >= -11.6
 
