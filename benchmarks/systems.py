@@ -8,6 +8,7 @@ instruments are folders that `benchmarks/baseline_cmu_b.py` left, each with the 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -37,6 +38,7 @@ from foleybox.studio.sheet import picture
 from foleybox.studio.synth import Synth, find_instrument
 
 ROOT = Path(__file__).resolve().parents[1]
+REAL = "licensed-real-clips"
 SHOWN = 12  # sounds of a label on the contact sheet
 METRICS = (("frechet", 1), ("accuracy", 2), ("precision", 2), ("recall", 2), ("coverage", 2), ("diversity", 2))
 
@@ -55,6 +57,8 @@ class Benchmark:
     "run folder: also measure the round trip of real clips through latents and vocoder"
     vocoder: Path | None = None
     "run folder of the wide-band vocoder: also measure the round trip of real clips"
+    real_tiers: tuple[str, ...] = ("open", "open-clip", "nc")
+    "also measure real `train` clips of these tiers, as if a system had made them: what shipped instruments could learn from"
     work: Path = Path("runs/systems-work")
     clips: int = 100
     "sounds of each label"
@@ -82,6 +86,19 @@ def rendered(name: str, config: Benchmark) -> Path:
             "generate", "all", "--instrument", folder, "-n", config.clips, "--seed", config.seed, "-o", place, "--force"
         )
         write_text(note, made_of)
+    return place
+
+
+def real_clips(config: Benchmark, clips: list[ClipFile]) -> Path:
+    """Return a folder with some real clips of `config.real_tiers`, as many a label as there are sounds, at most."""
+    place = config.work / REAL
+    shutil.rmtree(place, ignore_errors=True)
+    order = np.random.default_rng(config.seed).permutation(len(clips))
+    for label in LABELS:
+        (place / label.name).mkdir(parents=True)
+        mine = [clips[i] for i in order if clips[i].label == label and clips[i].tier in config.real_tiers]
+        for clip in mine[: config.clips]:
+            shutil.copy(clip.path, place / label.name)
     return place
 
 
@@ -206,6 +223,8 @@ def main(config: Benchmark) -> None:
         folder, _, run = each.partition("=")
         folders[Path(folder).name], runs[Path(folder).name] = Path(folder), Path(run)
     dev, train = (find_clips(f"{config.shared}/data/foley:{split}") for split in ("dev", "train"))
+    if config.real_tiers:
+        folders[REAL] = real_clips(config, train)
     trips = {}
     if config.vocoder is not None:
         trips["dev through the vocoder"] = round_trip(config, dev, latents=False)
@@ -216,6 +235,7 @@ def main(config: Benchmark) -> None:
     systems = {name: records[name] for name in folders}
     about = {find_instrument(name).name: about_instrument(name) for name in config.instruments}
     about |= {name: about_run(run) for name, run in runs.items()}
+    about[REAL] = ["-", "-", "-", "-", ", ".join(config.real_tiers)]
     best = next(iter(folders))
     shown = [
         [[read_wave(path, 22_050)[0] for path in sorted((folders[best] / label.name).glob("*.wav"))[:SHOWN]] for label in LABELS],

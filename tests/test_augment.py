@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foleybox.lab.augment import MelAugment, augment_mel, cut, draw_changes, gain, shift_bands, shift_time
+from foleybox.lab.augment import MelAugment, augment_mel, colour, cut, draw_changes, gain, shift_bands, shift_time
 
 FLOOR = -0.9
 POLICY = MelAugment(probability=1.0)
@@ -58,6 +58,14 @@ def test_gain_is_the_decibels_asked_for() -> None:
     louder = gain(picture(), torch.tensor([0.2, -2.0]), FLOOR)
     assert louder[0, 0, 3, 10] == pytest.approx(0.7)
     assert louder[1].max() == FLOOR  # and never below silence
+
+
+def test_a_colour_is_its_points_and_straight_between_and_leaves_silence() -> None:
+    image = torch.full((1, 1, 5, 3), FLOOR)
+    image[..., 1] = 0.0
+    after = colour(image, torch.tensor([[0.1, 0.3, -0.1]]), FLOOR)
+    assert after[0, 0, :, 1].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.1, -0.1])
+    assert (after[..., [0, 2]] == FLOOR).all()
 
 
 def test_a_cut_is_silence_and_nothing_else_changes() -> None:

@@ -12,13 +12,16 @@ from helpers_lab import toy_folder
 from foleybox.doors import UserError
 from foleybox.lab import export
 from foleybox.lab.data import find_clips
+from foleybox.lab.features import WIDE
+from foleybox.lab.graphs import Drawing, build_patches
 from foleybox.lab.models.autoencoder import AutoencoderConfig
-from foleybox.lab.models.patches import PatchesConfig
-from foleybox.lab.runs import load_autoencoder, load_patches
+from foleybox.lab.models.patches import Patches, PatchesConfig
+from foleybox.lab.models.vocos import Vocos, VocosConfig
+from foleybox.lab.runs import load_autoencoder, load_patches, read_clips
 from foleybox.lab.training import autoencoder, patches
 from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
 from foleybox.lab.training.common import STEADY
-from foleybox.lab.training.patches import TrainPatches, changed
+from foleybox.lab.training.patches import OTHER, TrainPatches, changed
 from foleybox.labels import LABELS
 
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
@@ -123,6 +126,36 @@ def test_of_two_places_the_louder_is_cropped() -> None:
     mel[:, :, 30:] = 0.0
     heard = (crop(mel, 8).amax((1, 2)) == 0).float().mean()
     assert 0.42 < float(heard) < 0.6  # 10 of 33 places hear it: 1 - (23 / 33) ** 2 = 0.51; one place alone 0.30
+
+
+def test_other_sounds_have_a_label_of_their_own_that_no_instrument_plays(
+    folder: Path, latents: Path, tmp_path: Path
+) -> None:
+    clips = find_clips(folder)
+    others = [replace(clip, label=None) for clip in clips[::3]]
+    moved, run = {}, tmp_path
+    for share in (0.0, 0.5):
+        run = tmp_path / f"run-{share}"
+        patches.train(replace(of_patches(run, latents), others_share=share, no_label=0.0), clips, others)
+        learnt = load_patches(run)[0].label.weight.detach()
+        assert len(learnt) == len(LABELS) + 2  # the seven, the others, none
+        torch.manual_seed(0)
+        moved[share] = (learnt - Patches(replace(SIZE, labels=OTHER + 1)).label.weight.detach())[OTHER].abs().max()
+    assert moved[0.0] < 1e-6 < 1e-5 < moved[0.5]
+    vocoder = Vocos(VocosConfig(bands=100, width=16, inner=16, layers=1)).eval()
+    parts = load_patches(run)[0], load_autoencoder(latents)[0], vocoder
+    assert build_patches(*parts, WIDE, 4096, Drawing(flow_steps=1)).keys() == {"next", "decoder", "vocoder"}
+
+
+def test_patches_start_from_those_of_another_run_and_remember_what_it_heard(
+    folder: Path, latents: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = replace(of_patches(tmp_path / "second", latents), start_from=finished, lr=0.0, steps=1)
+    patches.train(config, find_clips(folder)[::2])
+    assert equal(load_patches(config.out)[0].state_dict(), load_patches(finished)[0].state_dict())
+    assert {row["clip"] for row in read_clips(config.out)} == {row["clip"] for row in read_clips(finished)}
+    with pytest.raises(UserError, match="expected those of --autoencoder"):
+        patches.train(replace(config, out=tmp_path / "third", model=replace(SIZE, layers=2)), find_clips(folder))
 
 
 def test_an_autoencoder_of_another_width_is_refused(folder: Path, latents: Path, tmp_path: Path) -> None:

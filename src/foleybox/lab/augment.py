@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 NEPER_PER_DB = 0.1151292546  # ln(10) / 20: log-mels are natural logarithms
@@ -48,9 +49,15 @@ def shift_bands(image: Tensor, bands: Tensor) -> Tensor:
 
 
 def gain(image: Tensor, amount: Tensor, floor: float, knee: float = 0.1) -> Tensor:
-    """Add `amount` [B] to each item, faded out over `knee` above the floor, so that silence stays exactly silent."""
+    """Add `amount` [B] to each item, or [B, M] to its bands, faded out over `knee` above the floor: silence stays silent."""
     audible = ((image - floor) / knee).clamp(0, 1)
-    return (image + amount[:, None, None, None] * audible).clamp(min=floor)
+    return (image + amount.reshape(len(image), 1, -1, 1) * audible).clamp(min=floor)
+
+
+def colour(image: Tensor, points: Tensor, floor: float) -> Tensor:
+    """Add to each item's bands a curve through `points` [B, K], evenly spaced from the lowest band to the highest."""
+    curve = F.interpolate(points[:, None], image.shape[2], mode="linear", align_corners=True)[:, 0]
+    return gain(image, curve, floor)
 
 
 def cut(image: Tensor, start: Tensor, length: Tensor, dim: int, floor: float) -> Tensor:

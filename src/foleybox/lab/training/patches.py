@@ -4,22 +4,24 @@
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
 from foleybox.doors import UserError
-from foleybox.lab.augment import NEPER_PER_DB, gain, shift_bands, shift_time
+from foleybox.lab.augment import NEPER_PER_DB, colour, gain, shift_bands, shift_time
 from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
 from foleybox.lab.features import SILENCE, WIDE
 from foleybox.lab.losses import flow_matching, roughness
 from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, draw
-from foleybox.lab.runs import fingerprint, load_autoencoder, open_run, resume, save_state
+from foleybox.lab.runs import fingerprint, load_autoencoder, load_patches, open_run, read_clips, resume, save_state
 from foleybox.lab.training.common import (
     STEADY,
     Log,
@@ -33,6 +35,8 @@ from foleybox.lab.training.common import (
     update_average,
 )
 from foleybox.labels import LABELS
+
+OTHER = len(LABELS)  # the label of `--others`
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,25 @@ class TrainPatches:
     "the run folder: checkpoint, log, sheets of sounds"
     autoencoder: Path = Path("runs/autoencoder")
     "run folder of `foleybox train autoencoder`, whose latents are learned"
+    start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "a run of `train patches` of the same sizes and autoencoder, whose averaged weights to start with"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
     held_out: float = 0.04
     "share of the recordings never trained on, for the held-out loss; 0: none"
     model: PatchesConfig = field(default_factory=PatchesConfig)
+    others: tuple[str, ...] = ()
+    "folders of sounds of any kind, heard under a label of their own: how sounds go on is learned from them too"
+    others_share: float = 0.25
+    "of a batch, if there are others"
     balanced: bool = True
     "every label equally often; else every clip"
     gain: float = 4.0
     "dB, up or down, drawn for each clip"
     shift_bands: int = 1
     "mel bands, up or down"
+    colour: float = 0.0
+    "dB: deviation of a smooth curve over the bands, drawn for each clip, as other microphones and rooms have"
     shift: float = 0.0
     "of the clip, later, drawn for each; steady labels (rain, motor) wrap round by any amount"
     amid: float = 0.15
@@ -97,7 +109,10 @@ def main(config: TrainPatches) -> int:
     """`foleybox train patches`."""
     if not config.data:
         raise UserError("no data: name one or more folders of recordings, such as `foleybox train patches sounds/`")
-    train(config, [clip for source in config.data for clip in find_clips(source, tiers=config.tiers or None)])
+    tiers = config.tiers or None
+    clips = [clip for source in config.data for clip in find_clips(source, tiers=tiers)]
+    others = [clip for source in config.others for clip in find_clips(source, tiers=tiers, any_label=True)]
+    train(config, clips, others)
     return 0
 
 
@@ -113,19 +128,23 @@ def changed(config: TrainPatches, mel: Tensor, steady: Tensor, patch: int) -> Te
     """
     B, _, T = mel.shape
     image = gain(mel[:, None], torch.empty(B).uniform_(-config.gain, config.gain) * NEPER_PER_DB, SILENCE)
+    if config.colour:
+        image = colour(image, torch.randn(B, 5) * config.colour * NEPER_PER_DB, SILENCE)
     later = torch.randint(int(config.shift * T) + patch, (B,))
     later = torch.where(steady, torch.randint(T, (B,)), later)
     image = shift_time(image, later, steady, SILENCE)
     return shift_bands(image, torch.randint(-config.shift_bands, config.shift_bands + 1, (B,)))[:, 0]
 
 
-def train(config: TrainPatches, clips: list[ClipFile]) -> Patches:
-    """Train on `clips` without those held out; return the averaged model in eval mode.
+def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile] = ()) -> Patches:
+    """Train on `clips` and `others` without those held out; return the averaged model in eval mode.
+
+    `others` are heard under one label more than the seven, which no instrument plays.
 
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
     at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
-    at_least(config, gain=0, shift_bands=0, shift=0, noise=0, threads=0, seed=0)
+    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
     autoencoder, _ = load_autoencoder(config.autoencoder)
     if autoencoder.config.latent != config.model.latent:
         raise UserError(
@@ -134,23 +153,30 @@ def train(config: TrainPatches, clips: list[ClipFile]) -> Patches:
         )
     if config.model.width % (2 * config.model.heads):
         raise UserError(f"--width {config.model.width}, --heads {config.model.heads}: expected a multiple of 2 heads")
+    if not 0 <= config.others_share < 1:
+        raise UserError(f"--others-share {config.others_share}: expected 0 to below 1")
+    if others:
+        config = replace(config, model=replace(config.model, labels=OTHER + 1))
     kept, held = split_by_recording(clips, config.held_out)
+    others, _ = split_by_recording(others, config.held_out)
     if not kept:
         raise UserError(f"{len(held)} clips, all of them held out: give more recordings or a lower --held-out")
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    torch.manual_seed(config.seed)
+    model = started(config, latents_of := fingerprint(autoencoder.components)).to(device)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
     with accelerator.main_process_first():
         # The components' fingerprint, not the path: latents mean nothing to others; the decoder may go on learning.
-        open_run(config.out, "patches", replace(config, autoencoder=fingerprint(autoencoder.components)), heard(kept))
-        mels, labels = load_mels(kept, WIDE), label_ids(kept)
+        clips = heard([*kept, *others])
+        clips += [row for row in read_clips(config.start_from) if row not in clips] if config.start_from else []
+        open_run(config.out, "patches", replace(config, autoencoder=latents_of), clips)
+        mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])
     autoencoder.to(device)
 
-    torch.manual_seed(config.seed)
-    model = Patches(config.model).to(device)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=0.02)
     parts = {"patches": model, "average": average, "optimizer": optimizer}
     start = resume(config.out / "state.pt", parts)
@@ -162,13 +188,16 @@ def train(config: TrainPatches, clips: list[ClipFile]) -> Patches:
             seed_step(config.seed, step, rank)
             bare.train()
             optimizer.param_groups[0]["lr"] = learning_rate(config, step)
+            beside = round(config.others_share * config.batch) if others else 0
             if config.balanced:
-                indices = balanced_indices(step, config.batch, labels, config.seed)
+                indices = balanced_indices(step, config.batch - beside, labels, config.seed)
             else:
-                indices = batch_indices(step, config.batch, len(mels), config.seed)
+                indices = batch_indices(step, config.batch - beside, len(kept), config.seed)
+            if beside:
+                indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.seed)])
             indices = share(indices, rank, world)
-            label = labels[indices]
-            mel = changed(config, mels[indices], STEADY[label], autoencoder.config.patch)
+            label = F.pad(labels, (0, len(others)), value=OTHER)[indices]
+            mel = changed(config, mels[indices], F.pad(STEADY, (0, 1))[label], autoencoder.config.patch)
             with torch.no_grad(), accelerator.autocast():
                 latents = autoencoder.encode(mel.to(device)).float()  # [B, N, D]
             latents, counted, first = some_amid(latents, config.amid)
@@ -193,12 +222,31 @@ def train(config: TrainPatches, clips: list[ClipFile]) -> Patches:
             last, extra = done == config.steps, {}
             if (last or done % config.sample_every == 0) and accelerator.is_main_process:
                 extra = measure(average, autoencoder, held_mels, held_labels)
-                extra |= look(config.out / "samples" / f"step-{done:06d}.png", average, autoencoder, mels, labels)
+                extra |= look(
+                    config.out / "samples" / f"step-{done:06d}.png", average, autoencoder, mels[: len(kept)], labels
+                )
             if last or done % config.log_every == 0 or extra:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(config.out / "state.pt", done, parts)
     return average
+
+
+def started(config: TrainPatches, latents_of: str) -> Patches:
+    """Return the model to begin with: of random weights, or with those of `start_from`.
+
+    Raises UserError for a run of another size or of latents with another fingerprint than `latents_of`.
+    """
+    model = Patches(config.model)
+    if config.start_from is not None:
+        given, theirs, _ = load_patches(config.start_from)
+        if (given.config, theirs) != (config.model, latents_of):
+            found = "latents of another autoencoder" if theirs != latents_of else f"{given.config}"
+            raise UserError(
+                f"--start-from {config.start_from} has {found}: expected those of --autoencoder, {config.model}"
+            )
+        model.load_state_dict(given.state_dict())
+    return model
 
 
 TIMES = 64  # of a step: what a time says is worked out once for all rows that have it
