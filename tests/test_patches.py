@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from foleybox.lab.losses import flow_matching, pooled_mel_distance, roughness  # noqa: E402
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, fold, unfold  # noqa: E402
-from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, Stream, draw, flow  # noqa: E402
+from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, Stream, draw, flow, leads, times  # noqa: E402
 from foleybox.lab.training.patches import head_loss, some_amid  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2, dropout=0.0)
@@ -133,6 +133,16 @@ def test_twelve_steps_keep_the_spread_of_a_gaussian_of_any_width() -> None:
             drawn = flow(Exact(spread), torch.tensor([[1.0], [-2.0]]), torch.zeros(2, 1))
         assert 0.95 < float(drawn[0] / spread) < 1.02
         assert float(drawn[1] / drawn[0]) == pytest.approx(-2, abs=1e-4)
+
+
+def test_steps_lead_exactly_where_a_speed_that_changes_evenly_goes() -> None:
+    """Speed 1 + 2 t: the true way is t + t^2. Only the first step, Euler's, is off, by the square of its length."""
+    clock = times(6)
+    point, last = 0.0, 0.0
+    for now, (lead, lead_of_last) in zip(clock, leads(6)):
+        speed = 1 + 2 * now
+        point, last = point + lead * speed + lead_of_last * last, speed
+    assert point == pytest.approx(2 - clock[1] ** 2, abs=1e-12)
 
 
 def test_the_loss_of_the_true_speed_of_a_known_point_is_zero() -> None:

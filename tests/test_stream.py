@@ -19,7 +19,7 @@ from foleybox.lab.models.patches import draw as draw_in_torch  # noqa: E402
 from foleybox.lab.models.vocos import Vocos, VocosConfig  # noqa: E402
 from foleybox.labels import LABELS  # noqa: E402
 from foleybox.studio.points import vary  # noqa: E402
-from foleybox.studio.stream import draw  # noqa: E402
+from foleybox.studio.stream import draw, rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2)
@@ -70,6 +70,15 @@ def test_the_graph_draws_what_torch_draws_but_for_rounded_weights(
     drawn = draw(synth.sessions["next"], label.numpy(), noise.numpy())
     assert np.abs(drawn - wanted).max() < 0.1
     assert np.corrcoef(drawn.ravel(), wanted.ravel())[0, 1] > 0.999
+
+
+def test_only_a_guided_clip_has_a_second_row_and_clips_never_mix() -> None:
+    clip, label, mix = rows(np.array([5, 3, 0]), np.array([2.0, 1.0, 1.5], np.float32))
+    assert clip.tolist() == [0, 1, 2, 0, 2]
+    assert label.tolist() == [5, 3, 0, -1, -1]
+    assert mix[[0, 3]].tolist() == [[2, 0, 0, -1, 0]] * 2
+    assert mix[1].tolist() == [0, 1, 0, 0, 0]
+    assert mix[[2, 4]].tolist() == [[0, 0, 1.5, 0, -0.5]] * 2
 
 
 def test_what_lies_before_the_window_is_forgotten_slot_by_slot(

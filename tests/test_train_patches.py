@@ -21,7 +21,7 @@ from foleybox.lab.runs import load_autoencoder, load_patches, read_clips
 from foleybox.lab.training import autoencoder, patches
 from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
 from foleybox.lab.training.common import STEADY
-from foleybox.lab.training.patches import OTHER, TrainPatches, changed
+from foleybox.lab.training.patches import OTHER, TrainPatches, as_many_rows, changed
 from foleybox.labels import LABELS
 
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
@@ -156,6 +156,13 @@ def test_patches_start_from_those_of_another_run_and_remember_what_it_heard(
     assert {row["clip"] for row in read_clips(config.out)} == {row["clip"] for row in read_clips(finished)}
     with pytest.raises(UserError, match="expected those of --autoencoder"):
         patches.train(replace(config, out=tmp_path / "third", model=replace(SIZE, layers=2)), find_clips(folder))
+
+
+def test_every_place_that_counts_is_a_row_and_no_other_is() -> None:
+    counted = torch.tensor([[True, True, False], [True, False, False]])
+    rows = as_many_rows(counted)
+    assert len(rows) == 6
+    assert rows.bincount(minlength=6).tolist() == [2, 2, 0, 2, 0, 0]
 
 
 def test_an_autoencoder_of_another_width_is_refused(folder: Path, latents: Path, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ The graph before it of kind "gan":
 Those of kind "patches", whose clips are P places one after the other; its latent is [P, D + G], of each place D numbers
 for what is drawn there and G for the grain of its T / P frames:
 
-    next        before float32 [N, D] (what place - 1 drew), label int64 [N], place int64 [], noise float32 [N, D],
-                keys_0, values_0, keys_1 ... float32 [N, H, W, E]: what each layer keeps of the last W places, that of
-                place p in slot p mod W
-                -> latent float32 [N, D], new_keys, new_values float32 [layers, N, H, E]: what to keep of this place
+    next        before float32 [R, D] (what place - 1 drew), label int64 [R] (-1: none), mix float32 [R, R], place int64 [],
+                noise float32 [R, D], keys_0, values_0, keys_1 ... float32 [R, H, W, E]: what each layer keeps of the
+                last W places, that of place p in slot p mod W
+                -> latent float32 [R, D], new_keys_0, new_values_0, new_keys_1 ... float32 [R, H, E]: what to keep of
+                this place. A clip is a row; where it is guided by g it is two, the second one without a label, which
+                mix with g and 1 - g. Its metadata `guidance` has g for each label; 1 is none.
     decoder     latents float32 [N, P, D], grain float32 [N, T, G P / T] -> mel float32 [N, M, T]
 
 N clips at once (any number), M mel bands, T frames, L samples. Reading is strict: an instrument that was cut short, or

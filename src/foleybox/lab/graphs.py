@@ -7,7 +7,6 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops import scan
 from torch.nn.utils import parametrize
 
 from foleybox.doors import UserError
 from foleybox.lab.features import DCASE, SILENCE, WIDE, MelConfig
 from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.hifigan import Hifigan
-from foleybox.lab.models.patches import Layer, Patches, flow, rotate, times
+from foleybox.lab.models.patches import Layer, Patches, leads, times
 from foleybox.lab.models.sagan import Generator, to_mel
 from foleybox.lab.models.vocos import Vocos
+from foleybox.labels import LABELS
 
 TOLERANCE_MEL, TOLERANCE_WAVE, TOLERANCE_LATENT = 1e-3, 1e-3, 1e-3
 "largest difference to torch that an export may have: log-mel, wave of full scale 1, latents"
@@ -90,7 +91,7 @@ def stored_small(graph: bytes) -> bytes:
     """Return a graph whose large weights are stored as 8-bit integers and a scale for each output: a quarter of the size.
 
     They become float32 again when the graph is loaded, so that it computes as before, with rounded weights. The basis of
-    the inverse STFT is no weight: it is stored in 16 bits.
+    the inverse STFT and what the times of a flow say are no weights: they are stored in 16 bits.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -103,7 +104,7 @@ def stored_small(graph: bytes) -> bytes:
             kept.append(each)
             continue
         name = each.name
-        if name.startswith("inverse."):
+        if name.startswith("inverse.") or name == "said":
             kept.append(numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
             nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
             continue
@@ -120,6 +121,15 @@ def stored_small(graph: bytes) -> bytes:
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *old])
     onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def stamped(graph: bytes, key: str, value: str) -> bytes:
+    """Return a graph with a line of metadata: what its caller must know and its inputs do not say."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    onnx.helper.set_model_props(model, {key: value})
     return model.SerializeToString()
 
 
@@ -183,51 +193,87 @@ def build_gan(generator: Generator, vocoder: Vocos | Hifigan, mel: MelConfig, sa
 
 
 class NextGraph(nn.Module):
-    """The next latent of N sequences, and the keys and values of their place, for the caller to keep.
+    """The next latent of R rows, and the keys and values of their place, for the caller to keep.
 
-    (before [N, D], label [N], place [], noise [N, D], then for each layer kept keys and values [N, 2 H, W, C / H])
-    -> (latent [N, D], new keys [layers, N, 2 H, C / H], new values, likewise)
+    (before [R, D], label [R] (-1: none), mix [R, R], place [], noise [R, D], then for each layer kept keys and values
+    [R, H, W, C / H]) -> (latent [R, D], then for each layer new keys and values [R, H, C / H])
 
-    The second half of the heads are those of the same sequence without its label, by which it is guided; each label has
-    its guidance. W is the window. Keys and values of place p belong into slot p mod W of what is kept, which the caller
-    does: handing over and back all that is kept would cost more than the arithmetic. At place 0 `before` is not read.
+    A clip is a row, and where it is guided also a second one without a label: `mix` says how the speeds of the flow are
+    added up, row by row, so that both rows draw the same. W is the window. Keys and values of place p belong into slot
+    p mod W of what is kept, which the caller does: handing over and back all that is kept would cost more than the
+    arithmetic. At place 0 `before` is not read.
+
+    It is written for few and small steps, since each costs a microsecond or two, some hundred times a place. The steps of
+    the flow are a scan, in which the weights of the head are there once and stay in the cache.
     """
 
     said: Tensor
-    guidance: Tensor
+    leads: Tensor
 
-    def __init__(self, model: Patches, steps: int, guidance: Sequence[float]) -> None:
+    def __init__(self, model: Patches, steps: int) -> None:
         super().__init__()
-        self.model, self.steps = model, steps
-        self.register_buffer("guidance", torch.tensor(guidance), persistent=False)
+        self.model = model
+        head, width = model.head, model.config.head_width
         with torch.no_grad():
-            self.register_buffer("said", model.head.say_time(torch.tensor(times(steps)[:-1])), persistent=False)
+            said = head.say_time(torch.tensor(times(steps)[:-1]))[:, None] + head.own  # [steps, layers + 1, 3 E]
+            said[..., width : 2 * width] += 1  # the scale is one plus what is said
+        self.register_buffer("said", said.flatten(1)[:, None], persistent=False)
+        self.register_buffer("leads", torch.tensor(leads(steps))[:, :, None], persistent=False)
 
-    def forward(self, before: Tensor, label: Tensor, place: Tensor, noise: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        model, heads = self.model, self.model.config.heads
+    def forward(self, before: Tensor, label: Tensor, mix: Tensor, place: Tensor, noise: Tensor, *kept: Tensor) -> Any:
+        model, R = self.model, len(label)
         begins = (place == 0).to(before.dtype)
-        x = begins * model.first.weight[0] + (1 - begins) * model.embed(before)  # [N, C]
-        both = torch.stack([model.label(label), model.label(torch.full_like(label, model.no_label))], 1)  # [N, 2, C]
-        x = (x[:, None] + both).flatten(0, 1)[:, None]  # [2 N, 1, C]
+        x = begins * model.first.weight[0] + (1 - begins) * model.embed(before)
+        x = (x + model.label(torch.where(label < 0, model.no_label, label)))[:, None]  # [R, 1, C]
+        H, E = kept[0].shape[1], kept[0].shape[3]
         slots = torch.arange(kept[0].shape[2], device=place.device)
         # What is kept of place p lies in slot p mod W; the slot that this place will take is the one that is forgotten.
         hidden = torch.where((slots < place) & (slots != place % len(slots)), 0.0, -torch.inf)  # [W]
-        new_keys, new_values = [], []
+        turn = turns(place, E)
+        turn = torch.stack([turn / math.sqrt(E), turn])[:, None]  # queries, keys: [2, 1, 2, 2, E / 2]
+        new = []
         for index, layer in enumerate(model.layers):
             assert isinstance(layer, Layer)
-            keys, values = (part.unflatten(1, (2, heads)).flatten(0, 1) for part in kept[2 * index : 2 * index + 2])
-            query, key, value = layer.project(x)  # [2 N, H, 1, C / H]
-            query, key = rotate(query, place[None]), rotate(key, place[None])
-            query = query / math.sqrt(query.shape[-1])
-            scores = torch.cat([query @ keys.transpose(2, 3) + hidden, (query * key).sum(-1, keepdim=True)], -1)
-            weights = scores.softmax(-1)
-            x = layer.finish(x, weights[..., :-1] @ values + weights[..., -1:] * value)
-            new_keys.append(key[:, :, 0].unflatten(0, (-1, 2)).flatten(1, 2))
-            new_values.append(value[:, :, 0].unflatten(0, (-1, 2)).flatten(1, 2))
-        context = model.norm(x)[:, 0].unflatten(0, (-1, 2))  # [N, 2, C]
-        guidance = self.guidance[label][:, None]
-        latent = flow(model.head, noise, context[:, 0], context[:, 1], guidance, self.steps, self.said)
-        return latent, torch.stack(new_keys), torch.stack(new_values)
+            keys, values = kept[2 * index : 2 * index + 2]
+            parts = layer.query_key_value(layer.norm_attention(x)).reshape(R, 3, H, E)
+            turned = (parts[:, :2].reshape(R, 2, H, 1, 2, E // 2) * turn).sum(4)
+            query, key = (each.reshape(R, H, E) for each in turned.split(1, 1))
+            value = parts[:, 2]
+            scores = (keys @ query[..., None])[..., 0] + hidden  # [R, H, W]
+            weights = torch.cat([scores, (query * key).sum(-1, keepdim=True)], -1).softmax(-1)
+            past, own = weights.split([len(slots), 1], -1)
+            x = layer.finish(x, past[:, :, None] @ values + (own * value)[:, :, None])
+            new += [key, value]
+        return self.flow(noise, model.norm(x)[:, 0], mix), *new
+
+    def flow(self, noise: Tensor, context: Tensor, mix: Tensor) -> Tensor:
+        """Do what `models.patches.flow` does, all that does not depend on the point worked out at once before it."""
+        head = self.model.head
+        said = head.of_context(context).repeat(1, len(head.own)) + self.said  # [steps, R, (layers + 1) 3 E]
+        told = said.chunk(3 * len(head.own), -1)[:-1]  # shift, scale, gate of each layer; no gate in the end
+
+        def step(carry: tuple[Tensor, Tensor], of_step: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
+            (point, last), (lead, lead_of_last, *told) = carry, of_step
+            x = head.embed(point)
+            for index, (rise, fall) in enumerate(zip(head.rises, head.falls, strict=True)):
+                shift, scale, gate = told[3 * index : 3 * index + 3]
+                x = x + gate * fall(F.silu(rise(head.norm(x) * scale + shift)))
+            shift, scale = told[-2:]
+            speed = mix @ head.speed(head.norm(x) * scale + shift)
+            return (point + lead * speed + lead_of_last * last, speed), ()
+
+        start = (noise, torch.zeros_like(noise))
+        (point, _), _ = scan(step, start, (*self.leads.unbind(1), *told))  # pyright: ignore[reportGeneralTypeIssues]
+        return point
+
+
+def turns(place: Tensor, size: int) -> Tensor:
+    """Return `models.patches.rotate` at `place` [] as matrices [2, 2, size / 2]: channel i of the result is the sum of
+    turns[i, j] times channel j."""
+    half = size // 2
+    angles = place.float() * torch.exp(torch.arange(half, device=place.device) * (-math.log(1000.0) / half))
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.stack([cosine, -sine, sine, cosine]).reshape(2, 2, half)
 
 
 class DecoderGraph(nn.Module):
@@ -268,33 +314,35 @@ def build_patches(
     if mel != WIDE:
         raise UserError(f"the vocoder reads the mel {mel}, the autoencoder makes {WIDE}: train one with --mel wide")
     config, form = model.config, autoencoder.config
-    if len(drawing.guidance) != config.labels or drawing.flow_steps < 1 or drawing.sharpen < 0:
+    if len(drawing.guidance) != len(LABELS) or drawing.flow_steps < 1 or drawing.sharpen < 0:
         raise UserError(
             f"{len(drawing.guidance)} numbers of --guidance, --flow-steps {drawing.flow_steps}, --sharpen "
-            f"{drawing.sharpen:g}: expected {config.labels}, 1 or more, 0 or more"
+            f"{drawing.sharpen:g}: expected {len(LABELS)}, 1 or more, 0 or more"
         )
     places = -(-samples // (mel.hop * form.patch))
-    make, decode = NextGraph(model, drawing.flow_steps, drawing.guidance), DecoderGraph(autoencoder, drawing.sharpen)
+    make, decode = NextGraph(model, drawing.flow_steps), DecoderGraph(autoencoder, drawing.sharpen)
     torch.manual_seed(0)
-    shape = (3, 2 * config.heads, places, config.width // config.heads)
+    shape = (3, config.heads, places, config.width // config.heads)
     kept = {f"{kind}_{i}": 0.5 * torch.randn(shape) for i in range(config.layers) for kind in ("keys", "values")}
     inputs = {
         "before": torch.randn(3, config.latent),
-        "label": torch.tensor([0, 3, 6]),
+        "label": torch.tensor([0, -1, 6]),
+        "mix": torch.tensor([[1.5, -0.5, 0.0], [1.5, -0.5, 0.0], [0.0, 0.0, 1.0]]),
         "place": torch.tensor(5),
         "noise": torch.randn(3, config.latent),
         **kept,
     }
 
     def some(n: int, place: int) -> dict[str, Tensor]:
-        return {name: value[:n] if value.ndim else torch.tensor(place) for name, value in inputs.items()}
+        values = {name: value[:n] if value.ndim else torch.tensor(place) for name, value in inputs.items()}
+        return {**values, "mix": inputs["mix"][:n, :n]}
 
-    dynamic = {name: {0: BATCH} for name in inputs if name != "place"}
+    dynamic = {name: {0: BATCH} for name in inputs if name != "place"} | {"mix": {0: BATCH, 1: BATCH}}
     latents, grain = torch.randn(3, places, config.latent), torch.randn(3, places * form.patch, form.noise)
     mels = decode(latents, grain).detach()
     decoder_inputs = {"latents": latents[:2], "grain": grain[:2]}
     graphs = {
-        "next": to_onnx(make, some(2, 5), ["latent", "new_keys", "new_values"], dynamic, rest=len(kept)),
+        "next": to_onnx(make, some(3, 5), ["latent", *(f"new_{name}" for name in kept)], dynamic, rest=len(kept)),
         "decoder": to_onnx(decode, decoder_inputs, ["mel"], {name: {0: BATCH} for name in decoder_inputs}),
         "vocoder": to_onnx(vocoder, {"mel": mels[:2]}, ["wave"], {"mel": {0: BATCH, 2: FRAMES}}),
     }
@@ -302,4 +350,5 @@ def build_patches(
         check("next", graphs["next"], make, some(n, place), TOLERANCE_LATENT)
         check("decoder", graphs["decoder"], decode, {"latents": latents[:n], "grain": grain[:n]}, TOLERANCE_MEL)
         check("vocoder", graphs["vocoder"], vocoder, {"mel": mels[:n, :, : 100 * n]}, TOLERANCE_WAVE)
-    return {name: stored_small(graph) for name, graph in graphs.items()}
+    small = {name: stored_small(graph) for name, graph in graphs.items()}
+    return {**small, "next": stamped(small["next"], "guidance", " ".join(f"{each:g}" for each in drawing.guidance))}

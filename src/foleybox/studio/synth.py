@@ -39,7 +39,7 @@ AUDIBLE = 10 ** (-45 / 20)
 "a clip whose peak is below this (-45 dBFS) is silence, and drawn anew"
 INPUTS = {
     "generator": ["latent", "label"],
-    "next": ["before", "label", "place", "noise"],  # and what it keeps
+    "next": ["before", "label", "mix", "place", "noise"],  # and what it keeps
     "decoder": ["latents", "grain"],
     "vocoder": ["mel"],
 }

@@ -219,6 +219,16 @@ def times(steps: int) -> list[float]:
     return [math.sin(math.pi / 2 * step / steps) for step in range(steps + 1)]
 
 
+def leads(steps: int) -> list[tuple[float, float]]:
+    """Return for each step how far this speed and the last one lead the point on (Adams and Bashforth's second order).
+
+    The first step has no last speed and is Euler's.
+    """
+    lengths = [then - now for now, then in itertools.pairwise(times(steps))]
+    bends = [0.0, *(length / before / 2 for before, length in itertools.pairwise(lengths))]
+    return [(length * (1 + bend), -length * bend) for length, bend in zip(lengths, bends)]
+
+
 def flow(
     head: FlowHead,
     noise: Tensor,
@@ -226,7 +236,6 @@ def flow(
     unlabelled: Tensor | None = None,
     guidance: float | Tensor = 1.0,
     steps: int = 12,
-    said_of_times: Tensor | None = None,
 ) -> Tensor:
     """Move noise [R, D] to latents [R, D] in `steps` steps of Adams and Bashforth's second order.
 
@@ -234,24 +243,19 @@ def flow(
     of its spread, whatever the network has learned, and so rain too smooth; these draw 0.98 (tests/test_patches.py).
 
     With `unlabelled`, the contexts [R, C] of the same sequences without their label, the speed is that without label
-    plus `guidance` (or [R, 1]) times the difference that the label makes (Ho & Salimans 2022). `said_of_times` is
-    `say_time` of the steps' times, if the caller has it.
+    plus `guidance` (or [R, 1]) times the difference that the label makes (Ho & Salimans 2022).
     """
-    point, clock = noise, times(steps)
+    point, before = noise, torch.zeros_like(noise)
     said = head.of_context(context)
     said_without = head.of_context(unlabelled) if unlabelled is not None else None
-    if said_of_times is None:
-        said_of_times = head.say_time(torch.tensor(clock[:-1], device=noise.device))
-    before, length_before = None, 1.0
-    for (now, then), time in zip(itertools.pairwise(clock), said_of_times):
+    said_of_times = head.say_time(torch.tensor(times(steps)[:-1], device=noise.device))
+    for (lead, lead_of_last), time in zip(leads(steps), said_of_times):
         speed = head(point, said + time)
         if said_without is not None:
             without = head(point, said_without + time)
             speed = without + guidance * (speed - without)
-        length = then - now
-        bend = 0.0 if before is None else (speed - before) * (length / length_before / 2)
-        point = point + length * (speed + bend)
-        before, length_before = speed, length
+        point = point + lead * speed + lead_of_last * before
+        before = speed
     return point
 
 
