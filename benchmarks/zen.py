@@ -311,6 +311,9 @@ def main(config: Benchmark) -> None:
         print(page[-1])
     page.append(f"The whole page took {time.process_time():.0f} s of processor, beside the training steps' own.")
     if config.out is not None:
+        seen = config.out.with_name(f"{config.out.stem}_seen.md")
+        if seen.is_file():
+            page.append(seen.read_text(encoding="utf-8").rstrip())
         write_text(config.out, "\n\n".join(page) + "\n")
 
 

@@ -62,13 +62,14 @@ def test_every_command_of_a_page_runs_in_order(page: Path, tmp_path: Path) -> No
     run_page(page, tmp_path)
 
 
-def test_the_baseline_runs_from_its_page_on_real_recordings(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", ["baseline.md", "cmu-a.md"])
+def test_a_system_runs_from_its_page_on_real_recordings(page: str, shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the page uses the lab")
     for label in LABELS:
         (tmp_path / "my_sounds" / label.name).mkdir(parents=True)
         for clip in sorted((shared / "data" / "foley" / label.name).iterdir())[:3]:
             (tmp_path / "my_sounds" / label.name / clip.name).symlink_to(clip.resolve())
-    run_page(next(page for page in PAGES if page.name == "baseline.md"), tmp_path)
+    run_page(next(path for path in PAGES if path.name == page), tmp_path)
     assert len(list((tmp_path / "sounds").rglob("*.wav"))) == 14
 
 
