@@ -52,6 +52,8 @@ class Benchmark:
     "sounds of each label from which the selection keeps `clips`"
     seed: int = 0
     "seed of the first of them"
+    draws: int = 50
+    "batches of sounds from which an averaged generator's batch statistics are re-estimated"
     audit: bool = False
     "also look for copies of training clips among the sounds of the best row: some minutes more"
 
@@ -85,8 +87,9 @@ class Bench:
             return place
         instrument = self.config.work / f"{name}-{weights}-instrument"
         # The last weights are the report's: with the batch statistics of the training, as they are.
-        plain = () if weights == "average" else ("--draws", "0")
-        self.foleybox("export", run, self.config.vocoder, "-o", instrument, "--weights", weights, *plain, "--force")
+        draws = str(self.config.draws if weights == "average" else 0)
+        flags = ("--weights", weights, "--draws", draws, "--force")
+        self.foleybox("export", run, self.config.vocoder, "-o", instrument, *flags)
         self.foleybox(
             "generate", "all", "--instrument", instrument, "-n", str(count), "--seed", str(self.config.seed), "-o", place,
             "--force", "--sheet", place.with_suffix(".png"),

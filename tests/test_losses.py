@@ -103,6 +103,11 @@ def test_with_labels_total_collapse_is_cheap() -> None:
     expected = -math.log((math.e + 8 * math.exp(10)) / (math.e + 62 * math.exp(10)))
     assert float(nine) == pytest.approx(expected, abs=1e-6)
     assert expected < 2.07
+    # Of 64 items in seven labels nine are of one label, but ten of the first.
+    of_nine, of_ten = (-math.log((math.e + k * math.exp(10)) / (math.e + 63 * math.exp(10))) for k in (8, 9))
+    assert of_nine == pytest.approx(2.063680, abs=1e-6)
+    whole = loss(collapsed, collapsed, 0.1, 1.0, labels=torch.arange(64) % 7)
+    assert whole == pytest.approx((54 * of_nine + 10 * of_ten) / 64, abs=1e-9)
 
 
 def test_without_labels_it_never_falls_below_its_floor() -> None:
@@ -160,6 +165,21 @@ def test_it_does_not_depend_on_the_order_of_the_batch_or_a_rotation() -> None:
     assert loss(data[order], proxy[order], 0.1, 1.0, source=source[order], labels=labels[order]) == pytest.approx(value)
     turn = torch.linalg.qr(unit(6, 6, seed=4))[0]
     assert loss(data @ turn, proxy @ turn, 0.1, 1.0, source=source @ turn, labels=labels) == pytest.approx(value)
+
+
+def test_it_does_not_depend_on_the_names_of_the_labels() -> None:
+    labels, table = torch.arange(10) % 3, unit(3, 6, seed=1)
+    data, source = unit(10, 6), unit(10, 6, seed=2)
+    name = torch.tensor([2, 0, 1])  # of each label; its embedding moves with it
+    renamed = torch.empty_like(table)
+    renamed[name] = table
+    for rest in ({}, {"source": source}):
+        without, value = (
+            loss(data, table[labels], 0.1, 1.0, **rest),
+            loss(data, table[labels], 0.1, 1.0, labels=labels, **rest),
+        )
+        assert loss(data, renamed[name[labels]], 0.1, 1.0, **rest) == without
+        assert loss(data, renamed[name[labels]], 0.1, 1.0, labels=name[labels], **rest) == value
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -88,6 +88,20 @@ def test_embeddings_and_proxies_have_unit_length() -> None:
     torch.testing.assert_close(judged.proxy.norm(dim=1), torch.ones(3))
 
 
+def test_the_length_of_a_label_embedding_or_a_projection_means_nothing() -> None:
+    """Embeddings are normalised where they are used: their scale before that cannot reach a loss."""
+    discriminator = Discriminator(TINY).eval()
+    image, label = torch.randn(3, 1, 80, 344), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        before = discriminator(image, label)
+        discriminator.label_embedding.weight.mul_(5)
+        last = discriminator.projection[2]
+        last.bias.mul_(5)  # type: ignore[operator, union-attr]
+        last.register_forward_hook(lambda module, inputs, output: output + 4 * F.linear(inputs[0], module.weight))
+        after = discriminator(image, label)
+    torch.testing.assert_close(after, before)
+
+
 def test_the_label_enters_the_logit_only_on_request() -> None:
     image = torch.randn(1, 1, 80, 344)
     for wanted in (False, True):
@@ -420,6 +434,23 @@ def test_the_penalties_are_in_the_loss_when_they_are_due(folder: Path, tmp_path:
     assert ["d_r1" in line for line in lines] == [True, False, True, False]
     assert ["d_lecam" in line for line in lines] == [False, False, True, True]
     assert all(line["d_r1"] > 0 for line in lines[::2])
+
+
+def test_reals_and_fakes_are_changed_by_one_policy_and_by_draws_of_their_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    draw = loop.draw_changes
+
+    def spy(count: int, bands: int, frames: int, policy: MelAugment) -> Any:
+        drawn.append((policy, draw(count, bands, frames, policy)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(loop, "draw_changes", spy)
+    policy = MelAugment(probability=0.9)
+    train(tiny_run(tmp_path / "run", steps=1, augment=policy), find_clips(folder), tmp_path / "run")
+    assert [used for used, _ in drawn] == [policy, policy]  # the fakes once a step: both networks' steps see the same
+    assert not torch.equal(drawn[0][1].shift, drawn[1][1].shift)
 
 
 def test_anchors_follow_the_logits() -> None:

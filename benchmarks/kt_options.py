@@ -1,0 +1,423 @@
+"""Write results/kt_options.md: the options of KT's system one after another, from one generator, as many steps each.
+
+python benchmarks/kt_options.py shipped ../shared
+python benchmarks/kt_options.py train ../shared --runs runs/k4
+python benchmarks/kt_options.py measure ../shared --runs runs/k4 --vocoder runs/ship/vocoder
+
+`shipped` tries what needs no training (sharpening, temperature) on the GAN that ships, by the distance to `train`; `draw`
+draws its sounds with mels finished so. `train` goes on from its generator, whose run is gone and whose graph is not: a
+new discriminator catches up first, then the run is copied for each option and goes on with it; the same command resumes.
+`measure` draws and measures every branch, and writes the page.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import tyro
+from kt import METRICS, ROOT, Bench, Benchmark, by_label, figure, table
+from numpy.typing import NDArray
+
+from foleybox.audio import resample, write_wave
+from foleybox.doors import write_text
+from foleybox.lab.data import find_clips, heard, load_mels
+from foleybox.lab.evaluation.embeddings import load_embedding
+from foleybox.lab.evaluation.frechet import frechet, gaussian
+from foleybox.lab.features import DCASE, SILENCE
+from foleybox.lab.models.sagan import Discriminator, Generator, SaganConfig
+from foleybox.lab.runs import open_run, read_run_config, read_state, save_state
+from foleybox.lab.scored import Ruler, as_written
+from foleybox.lab.selection import choose
+from foleybox.lab.training.sagan import Anchors, TrainSagan
+from foleybox.labels import LABELS
+from foleybox.studio.seeds import noise
+from foleybox.studio.synth import Synth
+
+RESULTS = ROOT / "results"
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+OPTIONS = {  # of each branch: the settings that differ, as in config.json
+    "none": {},
+    "diffaug": {"augment.probability": 0.3},
+    "lecam": {"steadiers.lecam": 0.1},
+    "r1": {"steadiers.r1": 0.1},
+}
+COMMON = {"lr_generator": 2e-4, "average": 0.99}  # of all branches; while the discriminator catches up: 0, and 0.998
+
+
+@dataclass(frozen=True)
+class Train:
+    """Go on from an exported generator, once with each option. The same command resumes."""
+
+    shared: tyro.conf.Positional[Path]
+    "folder with data/foley"
+    runs: Path = Path("runs/k4")
+    options: tuple[str, ...] = tuple(OPTIONS)
+    instrument: str = "sagan-small"
+    step: int = 5_750
+    "the step that the instrument's training had reached"
+    caught_up: int = 6_000
+    "the step at which its new discriminator has caught up"
+    steps: int = 6_100
+    "the last step of every branch"
+    compile: bool = False
+
+
+def train_all(config: Train) -> None:
+    warm = config.runs / "warm"
+    if not (warm / "state.pt").is_file():
+        restore(config, warm)
+    go_on(config, warm, {"lr_generator": 0.0, "average": 0.998}, config.caught_up)
+    for name in config.options:
+        settings = COMMON | OPTIONS[name]
+        if not (config.runs / name / "state.pt").is_file():
+            branch(warm, config.runs / name, settings)
+        go_on(config, config.runs / name, settings, config.steps)
+
+
+def go_on(config: Train, run: Path, settings: dict[str, float], steps: int) -> None:
+    """Train a run up to a step, as the command line would."""
+    if read_state(run / "state.pt")["step"] >= steps:
+        return
+    flags = [f"--{key.rpartition('.')[2].replace('_', '-')}={value}" for key, value in settings.items()]
+    flags += ["--compile"] if config.compile and "augment.probability" not in settings else []
+    command = f"-m foleybox train sagan {config.shared}/data/foley:train --system kt-2c -o {run} --conditional-logit"
+    command += f" --batch 16 --lr-discriminator 4e-4 --steps {steps} --threads 1 --device cpu --tracker none"
+    command += " --log-every 25 --save-every 50 --sample-every 1000"
+    path = {"PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, *command.split(), *flags], check=True, env={**os.environ, **path})
+
+
+def restore(config: Train, out: Path) -> None:
+    """Make a run folder of an exported generator and a new discriminator.
+
+    The generator's rate is 0: the discriminator must catch up before its opinion is worth following.
+    """
+    source = f"{config.shared}/data/foley:train"
+    synth = Synth.load(config.instrument)
+    model = SaganConfig(**synth.instrument.made_with["generator"]["model"])
+    settings = TrainSagan(
+        data=(source,), out=out, model=model, batch=16, lr_generator=0.0, lr_discriminator=4e-4, average=0.998
+    )
+    open_run(out, "sagan", settings, clips=heard(find_clips(source)))
+    torch.manual_seed(settings.seed)
+    generator, discriminator = Generator(model), Discriminator(model)
+    generator.load_state_dict(weights_of(synth.folder / "generator.onnx", generator))
+    with torch.no_grad():
+        for _ in range(40):  # the power iterations of the spectral norms settle
+            generator.train()(torch.randn(7, model.latent), torch.arange(7))
+    parts = {
+        "generator": generator,
+        "discriminator": discriminator,
+        "average": generator,
+        "anchors": Anchors(),
+        "optimizer_g": torch.optim.Adam(generator.parameters(), settings.lr_generator, settings.betas),
+        "optimizer_d": torch.optim.Adam(discriminator.parameters(), settings.lr_discriminator, settings.betas),
+    }
+    save_state(out / "state.pt", config.step, parts)
+
+
+def weights_of(graph: Path, generator: Generator) -> dict[str, torch.Tensor]:
+    """Return a state dict for `generator` from its exported graph.
+
+    The export has multiplied out the spectral norms, folded each block's second batch norm into the convolution before
+    it (whose scale the batch norm undoes again), and stored the tables of gains and biases without their names, in order.
+    """
+    model = onnx.load(str(graph))
+    stored = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
+    state = generator.state_dict()
+    for name, value in state.items():
+        plain = stored.get("generator." + name.replace("parametrizations.weight.original", "weight"))
+        if plain is not None:
+            state[name] = plain.reshape(value.shape)
+    tables = [
+        stored[name]
+        for node in model.graph.node
+        for name in node.input
+        if name in stored and stored[name].ndim == 2 and len(stored[name]) == len(LABELS)
+    ]
+    names = [name for name in state if name.endswith((".gamma", ".beta")) and state[name].ndim == 2]
+    return state | dict(zip(names, tables, strict=True))
+
+
+def branch(source: Path, out: Path, changes: dict[str, float]) -> None:
+    """Copy a run folder and change settings in the copy, which `foleybox train` rightly refuses to do.
+
+    The generator's optimiser gets the copy's rate: a resumed run takes its rates from the checkpoint.
+    """
+    settings, state = read_run_config(source), read_state(source / "state.pt")
+    for key, value in changes.items():
+        group, _, name = key.rpartition(".")
+        place = settings[group] if group else settings
+        assert name in place, key
+        place[name] = value
+    state["optimizer_g"]["param_groups"][0]["lr"] = settings["lr_generator"]
+    (out / "samples").mkdir(parents=True)
+    shutil.copy(source / "clips.jsonl", out)
+    write_text(out / "config.json", json.dumps(settings, indent=1) + "\n")
+    torch.save(state, out / "state.pt")
+
+
+# --- without training -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Measure a GAN instrument with its mels sharpened, and with scaled noise, by the distance to `train`."""
+
+    shared: tyro.conf.Positional[Path]
+    instrument: str = "sagan-small"
+    settings: tuple[str, ...] = ("0,1", "0.3,1", "0.6,1", "0.9,1", "0,0.8", "0,0.9", "0,1.1", "0,1.25")
+    "sharpening, temperature"
+    clips: int = 60
+    "sounds a label, seeds 0 and up"
+
+
+def sharpened(mel: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
+    """Return mels [N, M, T] whose frames are `amount` of the distance further from the mean of three."""
+    wide = np.pad(mel, ((0, 0), (0, 0), (1, 1)), mode="edge")
+    around = (wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]) / 3
+    return np.maximum(mel + np.float32(amount) * (mel - around), np.float32(SILENCE))
+
+
+def shipped(config: Shipped) -> None:
+    synth = Synth.load(config.instrument, threads=1)
+    ruler = Ruler(find_clips(f"{config.shared}/data/foley:train"), load_embedding("mn04"))
+    seeds = range(config.clips)
+    names = [label.name for label in LABELS for _ in seeds]
+    ids = np.array([label.id for label in LABELS for _ in seeds])
+    latent = np.stack([noise(seed, synth.instrument.latent, 0) for _ in LABELS for seed in seeds])
+    rows = []
+    for setting in config.settings:
+        amount, temperature = map(float, setting.split(","))
+        scaled, waves = latent * np.float32(temperature), []
+        for start in range(0, len(names), 8):
+            mel = synth.mel(names[start : start + 8], scaled[start : start + 8])
+            waves += list(synth.vocode(sharpened(mel, amount)))
+        files = as_written(torch.from_numpy(np.stack(waves))).numpy()
+        heard_at = np.stack([resample(wave, synth.instrument.rate, ruler.embedding.rate) for wave in files])
+        vectors = torch.cat([ruler.embedding.embed(part).vectors for part in torch.from_numpy(heard_at).split(32)])
+        vectors = vectors.numpy()
+        distances = [
+            frechet(ruler.references[k], gaussian(vectors[ids == k].reshape(-1, vectors.shape[-1])), ruler.roots[k])
+            for k in range(len(LABELS))
+        ]
+        rows.append([f"{amount:g}", f"{temperature:g}", f"{np.mean(distances):.2f}", *(f"{d:.1f}" for d in distances)])
+        print(*rows[-1], flush=True)
+    print(table(["sharpen", "temperature", "mean of 7", *(label.name for label in LABELS)], rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Finished(Synth):
+    """A GAN instrument whose mels are finished before its vocoder, label by label."""
+
+    sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
+    levels: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] | None = None
+    "of a label: what levels its mels have, and what levels they should have, both [bands, quantiles]"
+
+    def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
+        mels = super().mel(labels, latent)
+        for name, mel in zip(labels, mels, strict=True):
+            if self.levels and name in self.levels:
+                theirs, real = self.levels[name]
+                for band, row in enumerate(mel):
+                    row[:] = np.interp(row, theirs[band], real[band])
+            mel[:] = sharpened(mel[None], self.sharpen[self.labels.index(name)])[0]
+        return mels
+
+
+@dataclass(frozen=True)
+class Herd:
+    """Keep those of many drawn mels that are spread like the training clips' mels; only they are made into sounds.
+
+    The rule is that of `foleybox select` (kernel herding), on plain numbers of the mels in place of an encoder's features.
+    """
+
+    shared: tyro.conf.Positional[Path]
+    out: Path
+    instrument: str = "sagan-small"
+    sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
+    "of each label"
+    candidates: int = 200
+    "of each label, seeds 0 and up"
+    clips: int = 100
+    temperature: float = 1.1
+    "the best of those measured by the distance to `train` (0.8, 1, 1.1); results/temperature.md is of `dev`"
+    labels: tuple[str, ...] = tuple(label.name for label in LABELS)
+
+
+def numbers_of(mels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return [N, 76] of mels [N, 80, 344]: level, spread and roughness in 20 bands, and the level in 16 parts of the time."""
+    bands = mels[..., :336].reshape(len(mels), 20, 4, 336).mean(2)
+    parts = (bands.mean(2), bands.std(2), np.abs(np.diff(bands)).mean(2), bands.mean(1).reshape(-1, 16, 21).mean(2))
+    return np.concatenate(parts, 1)
+
+
+def herd(config: Herd) -> None:
+    synth = Finished.load(config.instrument, threads=1)
+    clips = find_clips(f"{config.shared}/data/foley:train")
+    mels, ids = load_mels(clips, DCASE).numpy(), np.array([clip.label.id for clip in clips if clip.label])
+    for label in (label for label in LABELS if label.name in config.labels):
+        real = numbers_of(mels[ids == label.id])
+        centre, spread = real.mean(0), real.std(0) + 1e-3
+        seeds = np.arange(config.candidates)
+        latent = np.stack([noise(int(seed), synth.instrument.latent, 0) for seed in seeds])
+        latent *= np.float32(config.temperature)
+        drawn = np.concatenate([synth.mel([label.name] * len(part), part) for part in np.array_split(latent, 10)])
+        features, reference = (torch.from_numpy((x - centre) / spread) for x in (numbers_of(drawn), real))
+        kept = choose(features, torch.ones(len(seeds)), reference, config.clips, near=2.0).kept
+        finished = sharpened(drawn[kept], config.sharpen[label.id])
+        waves = (wave for part in np.array_split(finished, 10) for wave in synth.vocode(part))
+        for seed, wave in zip(seeds[kept], waves, strict=True):
+            path = config.out / label.name / f"{label.name}_s{seed}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_wave(path, wave, synth.instrument.rate)
+        print(label.name, len(kept), flush=True)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draw sounds of a GAN instrument with finished mels into class folders."""
+
+    shared: tyro.conf.Positional[Path]
+    out: Path
+    instrument: str = "sagan-small"
+    sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
+    "of each label"
+    match: tuple[str, ...] = ()
+    "labels whose mels get, band by band, the levels (quantiles) of the training clips' mels"
+    clips: int = 100
+    temperature: float = 1.0
+
+
+QUANTILES = np.linspace(0, 1, 257)
+
+
+def draw(config: Draw) -> None:
+    synth = Finished.load(config.instrument, threads=1)
+    clips = find_clips(f"{config.shared}/data/foley:train")
+    levels = {}
+    for name in config.match:
+        latent = np.stack([noise(seed, synth.instrument.latent, 0) for seed in range(1_000, 1_060)])
+        theirs = np.concatenate([synth.mel([name] * 10, part) for part in np.split(latent, 6)])
+        real = load_mels([clip for clip in clips if clip.label and clip.label.name == name], DCASE).numpy()
+        levels[name] = tuple(np.quantile(mels, QUANTILES, (0, 2)).T.astype(np.float32) for mels in (theirs, real))
+    synth = replace(synth, sharpen=config.sharpen, levels=levels)
+    pairs = [(label.name, seed) for label in LABELS for seed in range(config.clips)]
+    for (name, seed), clip in zip(pairs, synth.render_many(pairs, temperature=config.temperature), strict=True):
+        path = config.out / name / f"{name}-{seed:04}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clip.save(path)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measure(Benchmark):
+    """Draw and measure every branch, and write the page."""
+
+    runs: Path = Path("runs/k4")
+    work: Path = Path("runs/k4-work")
+    rows: tuple[str, ...] = tuple(OPTIONS)
+    "runs, in the page's order"
+    last: tuple[str, ...] = ("none",)
+    "runs that are measured with their last weights too"
+    select: tuple[str, ...] = ()
+    "runs among whose sounds the encoder chooses"
+    sounds: tuple[str, ...] = ()
+    "folders of sounds that are there already: `row=folder=what it is`"
+
+
+WHAT = (("augment.probability", "DiffAug"), ("steadiers.lecam", "LeCam"), ("steadiers.r1", "lazy R1"))
+
+
+def measure(config: Measure) -> None:
+    bench = Bench(config)
+    runs = {name: config.runs / name for name in config.rows}
+    what = {name: said(run) for name, run in runs.items()}
+    folders: dict[str, Path] = {}
+    for row in config.sounds:
+        name, folder, what[name] = row.split("=")
+        folders[name] = Path(folder)
+    folders |= {name: bench.sounds(name) for name in runs}
+    folders |= {f"{name}, last weights": bench.sounds(name, "last") for name in config.last}
+    folders |= {f"{name}, selected": bench.select(name) for name in config.select}
+    to_dev = dict(zip(folders, bench.evaluate(list(folders.values())).values(), strict=True))
+    to_train = dict(zip(folders, distances_to_train(bench, list(folders.values())), strict=True))
+    rows = [
+        [name, *(figure(record["mean"], metric, digits) for metric, digits in METRICS), f"{to_train[name]:.1f}",
+         what.get(name) or what[name.partition(",")[0]]]
+        for name, record in to_dev.items()
+    ]  # fmt: skip
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    floor = next(iter(to_dev.values()))["mean"]["figures"]["frechet"]["floor"]
+    parts = [
+        "# The options of KT's system, one after another",
+        f"Written by `python benchmarks/kt_options.py measure ../shared --runs {config.runs} --vocoder {config.vocoder}` at "
+        f"commit {commit.strip()}: {config.clips} sounds a label (seeds {config.seed} to {config.seed + config.clips - 1}), "
+        "reference `dev`, embedding mn04, intervals of 95 % over the generated clips. Real `train` clips at the same n "
+        f"score {floor:.1f}. The distance to `train`, beside it, is what anything may be chosen by.",
+        table(["row", *(NAMES[metric] for metric, _ in METRICS), "FD to `train`", "what it is"], rows),
+        "## FD to `dev` by label",
+        by_label(to_dev, "frechet", 1),
+        "## Heard as its label by the tagger",
+        by_label(to_dev, "accuracy", 2),
+    ]
+    seen = RESULTS / "kt_options_seen.md"
+    if seen.is_file():
+        parts.append(seen.read_text(encoding="utf-8").rstrip())
+    write_text(RESULTS / "kt_options.md", "\n\n".join(parts) + "\n")
+    print(parts[2])
+
+
+NAMES = {"frechet": "FD", **{metric: metric for metric, _ in METRICS if metric != "frechet"}}
+
+
+def distances_to_train(bench: Bench, folders: list[Path]) -> list[float]:
+    """Return the mean distance of folders of sounds to the training clips."""
+    figures = bench.config.work / "to-train.json"
+    bench.foleybox(
+        "evaluate", *folders, "--reference", bench.train, "--floor", bench.dev, "--bootstrap", "0", "--json", figures
+    )
+    systems: list[dict[str, Any]] = json.loads(figures.read_text())["systems"]
+    return [system["mean"]["figures"]["frechet"]["value"] for system in systems]
+
+
+def said(run: Path) -> str:
+    """Say in what a branch differs from the others."""
+    settings = read_run_config(run)
+    options = []
+    for key, what in WHAT:
+        group, _, last = key.partition(".")
+        if settings[group][last]:
+            options.append(f"{what} {settings[group][last]:g}")
+    rates = f"Adam {settings['lr_generator']:g}/{settings['lr_discriminator']:g}"
+    step = read_state(run / "state.pt")["step"]
+    return f"to step {step:,}, {rates}, average {settings['average']:g}, {', '.join(options) or 'no option'}"
+
+
+COMMANDS = {
+    "shipped": (Shipped, shipped),
+    "draw": (Draw, draw),
+    "herd": (Herd, herd),
+    "train": (Train, train_all),
+    "measure": (Measure, measure),
+}
+
+if __name__ == "__main__":
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in COMMANDS:
+        sys.exit(__doc__)
+    kind, function = COMMANDS[name]
+    function(tyro.cli(kind, args=sys.argv[2:]))
