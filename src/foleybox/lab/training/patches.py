@@ -170,9 +170,9 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     average = copy.deepcopy(model).eval().requires_grad_(False)
     with accelerator.main_process_first():
         # The components' fingerprint, not the path: latents mean nothing to others; the decoder may go on learning.
-        clips = heard([*kept, *others])
-        clips += [row for row in read_clips(config.start_from) if row not in clips] if config.start_from else []
-        open_run(config.out, "patches", replace(config, autoencoder=latents_of), clips)
+        told = heard([*kept, *others])
+        told += [row for row in read_clips(config.start_from) if row not in told] if config.start_from else []
+        open_run(config.out, "patches", replace(config, autoencoder=latents_of), told)
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])
     autoencoder.to(device)
