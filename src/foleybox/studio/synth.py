@@ -255,7 +255,7 @@ class Synth:
         sessions = {}
         for name, graph in self.instrument.graphs.items():
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1 if name == "next" else self._threads  # see stream.py
+            options.intra_op_num_threads = min(2, self._threads) if name == "next" else self._threads  # see stream.py
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
             path = self.folder / graph.file
