@@ -7,7 +7,6 @@ have gone on since.
 """
 
 import json
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from foleybox.doors import UserError, sha256, write_text
 from foleybox.lab.codes import check_vqvae
 from foleybox.lab.data import ClipFile, find_clips, load_mels
 from foleybox.lab.evaluation.embeddings import EmbeddingName
+from foleybox.lab.export import commit
 from foleybox.lab.features import DCASE
 from foleybox.lab.runs import fingerprint, load_pixelsnail, load_vocoder, load_vqvae, plain, read_run_config
 from foleybox.lab.synthesis import read_vocoder, vocode
@@ -76,6 +76,23 @@ class Benchmark:
     out: Path = ROOT / "results" / "baseline_cmu_b.md"
 
 
+def foleybox(*arguments: object) -> None:
+    """Run a verb; what it prints is in the page."""
+    with redirect_stdout(StringIO()):
+        code = cli.main([str(argument) for argument in arguments])
+    if code:
+        sys.exit(code)
+
+
+def is_made(place: Path, made_of: str) -> bool:
+    """Say whether a folder (or a file) holds what is made of this already; if not, forget what it was made of."""
+    note = place.with_suffix(".txt")
+    if note.is_file() and note.read_text(encoding="utf-8") == made_of:
+        return True
+    note.unlink(missing_ok=True)
+    return False
+
+
 class Bench:
     """What the tables share: the runs, the vocoder, and where sounds are kept."""
 
@@ -89,21 +106,10 @@ class Bench:
             check_vqvae(load_vqvae(self.vqvaes[system])[0], load_pixelsnail(self.snails[system])[1], f"{system}-snail")
         self.vocoder = read_vocoder(config.vocoder)
 
-    def foleybox(self, *arguments: object) -> None:
-        """Run a verb; what it prints is in the page."""
-        with redirect_stdout(StringIO()):
-            code = cli.main([str(argument) for argument in arguments])
-        if code:
-            sys.exit(code)
-
     def kept(self, name: str, made_of: str) -> Path | None:
         """Return the folder to fill with sounds, None where they are there already and made of the same."""
         place = self.config.work / name
-        note = place.with_suffix(".txt")
-        if note.is_file() and note.read_text(encoding="utf-8") == made_of:
-            return None
-        note.unlink(missing_ok=True)
-        return place
+        return None if is_made(place, made_of) else place
 
     def note(self, place: Path, made_of: str) -> None:
         write_text(place.with_suffix(".txt"), made_of)
@@ -115,7 +121,7 @@ class Bench:
         made_of = f"{states} {config.clips} {config.seed}"
         place = self.kept(system, made_of)
         if place is not None:
-            self.foleybox(
+            foleybox(
                 "generate", "all", "--instrument", snail, "--vqvae", vqvae, "--vocoder", config.vocoder, "-n", config.clips,
                 "--seed", config.seed, "--batch", config.batch, "-o", place, "--force",
             )  # fmt: skip
@@ -145,7 +151,7 @@ class Bench:
         figures, more = self.config.work / "figures.json", ["--keep-silent"] if keep_silent else []
         if self.config.weights is not None:
             more += ["--weights", str(self.config.weights)]
-        self.foleybox(
+        foleybox(
             "evaluate", *folders, "--reference", self.reference, "--floor", self.floor, "--embedding",
             self.config.embedding, "--json", figures, *more,
         )  # fmt: skip
@@ -333,13 +339,12 @@ def main(config: Benchmark) -> None:
     )
     printed = [[label.name, *(f"{row[label.id]:.3f}" for row in PRINTED_FAD.values())] for label in LABELS]
     printed.append(["mean", *(f"{sum(row) / 7:.3f}" for row in PRINTED_FAD.values())])
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     vocoder = read_run_config(config.vocoder)
     commands = "\n".join(command(run) for run in [*bench.vqvaes.values(), *bench.snails.values()])
     parts_of_page = [
         "# The baseline and CMU's track B, trained alike and measured side by side",
         f"Written by `python benchmarks/baseline_cmu_b.py ../shared --runs {config.runs} --vocoder {config.vocoder} --clips "
-        f"{config.clips} --seed {config.seed}` at commit {head.stdout.strip() or 'unknown'}. Reference "
+        f"{config.clips} --seed {config.seed}` at commit {commit() or 'unknown'}. Reference "
         f"`{Path(bench.reference).name}`, embedding {config.embedding}, intervals of 95 % over the measured clips; real: "
         f"clips of `{Path(bench.floor).name}` at the same n. Distances are of another embedding and reference than the "
         "report's: compare rows and columns, not numbers, with its tables.",

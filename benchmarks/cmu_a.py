@@ -9,12 +9,9 @@ have gone on since.
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,11 @@ import numpy as np
 import torch
 import tyro
 import zen
-from baseline_cmu_b import METRICS, by_label, figure, last_measured, number, real
+from baseline_cmu_b import METRICS, by_label, figure, foleybox, is_made, last_measured, number, real, weights_of
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from foleybox import cli
 from foleybox.audio import read_wave, write_wave
 from foleybox.doors import UserError, sha256, write_text
 from foleybox.lab import losses
@@ -36,6 +32,7 @@ from foleybox.lab.cembed import PARTS, CembedConfig, Cembeds, Mhifigan, load_cem
 from foleybox.lab.codes import check_vqvae, decode_codes, encode_mels
 from foleybox.lab.data import ClipFile, find_clips, load_wave_cache, split_by_recording
 from foleybox.lab.evaluation.embeddings import EmbeddingName
+from foleybox.lab.export import commit
 from foleybox.lab.features import CEMBED, LogMel
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, MultiScaleDiscriminator, PeriodConfig, ScaleConfig
 from foleybox.lab.models.vqvae import Mvqvae
@@ -404,32 +401,13 @@ def table5(bench: Bench) -> str:
 # --- sounds -------------------------------------------------------------------------------------------------------
 
 
-def foleybox(*arguments: object) -> None:
-    """Run a verb; what it prints is in the page."""
-    with redirect_stdout(StringIO()):
-        code = cli.main([str(argument) for argument in arguments])
-    if code:
-        sys.exit(code)
-
-
-def is_made(place: Path, made_of: str) -> bool:
-    """Say whether a folder (or a file) holds what is made of this already; if not, forget what it was made of."""
-    note = place.with_suffix(".txt")
-    if note.is_file() and note.read_text(encoding="utf-8") == made_of:
-        return True
-    note.unlink(missing_ok=True)
-    return False
-
-
-def state_of(run: Path) -> str:
-    return sha256(run / "best.pt" if (run / "best.pt").is_file() else run / "state.pt")
-
-
 def drawn(bench: Bench) -> tuple[Path, str]:
     """Return the folder of drawn sounds, and the command that makes them."""
     config = bench.config
     place, snail = config.work / config.snail, config.runs / config.snail
-    made_of = f"{[state_of(run) for run in (snail, bench.chosen, bench.voice_run)]} {config.clips} {config.seed}"
+    made_of = (
+        f"{[sha256(weights_of(run)) for run in (snail, bench.chosen, bench.voice_run)]} {config.clips} {config.seed}"
+    )
     words = [
         "generate", "all", "--instrument", snail, "--vqvae", bench.chosen, "--vocoder", bench.voice_run, "-n", config.clips,
         "--seed", config.seed, "--batch", config.batch, "-o", place,
@@ -444,7 +422,7 @@ def round_trip(bench: Bench, name: str, clips: Sequence[ClipFile], mvqvae_run: P
     """Return the folder of real clips that went through the MVQVAE (if any) and MHiFiGAN."""
     place = bench.config.work / name
     parts = [bench.voice_run, *([mvqvae_run] if mvqvae_run else [])]
-    made_of = f"{[state_of(run) for run in parts]} {[f'{clip.path.parent.name}/{clip.path.name}' for clip in clips]}"
+    made_of = f"{[sha256(weights_of(run)) for run in parts]} {[f'{clip.path.parent.name}/{clip.path.name}' for clip in clips]}"
     if is_made(place, made_of):
         return place
     cembeds = load_cembeds(clips, bench.features)
@@ -555,7 +533,6 @@ def main(config: Benchmark) -> None:
     config.work.mkdir(parents=True, exist_ok=True)
     sounds, made_by = heard(bench) if config.clips else (["Not run (`--clips 0`)."], "")
     flags = f"--clips {config.clips} --trips {config.trips} --seed {config.seed}" + " --no-timed" * (not config.timed)
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     commands = "\n".join([
         *map(command, bench.mvqvaes),
         *dict.fromkeys(f"foleybox encode {bench.chosen} {' '.join(read_run_config(bench.chosen)['data'])} -o "
@@ -565,7 +542,7 @@ def main(config: Benchmark) -> None:
     parts = [
         "# CMU's track A on real recordings",
         f"Written by `python benchmarks/cmu_a.py ../shared --runs {config.runs} --snail {config.snail} {flags}` at commit "
-        f"{head.stdout.strip() or 'unknown'}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) of "
+        f"{commit() or 'unknown'}, torch {torch.__version__}, {torch.get_num_threads()} thread(s) of "
         f"{zen.processor()} ({os.cpu_count()} cores, shared with other work). " + about_encoder(bench.features),
         "## The runs",
         bench.table(

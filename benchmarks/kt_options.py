@@ -31,6 +31,7 @@ from foleybox.doors import write_text
 from foleybox.lab.data import find_clips, heard, load_mels
 from foleybox.lab.evaluation.embeddings import load_embedding
 from foleybox.lab.evaluation.frechet import frechet, gaussian
+from foleybox.lab.export import commit
 from foleybox.lab.features import DCASE, SILENCE
 from foleybox.lab.models.sagan import Discriminator, Generator, SaganConfig
 from foleybox.lab.runs import open_run, read_run_config, read_state, save_state
@@ -360,12 +361,11 @@ def measure(config: Measure) -> None:
          what.get(name) or what[name.partition(",")[0]]]
         for name, record in to_dev.items()
     ]  # fmt: skip
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     floor = next(iter(to_dev.values()))["mean"]["figures"]["frechet"]["floor"]
     parts = [
         "# The options of KT's system, one after another",
         f"Written by `python benchmarks/kt_options.py measure ../shared --runs {config.runs} --vocoder {config.vocoder}` at "
-        f"commit {commit.strip()}: {config.clips} sounds a label (seeds {config.seed} to {config.seed + config.clips - 1}), "
+        f"commit {commit()}: {config.clips} sounds a label (seeds {config.seed} to {config.seed + config.clips - 1}), "
         "reference `dev`, embedding mn04, intervals of 95 % over the generated clips. Real `train` clips at the same n "
         f"score {floor:.1f}. The distance to `train`, beside it, is what anything may be chosen by.",
         table(["row", *(NAMES[metric] for metric, _ in METRICS), "FD to `train`", "what it is"], rows),

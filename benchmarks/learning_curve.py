@@ -9,25 +9,22 @@ the same autoencoder and vocoder, rendered and measured alike.
 import json
 import os
 import sys
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
+from kt import ROOT, figure
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from systems import evaluate, foleybox
 
-from foleybox import cli
 from foleybox.doors import UserError, write_text
 from foleybox.lab.export import commit
 from foleybox.lab.runs import read_run_config, read_state
 from foleybox.labels import LABELS
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -47,14 +44,6 @@ class Benchmark:
     "sounds of each label"
     seed: int = 0
     out: Path = ROOT / "results" / "learning_curve.md"
-
-
-def foleybox(*arguments: object) -> None:
-    """Run a verb."""
-    with redirect_stdout(StringIO()) as printed:
-        code = cli.main([str(argument) for argument in arguments])
-    if code:
-        sys.exit(f"foleybox {' '.join(map(str, arguments))}: exit code {code}\n{printed.getvalue()}")
 
 
 def rendered(run: Path, config: Benchmark) -> Path:
@@ -77,12 +66,8 @@ def fit(clips: NDArray[np.float64], distance: NDArray[np.float64], floor: float)
 
 def main(config: Benchmark) -> None:
     config.work.mkdir(parents=True, exist_ok=True)
-    data, figures = f"{config.shared}/data/foley", config.work / "figures.json"
     folders = [rendered(run, config) for run in config.runs]
-    foleybox(
-        "evaluate", *folders, "--reference", f"{data}:dev", "--floor", f"{data}:train", "--keep-silent", "--json", figures
-    )  # fmt: skip
-    records = json.loads(figures.read_text(encoding="utf-8"))["systems"]
+    records = evaluate(folders, config.shared, config.work)
 
     lines: dict[str, list[tuple[int, dict[str, Any], float]]] = {}
     for run, record in zip(config.runs, records, strict=True):
@@ -92,19 +77,16 @@ def main(config: Benchmark) -> None:
         held = next((entry["held_out_flow"] for entry in log if entry["step"] == step), float("nan"))
         lines.setdefault(Path(settings["out"]).name, []).append((step * settings["batch"], record, held))
 
-    rows, words, figure = [], [], Figure((7, 4))
-    axes = figure.add_subplot()
+    rows, words, plot = [], [], Figure((7, 4))
+    axes = plot.add_subplot()
     for name, points in lines.items():
         points.sort(key=lambda point: point[0])
         seen = np.array([point[0] for point in points], np.float64)
         distance = np.array([point[1]["mean"]["figures"]["frechet"]["value"] for point in points])
         axes.plot(seen, distance, "o-", label=name)
         for clips, record, held in points:
-            mean = record["mean"]["figures"]["frechet"]
             each = " | ".join(f"{record['labels'][label.slug]['figures']['frechet']['value']:.1f}" for label in LABELS)
-            rows.append(
-                f"| {name} | {clips:,} | {mean['value']:.2f} ({mean['low']:.2f} to {mean['high']:.2f}) | {each} | {held:.4f} |"
-            )
+            rows.append(f"| {name} | {clips:,} | {figure(record['mean'], 'frechet', 2)} | {each} | {held:.4f} |")
         if len(points) > 2:
             scale, power = fit(seen, distance, config.floor)
             told = ", ".join(
@@ -119,8 +101,8 @@ def main(config: Benchmark) -> None:
             axes.plot(more, config.floor + scale * more**-power, ":", color=axes.lines[-1].get_color())
     axes.set(xscale="log", xlabel="clips seen", ylabel="mean FD to dev")
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(config.out.with_suffix(".png"), dpi=90)
+    plot.tight_layout()
+    plot.savefig(config.out.with_suffix(".png"), dpi=90)
 
     command = (
         f"python benchmarks/learning_curve.py ../shared --runs {' '.join(map(str, config.runs))} --autoencoder "

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from kt import METRICS, ROOT, by_label, figure, table
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,10 +38,8 @@ from foleybox.labels import LABELS
 from foleybox.studio.sheet import picture
 from foleybox.studio.synth import Synth, find_instrument
 
-ROOT = Path(__file__).resolve().parents[1]
 REAL = "licensed-real-clips"
 SHOWN = 12  # sounds of a label on the contact sheet
-METRICS = (("frechet", 1), ("accuracy", 2), ("precision", 2), ("recall", 2), ("coverage", 2), ("diversity", 2))
 
 
 @dataclass(frozen=True)
@@ -120,49 +119,16 @@ def round_trip(config: Benchmark, clips: list[ClipFile], latents: bool) -> Path:
     return place
 
 
-def evaluate(folders: list[Path], config: Benchmark) -> list[dict[str, Any]]:
-    data, figures = f"{config.shared}/data/foley", config.work / "figures.json"
+def evaluate(folders: list[Path], shared: Path, work: Path) -> list[dict[str, Any]]:
+    """Return what `foleybox evaluate` says of folders of sounds against `dev`."""
+    data, figures = f"{shared}/data/foley", work / "figures.json"
     foleybox(
-        "evaluate",
-        *folders,
-        "--reference",
-        f"{data}:dev",
-        "--floor",
-        f"{data}:train",
-        "--keep-silent",
-        "--json",
-        figures,
-    )
+        "evaluate", *folders, "--reference", f"{data}:dev", "--floor", f"{data}:train", "--keep-silent", "--json", figures
+    )  # fmt: skip
     return json.loads(figures.read_text(encoding="utf-8"))["systems"]
 
 
 # --- in words -----------------------------------------------------------------------------------------------------
-
-
-def figure(record: dict[str, Any], metric: str, digits: int = 1) -> str:
-    """Write a figure with its interval."""
-    found = record["figures"][metric]
-    interval = "" if found["low"] is None else f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-    return f"{found['value']:.{digits}f}{interval}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
-
-
-def by_label(records: dict[str, dict[str, Any]], metric: str, digits: int = 1) -> str:
-    """Lay a metric out by label, a column a system, and what real clips score at the same n."""
-    first = next(iter(records.values()))
-    rows = []
-    for name, pick in [
-        *((label.name, lambda record, slug=label.slug: record["labels"][slug]) for label in LABELS),
-        ("mean of 7", lambda record: record["mean"]),
-    ]:
-        floor = pick(first)["figures"][metric]["floor"]
-        rows.append(
-            [name, *(figure(pick(record), metric, digits) for record in records.values()), f"{floor:.{digits}f}"]
-        )
-    return table(["label", *records, "real `train`"], rows)
 
 
 def about_instrument(name: str) -> list[str]:
@@ -230,7 +196,7 @@ def main(config: Benchmark) -> None:
         trips["dev through the vocoder"] = round_trip(config, dev, latents=False)
         if config.autoencoder is not None:
             trips["dev through latents and vocoder"] = round_trip(config, dev, latents=True)
-    found = evaluate([*folders.values(), *trips.values()], config)
+    found = evaluate([*folders.values(), *trips.values()], config.shared, config.work)
     records = dict(zip([*folders, *trips], found, strict=True))
     systems = {name: records[name] for name in folders}
     about = {find_instrument(name).name: about_instrument(name) for name in config.instruments}
@@ -274,7 +240,7 @@ def main(config: Benchmark) -> None:
             ],
         ),
         "## FD by label",
-        by_label(systems, "frechet"),
+        by_label(systems, "frechet", 1),
         "## Heard as its label by the tagger",
         by_label(systems, "accuracy", 2),
         "## Coverage",
@@ -285,7 +251,7 @@ def main(config: Benchmark) -> None:
             [[label.name, *(f"{each[label.name]:.3f}" for each in grain.values())] for label in LABELS],
         ),
         "## What mel, latents and vocoder cost",
-        by_label({name: records[name] for name in trips}, "frechet") if trips else "Not measured.",
+        by_label({name: records[name] for name in trips}, "frechet", 1) if trips else "Not measured.",
         f"## `{best}` to the left, real `train` clips to the right",
         f"![{SHOWN} sounds a label, and {SHOWN} real clips]({config.out.with_suffix('.png').name})",
         f"## Audit of `{best}` against all `train` clips",

@@ -175,6 +175,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
         open_run(config.out, "patches", replace(config, autoencoder=latents_of), told)
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])
+    all_labels, steady = F.pad(labels, (0, len(others)), value=OTHER), F.pad(STEADY, (0, 1))
+    beside = round(config.others_share * config.batch) if others else 0
     autoencoder.to(device)
 
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=0.02)
@@ -188,7 +190,6 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
             seed_step(config.seed, step, rank)
             bare.train()
             optimizer.param_groups[0]["lr"] = learning_rate(config, step)
-            beside = round(config.others_share * config.batch) if others else 0
             if config.balanced:
                 indices = balanced_indices(step, config.batch - beside, labels, config.seed)
             else:
@@ -196,8 +197,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
             if beside:
                 indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.seed)])
             indices = share(indices, rank, world)
-            label = F.pad(labels, (0, len(others)), value=OTHER)[indices]
-            mel = changed(config, mels[indices], F.pad(STEADY, (0, 1))[label], autoencoder.config.patch)
+            label = all_labels[indices]
+            mel = changed(config, mels[indices], steady[label], autoencoder.config.patch)
             with torch.no_grad(), accelerator.autocast():
                 latents = autoencoder.encode(mel.to(device)).float()  # [B, N, D]
             latents, counted, first = some_amid(latents, config.amid)
