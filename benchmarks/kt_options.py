@@ -7,6 +7,7 @@ python benchmarks/kt_options.py measure ../shared --runs runs/k4 --vocoder runs/
 `shipped` tries what needs no training (sharpening, temperature) on the GAN that ships, by the distance to `train`; `draw`
 draws its sounds with mels finished so. `train` goes on from its generator, whose run is gone and whose graph is not: a
 new discriminator catches up first, then the run is copied for each option and goes on with it; the same command resumes.
+Fading the label in is an option of the first steps: it is tried from the start, with a run beside it that has it not.
 `measure` draws and measures every branch, and writes the page.
 """
 
@@ -47,13 +48,16 @@ RESULTS = ROOT / "results"
 
 # --- training -------------------------------------------------------------------------------------------------------
 
-OPTIONS = {  # of each branch: the settings that differ, as in config.json
+Settings = dict[str, float | str]
+OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as in config.json
     "none": {},
+    "none-again": {"seed": 1},  # what another seed changes
     "diffaug": {"augment.probability": 0.3},
     "lecam": {"steadiers.lecam": 0.1},
     "r1": {"steadiers.r1": 0.1},
 }
-COMMON = {"lr_generator": 2e-4, "average": 0.99}  # of all branches; while the discriminator catches up: 0, and 0.998
+COMMON: Settings = {"lr_generator": 2e-4, "average": 0.99}  # of all; while the discriminator catches up: 0, and 0.998
+FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": "200 600"}}
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,10 @@ class Train:
     "the step that the instrument's training had reached"
     caught_up: int = 6_000
     "the step at which its new discriminator has caught up"
-    steps: int = 6_100
+    steps: int = 6_400
     "the last step of every branch"
+    from_start: int = 1_000
+    "the last step of the runs from the start"
     compile: bool = False
 
 
@@ -80,17 +86,21 @@ def train_all(config: Train) -> None:
         restore(config, warm)
     go_on(config, warm, {"lr_generator": 0.0, "average": 0.998}, config.caught_up)
     for name in config.options:
-        settings = COMMON | OPTIONS[name]
+        settings = {**COMMON, **OPTIONS[name]}
         if not (config.runs / name / "state.pt").is_file():
             branch(warm, config.runs / name, settings)
         go_on(config, config.runs / name, settings, config.steps)
+    for name, settings in FROM_START.items():
+        go_on(config, config.runs / name, settings, config.from_start)
 
 
-def go_on(config: Train, run: Path, settings: dict[str, float], steps: int) -> None:
+def go_on(config: Train, run: Path, settings: Settings, steps: int) -> None:
     """Train a run up to a step, as the command line would."""
-    if read_state(run / "state.pt")["step"] >= steps:
+    if (run / "state.pt").is_file() and read_state(run / "state.pt")["step"] >= steps:
         return
-    flags = [f"--{key.rpartition('.')[2].replace('_', '-')}={value}" for key, value in settings.items()]
+    flags = []
+    for key, value in settings.items():
+        flags += [f"--{key.rpartition('.')[2].replace('_', '-')}", *str(value).split()]
     flags += ["--compile"] if config.compile and "augment.probability" not in settings else []
     command = f"-m foleybox train sagan {config.shared}/data/foley:train --system kt-2c -o {run} --conditional-logit"
     command += f" --batch 16 --lr-discriminator 4e-4 --steps {steps} --threads 1 --device cpu --tracker none"
@@ -151,7 +161,7 @@ def weights_of(graph: Path, generator: Generator) -> dict[str, torch.Tensor]:
     return state | dict(zip(names, tables, strict=True))
 
 
-def branch(source: Path, out: Path, changes: dict[str, float]) -> None:
+def branch(source: Path, out: Path, changes: Settings) -> None:
     """Copy a run folder and change settings in the copy, which `foleybox train` rightly refuses to do.
 
     The generator's optimiser gets the copy's rate: a resumed run takes its rates from the checkpoint.
@@ -330,7 +340,7 @@ class Measure(Benchmark):
 
     runs: Path = Path("runs/k4")
     work: Path = Path("runs/k4-work")
-    rows: tuple[str, ...] = tuple(OPTIONS)
+    rows: tuple[str, ...] = (*OPTIONS, *FROM_START)
     "runs, in the page's order"
     last: tuple[str, ...] = ("none",)
     "runs that are measured with their last weights too"
@@ -340,7 +350,12 @@ class Measure(Benchmark):
     "folders of sounds that are there already: `row=folder=what it is`"
 
 
-WHAT = (("augment.probability", "DiffAug"), ("steadiers.lecam", "LeCam"), ("steadiers.r1", "lazy R1"))
+WHAT = (
+    ("augment.probability", "DiffAug"),
+    ("steadiers.lecam", "LeCam"),
+    ("steadiers.r1", "lazy R1"),
+    ("steadiers.transition", "label faded in from"),
+)
 
 
 def measure(config: Measure) -> None:
@@ -400,11 +415,11 @@ def said(run: Path) -> str:
     options = []
     for key, what in WHAT:
         group, _, last = key.partition(".")
-        if settings[group][last]:
-            options.append(f"{what} {settings[group][last]:g}")
-    rates = f"Adam {settings['lr_generator']:g}/{settings['lr_discriminator']:g}"
+        if any(np.atleast_1d(settings[group][last])):
+            options.append(f"{what} {' to '.join(f'{each:g}' for each in np.atleast_1d(settings[group][last]))}")
+    rates = f"Adam {settings['lr_generator']:g}/{settings['lr_discriminator']:g}, average {settings['average']:g}"
     step = read_state(run / "state.pt")["step"]
-    return f"to step {step:,}, {rates}, average {settings['average']:g}, {', '.join(options) or 'no option'}"
+    return f"to step {step:,}, {rates}, seed {settings['seed']}, {', '.join(options) or 'no option'}"
 
 
 COMMANDS = {

@@ -26,6 +26,8 @@ from foleybox.lab.export import commit
 from foleybox.lab.runs import read_run_config, read_state
 from foleybox.labels import LABELS
 
+HELD = "held_out_flow"  # what a run's log calls the error on held-out clips, at the steps that measure it
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -69,12 +71,12 @@ def main(config: Benchmark) -> None:
     folders = [rendered(run, config) for run in config.runs]
     records = evaluate(folders, config.shared, config.work)
 
-    lines: dict[str, list[tuple[int, dict[str, Any], float]]] = {}
+    lines: dict[str, list[tuple[int, dict[str, Any], float | None]]] = {}
     for run, record in zip(config.runs, records, strict=True):
         settings = read_run_config(run)
         step = read_state(run / "state.pt")["step"]
         log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        held = next((entry["held_out_flow"] for entry in log if entry["step"] == step), float("nan"))
+        held = next((entry[HELD] for entry in log if entry["step"] == step and HELD in entry), None)
         lines.setdefault(Path(settings["out"]).name, []).append((step * settings["batch"], record, held))
 
     rows, words, plot = [], [], Figure((7, 4))
@@ -86,7 +88,8 @@ def main(config: Benchmark) -> None:
         axes.plot(seen, distance, "o-", label=name)
         for clips, record, held in points:
             each = " | ".join(f"{record['labels'][label.slug]['figures']['frechet']['value']:.1f}" for label in LABELS)
-            rows.append(f"| {name} | {clips:,} | {figure(record['mean'], 'frechet', 2)} | {each} | {held:.4f} |")
+            error = "-" if held is None else f"{held:.4f}"
+            rows.append(f"| {name} | {clips:,} | {figure(record['mean'], 'frechet', 2)} | {each} | {error} |")
         if len(points) > 2:
             scale, power = fit(seen, distance, config.floor)
             told = ", ".join(
@@ -114,7 +117,7 @@ def main(config: Benchmark) -> None:
         f"{config.clips} sounds a label, seeds {config.seed} to {config.seed + config.clips - 1}, reference `dev`, embedding "
         f"mn04, intervals of 95 % over the sounds. Real `train` clips at the same n: "
         f"{records[0]['mean']['figures']['frechet']['floor']:.2f}. The last column is the flow's error on clips held out of "
-        "training.",
+        "training. Clips seen count everything in a batch: with `--others` a part of it is other sounds.",
         "\n".join(
             [
                 f"| run | clips seen | mean FD | {' | '.join(label.name for label in LABELS)} | held-out error |",
