@@ -30,6 +30,7 @@ from foleybox.lab.training.common import (
     mel_sheet,
     seed_step,
     share,
+    spread,
     update_average,
 )
 
@@ -219,7 +220,7 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             last, extra = done == config.steps, {}
             if (last or done % config.sample_every == 0) and accelerator.is_main_process:
                 extra = measure(average, held_mels)
-                sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[:12])
+                sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[spread(len(held), 12)])
             if last or done % config.log_every == 0 or extra:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
@@ -246,4 +247,4 @@ def sheet(path: Path, model: Autoencoder, mels: Tensor) -> None:
     device = next(model.parameters()).device
     made = model.decode(model.encode(mels.to(device))).cpu()
     pairs = torch.stack([mels, made], 1).flatten(0, 1)
-    mel_sheet(path, pairs, torch.zeros(len(pairs), dtype=torch.int64), columns=4)
+    mel_sheet(path, pairs, ["real", "made"] * len(mels), columns=4)

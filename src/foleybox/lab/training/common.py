@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -252,8 +252,11 @@ def at_least(config: object, **lowest: float) -> None:
 # --- looking ------------------------------------------------------------------------------------------------------
 
 
-def mel_sheet(path: Path, mels: Tensor, labels: Tensor, columns: int = 6) -> None:
-    """Draw mels [N, M, T] as a picture, `columns` to a row, low bands at the bottom, titled by label, to a PNG."""
+def mel_sheet(path: Path, mels: Tensor, titles: Tensor | Sequence[str], columns: int = 6) -> None:
+    """Draw mels [N, M, T] as a picture, `columns` to a row, low bands at the bottom, to a PNG.
+
+    `titles` are words, or the label numbers int64 [N].
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     rows = -(-len(mels) // columns)
@@ -261,9 +264,11 @@ def mel_sheet(path: Path, mels: Tensor, labels: Tensor, columns: int = 6) -> Non
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, mel, label in zip(axes.flat, mels.float().cpu().numpy(), labels.tolist()):
+    if isinstance(titles, Tensor):
+        titles = [LABELS[label].name for label in titles.tolist()]
+    for axis, mel, title in zip(axes.flat, mels.float().cpu().numpy(), titles):
         axis.imshow(mel, origin="lower", aspect="auto", cmap="magma", vmin=SILENCE, vmax=2.0)
-        axis.set_title(LABELS[label].name, fontsize=6, pad=1)
+        axis.set_title(title, fontsize=6, pad=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as beside:
         figure.savefig(beside, dpi=110)
