@@ -41,7 +41,7 @@ from foleybox.lab.selection import choose
 from foleybox.lab.training.sagan import Anchors, TrainSagan
 from foleybox.labels import LABELS
 from foleybox.studio.seeds import noise
-from foleybox.studio.synth import Synth
+from foleybox.studio.synth import Synth, is_silent
 
 RESULTS = ROOT / "results"
 
@@ -57,7 +57,7 @@ OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as
     "r1": {"steadiers.r1": 0.1},
 }
 COMMON: Settings = {"lr_generator": 2e-4, "average": 0.99}  # of all; while the discriminator catches up: 0, and 0.998
-FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": "200 600"}}
+FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": "100 300"}}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Train:
     "the step at which its new discriminator has caught up"
     steps: int = 6_400
     "the last step of every branch"
-    from_start: int = 1_000
+    from_start: int = 600
     "the last step of the runs from the start"
     compile: bool = False
 
@@ -290,6 +290,8 @@ def herd(config: Herd) -> None:
         finished = sharpened(drawn[kept], config.sharpen[label.id])
         waves = (wave for part in np.array_split(finished, 10) for wave in synth.vocode(part))
         for seed, wave in zip(seeds[kept], waves, strict=True):
+            if is_silent(wave):
+                continue  # the synth would draw it anew; its mel was not chosen
             path = config.out / label.name / f"{label.name}_s{seed}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wave(path, wave, synth.instrument.rate)

@@ -23,7 +23,7 @@ from foleybox.studio.stream import draw, rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2)
-DRAWING = Drawing(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0))
+DRAWING = Drawing(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.3, 1.0, 1.0, 1.0, 1.0))
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
 
 
@@ -129,9 +129,30 @@ def test_sharpening_raises_grain_and_leaves_what_is_even(parts: tuple[Patches, A
     assert float(steady.min()) >= -11.6
 
 
-def test_a_guidance_for_each_label_is_expected(parts: tuple[Patches, Autoencoder, Vocos]) -> None:
-    with pytest.raises(UserError, match="2 numbers of --guidance"):
-        build_patches(*parts, WIDE, 88_200, Drawing(guidance=(1.0, 2.0)))
+@pytest.mark.parametrize(
+    ("drawing", "said"),
+    [
+        (Drawing(guidance=(1.0, 2.0)), "2 numbers of --guidance"),
+        (Drawing(temperature=(1.0, 2.0)), "2 numbers of --temperature"),
+        (Drawing(temperature=(1.0,) * 6 + (0.0,)), "temperatures above 0"),
+        (Drawing(flow_steps=0), "--flow-steps 0"),
+    ],
+)
+def test_a_drawing_that_is_none_is_refused(
+    parts: tuple[Patches, Autoencoder, Vocos], drawing: Drawing, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        build_patches(*parts, WIDE, 88_200, drawing)
+
+
+def test_the_noise_of_each_label_is_scaled_by_its_own_temperature(
+    parts: tuple[Patches, Autoencoder, Vocos], synth: Synth
+) -> None:
+    noise, label = torch.randn(2, 20, 6), torch.tensor([3, 2])
+    with torch.no_grad():
+        wanted = draw_in_torch(parts[0], label, noise * torch.tensor([1.0, 1.3])[:, None, None], steps=4).numpy()
+    drawn = draw(synth.sessions["next"], label.numpy(), noise.numpy())
+    assert np.abs(drawn - wanted).max() < 0.1
 
 
 def test_weights_stored_small_keep_what_they_compute_within_a_percent() -> None:

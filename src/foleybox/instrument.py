@@ -16,7 +16,8 @@ for what is drawn there and G for the grain of its T / P frames:
                 last W places, that of place p in slot p mod W
                 -> latent float32 [R, D], new_keys_0, new_values_0, new_keys_1 ... float32 [R, H, E]: what to keep of
                 this place. A clip is a row; where it is guided by g it is two, the second one without a label, which
-                mix with g and 1 - g. Its metadata `guidance` has g for each label; 1 is none.
+                mix with g and 1 - g. Its metadata `guidance` has g for each label, 1 being none, and `temperature`
+                what the noise of each label is multiplied by.
     decoder     latents float32 [N, P, D], grain float32 [N, T, G P / T] -> mel float32 [N, M, T]
 
 N clips at once (any number), M mel bands, T frames, L samples. Reading is strict: an instrument that was cut short, or

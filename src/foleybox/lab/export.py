@@ -232,7 +232,8 @@ def _drawn(made: dict[str, Any]) -> str:
         return f", {made.get('weights', 'average')} weights"
     run = made["autoencoder"]
     return (
-        f"; {made['flow_steps']} steps a latent, guidance {', '.join(f'{each:g}' for each in made['guidance'])} by label, "
+        f"; {made['flow_steps']} steps a latent, by label guidance {', '.join(f'{each:g}' for each in made['guidance'])} "
+        f"and temperature {', '.join(f'{each:g}' for each in made['temperature'])}, "
         f"sharpened by {made['sharpen']:g}; its latents from an autoencoder of {run['steps']:,} steps of "
         f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
     )

@@ -124,12 +124,12 @@ def stored_small(graph: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def stamped(graph: bytes, key: str, value: str) -> bytes:
-    """Return a graph with a line of metadata: what its caller must know and its inputs do not say."""
+def stamped(graph: bytes, **lines: str) -> bytes:
+    """Return a graph with lines of metadata: what its caller must know and its inputs do not say."""
     import onnx
 
     model = onnx.load_from_string(graph)
-    onnx.helper.set_model_props(model, {key: value})
+    onnx.helper.set_model_props(model, lines)
     return model.SerializeToString()
 
 
@@ -303,6 +303,8 @@ class Drawing:
     "steps in which a latent is drawn"
     guidance: tuple[float, ...] = (1.5, 1.25, 1.5, 1.0, 1.0, 1.0, 1.5)
     "of each label, in their order: above 1 more of what the label says; steady sounds lose their grain by it"
+    temperature: tuple[float, ...] = (1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.15)
+    "of each label: what the noise of its latents is scaled by; some labels come out too much alike without"
     sharpen: float = 0.6
     "how much the mel's grain is raised before the vocoder, which smooths it"
 
@@ -314,10 +316,13 @@ def build_patches(
     if mel != WIDE:
         raise UserError(f"the vocoder reads the mel {mel}, the autoencoder makes {WIDE}: train one with --mel wide")
     config, form = model.config, autoencoder.config
-    if len(drawing.guidance) != len(LABELS) or drawing.flow_steps < 1 or drawing.sharpen < 0:
+    by_label = {"guidance": drawing.guidance, "temperature": drawing.temperature}
+    if any(len(numbers) != len(LABELS) for numbers in by_label.values()) or min(drawing.temperature) <= 0:
+        told = ", ".join(f"{len(numbers)} numbers of --{name}" for name, numbers in by_label.items())
+        raise UserError(f"{told}: expected {len(LABELS)} of each, temperatures above 0")
+    if drawing.flow_steps < 1 or drawing.sharpen < 0:
         raise UserError(
-            f"{len(drawing.guidance)} numbers of --guidance, --flow-steps {drawing.flow_steps}, --sharpen "
-            f"{drawing.sharpen:g}: expected {len(LABELS)}, 1 or more, 0 or more"
+            f"--flow-steps {drawing.flow_steps}, --sharpen {drawing.sharpen:g}: expected 1 or more, 0 or more"
         )
     places = -(-samples // (mel.hop * form.patch))
     make, decode = NextGraph(model, drawing.flow_steps), DecoderGraph(autoencoder, drawing.sharpen)
@@ -351,4 +356,5 @@ def build_patches(
         check("decoder", graphs["decoder"], decode, {"latents": latents[:n], "grain": grain[:n]}, TOLERANCE_MEL)
         check("vocoder", graphs["vocoder"], vocoder, {"mel": mels[:n, :, : 100 * n]}, TOLERANCE_WAVE)
     small = {name: stored_small(graph) for name, graph in graphs.items()}
-    return {**small, "next": stamped(small["next"], "guidance", " ".join(f"{each:g}" for each in drawing.guidance))}
+    lines = {name: " ".join(f"{each:g}" for each in numbers) for name, numbers in by_label.items()}
+    return {**small, "next": stamped(small["next"], **lines)}

@@ -26,8 +26,9 @@ def draw(session: "InferenceSession", labels: NDArray[np.int64], noise: Floats, 
 
     What is drawn at a place follows from the noise up to there: a longer clip begins as the shorter one.
     """
-    stamped = session.get_modelmeta().custom_metadata_map["guidance"]
-    guidance = np.array(stamped.split(), np.float32)[labels]
+    stamped = session.get_modelmeta().custom_metadata_map
+    guidance, temperature = (np.array(stamped[key].split(), np.float32)[labels] for key in ("guidance", "temperature"))
+    noise = noise * temperature[:, None, None]
     groups = min(len(labels), max(1, threads - 1))  # one thread is the session's own, and helps each of them
     if groups == 1:
         return _draw(session, labels, guidance, noise)
