@@ -57,7 +57,7 @@ OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as
     "r1": {"steadiers.r1": 0.1},
 }
 COMMON: Settings = {"lr_generator": 2e-4, "average": 0.99}  # of all; while the discriminator catches up: 0, and 0.998
-FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": "100 300"}}
+FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": "100 250"}}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Train:
     "the step at which its new discriminator has caught up"
     steps: int = 6_400
     "the last step of every branch"
-    from_start: int = 600
+    from_start: int = 400
     "the last step of the runs from the start"
     compile: bool = False
 
