@@ -200,6 +200,11 @@ def test_the_environment_names_the_instrument_that_is_played_if_no_other_is(
     assert find_instrument() == tmp_path / "a"
 
 
+def test_foley_small_plays_when_no_instrument_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FOLEYBOX_INSTRUMENT", raising=False)
+    assert find_instrument() == SHIPPED / "foley-small"
+
+
 def test_loading_the_synth_imports_neither_torch_nor_flags_nor_bars() -> None:
     heavy = ("torch", "tyro", "rich", "onnxruntime")
     code = f"import sys, foleybox; foleybox.load; foleybox.Synth; print([m for m in {heavy} if m in sys.modules])"

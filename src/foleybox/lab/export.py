@@ -196,8 +196,8 @@ def card(instrument: Instrument, notes: str) -> str:
         "",
         "## What it heard",
         "",
-        "All parts together; `(other)` are everyday sounds that the generator did not hear. The source is the",
-        "collection that the clips came in, and whom to credit: with thanks to everyone who recorded them.",
+        "All parts together; `(other)` are everyday sounds, which it does not play. The source is the collection that the",
+        "clips came in, and whom to credit: with thanks to everyone who recorded them.",
         "",
         "| label | tier | licence as its source states it | source | clips |",
         "|---|---|---|---|---|",
@@ -243,9 +243,10 @@ def _trained(run: dict[str, Any]) -> str:
     """Say in a line what a run of `train sagan` or `train patches` was."""
     if run.get("part") == "patches":
         model = run["model"]
+        other = f", {run['others_share']:.0%} of them other sounds" if run.get("others") else ""
         return (
             f"causal patches, width {model['width']}, {model['layers']} layers, {run['steps']:,} steps of {run['batch']} "
-            f"clips, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
+            f"clips{other}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
         )
     loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
     tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class

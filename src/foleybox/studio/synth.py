@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from foleybox.studio.shape import Shape
 
 SHIPPED = Path(__file__).parent / "instruments"
+DEFAULT = "foley-small"  # of those, the one that plays when none is named
 BATCH = 8
 "clips rendered at once: more are hardly faster, and memory grows with them"
 AUDIBLE = 10 ** (-45 / 20)
@@ -100,8 +101,9 @@ class Clip:
 
 
 def shipped() -> list[Path]:
-    """Return the folders of the instruments that ship with the package."""
-    return sorted(path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
+    """Return the folders of the instruments that ship with the package, the default one first."""
+    found = (path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
+    return sorted(found, key=lambda folder: (folder.name != DEFAULT, folder.name))
 
 
 def find_instrument(source: str | Path | None = None) -> Path:
