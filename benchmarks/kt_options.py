@@ -383,7 +383,7 @@ def measure(config: Measure) -> None:
     parts = [
         "# The options of KT's system, one after another",
         f"Written by `python benchmarks/kt_options.py {shlex.join(sys.argv[1:])}` at commit "
-        f" {commit()}: {config.clips} sounds a label (seeds {config.seed} to {config.seed + config.clips - 1}), "
+        f"{commit()}: {config.clips} sounds a label (seeds {config.seed} to {config.seed + config.clips - 1}), "
         "reference `dev`, embedding mn04, intervals of 95 % over the generated clips. Real `train` clips at the same n "
         f"score {floor:.1f}. The distance to `train`, beside it, is what anything may be chosen by.",
         table(["row", *(NAMES[metric] for metric, _ in METRICS), "FD to `train`", "what it is"], rows),
