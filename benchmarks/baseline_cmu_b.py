@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import torch
 import tyro
+from kt import METRICS, ROOT, figure, table
 from torch import Tensor, nn
 
 from foleybox import cli
@@ -33,7 +34,6 @@ from foleybox.lab.training.pixelsnail import TrainPixelsnail
 from foleybox.lab.training.vqvae import TrainVqvae
 from foleybox.labels import LABELS
 
-ROOT = Path(__file__).resolve().parents[1]
 SYSTEMS: tuple[VqSystem, ...] = get_args(VqSystem)  # baseline, cmu-b
 PRINTED_FAD = {  # CMU's Table 2: FAD with VGGish, by label, and its mean
     "DCASE": (13.411, 8.109, 7.951, 5.230, 16.108, 13.337, 3.770),
@@ -45,7 +45,6 @@ PRINTED_LOSSES = {  # CMU's Table 3: (MSE, cross-entropy, latent difference)
     ("cmu-b", "held_out"): (0.14814, 0.02145, 0.00171),
     ("baseline", "held_out"): (0.19166, None, 0.00222),
 }
-METRICS = (("frechet", 1), ("accuracy", 2), ("precision", 2), ("recall", 2), ("coverage", 2), ("diversity", 2))
 
 
 @dataclass(frozen=True)
@@ -219,19 +218,6 @@ def described(run: Path, modules: nn.Module, step: int) -> list[str]:
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
-
-
-def figure(record: dict[str, Any], metric: str, digits: int = 1) -> str:
-    """Write a figure with its interval."""
-    found = record["figures"].get(metric)
-    if found is None:
-        return "-"
-    interval = "" if found["low"] is None else f" ({found['low']:.{digits}f} to {found['high']:.{digits}f})"
-    return f"{found['value']:.{digits}f}{interval}"
 
 
 def clips_of(record: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import tyro
 import zen
-from baseline_cmu_b import METRICS, by_label, figure, foleybox, is_made, last_measured, number, real, weights_of
+from baseline_cmu_b import by_label, foleybox, is_made, last_measured, number, real, weights_of
+from kt import METRICS, ROOT, figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -54,7 +55,6 @@ from foleybox.lab.training.pixelsnail import TrainPixelsnail
 from foleybox.labels import LABELS
 from foleybox.studio.sheet import picture
 
-ROOT = Path(__file__).resolve().parents[1]
 NONE = "-none"  # ends the name of a run without a head
 PRINTED_4 = {  # CMU's Table 4, CEmbeds: (MSE, cross-entropy, latent difference)
     ("conditioned", "train"): (0.357, 0.0859, 0.0179),

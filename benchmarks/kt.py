@@ -18,6 +18,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from foleybox.doors import sha256, write_beside, write_text
+from foleybox.lab.export import commit
 from foleybox.lab.systems import KT
 from foleybox.labels import LABELS
 
@@ -218,12 +219,9 @@ def main(config: Benchmark) -> None:
         ["label", *(f"{name} (printed FAD)" for name in PRINTED)],
         [[label.name, *(f"{row[label.id]:.3f}" for row in PRINTED.values())] for label in LABELS],
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     parts = [
         "# KT's systems, trained alike and measured side by side",
-        f"Written by `python benchmarks/kt.py ../shared --runs {config.runs} --vocoder {config.vocoder}` at commit {commit}: "
+        f"Written by `python benchmarks/kt.py ../shared --runs {config.runs} --vocoder {config.vocoder}` at commit {commit()}: "
         f"{config.clips} sounds a label (seeds {config.seed} to {config.seed + config.clips - 1}), reference `dev`, "
         "embedding mn04, intervals of 95 % over the generated clips, floor: real `train` clips at the same n.",
         "Distances here are of another embedding and another reference than the report's: compare rows and columns, not "

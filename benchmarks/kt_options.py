@@ -49,7 +49,7 @@ RESULTS = ROOT / "results"
 
 # --- training -------------------------------------------------------------------------------------------------------
 
-Settings = dict[str, float | str]
+Settings = dict[str, float | tuple[int, int]]
 OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as in config.json
     "none": {},
     "none-again": {"seed": 1},  # what another seed changes
@@ -58,7 +58,7 @@ OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as
     "r1": {"steadiers.r1": 0.1},
 }
 COMMON: Settings = {"lr_generator": 2e-4, "average": 0.99}  # of all; while the discriminator catches up: 0, and 0.998
-FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": "100 250"}}
+FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": (100, 250)}}
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,18 @@ def go_on(config: Train, run: Path, settings: Settings, steps: int) -> None:
         return
     flags = []
     for key, value in settings.items():
-        flags += [f"--{key.rpartition('.')[2].replace('_', '-')}", *str(value).split()]
+        flags += [f"--{key.rpartition('.')[2].replace('_', '-')}", *map(str, listed(value))]
     flags += ["--compile"] if config.compile and "augment.probability" not in settings else []
     command = f"-m foleybox train sagan {config.shared}/data/foley:train --system kt-2c -o {run} --conditional-logit"
     command += f" --batch 16 --lr-discriminator 4e-4 --steps {steps} --threads 1 --device cpu --tracker none"
     command += " --log-every 25 --save-every 50 --sample-every 1000"
     path = {"PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, *command.split(), *flags], check=True, env={**os.environ, **path})
+
+
+def listed(value: Any) -> list[Any]:
+    """Return the numbers of a setting, which is one or, as a tuple or read from JSON, several."""
+    return list(value) if isinstance(value, tuple | list) else [value]
 
 
 def restore(config: Train, out: Path) -> None:
@@ -418,8 +423,9 @@ def said(run: Path) -> str:
     options = []
     for key, what in WHAT:
         group, _, last = key.partition(".")
-        if any(np.atleast_1d(settings[group][last])):
-            options.append(f"{what} {' to '.join(f'{each:g}' for each in np.atleast_1d(settings[group][last]))}")
+        values = listed(settings[group][last])
+        if any(values):
+            options.append(f"{what} {' to '.join(f'{each:g}' for each in values)}")
     rates = f"Adam {settings['lr_generator']:g}/{settings['lr_discriminator']:g}, average {settings['average']:g}"
     step = read_state(run / "state.pt")["step"]
     return f"to step {step:,}, {rates}, seed {settings['seed']}, {', '.join(options) or 'no option'}"

@@ -231,9 +231,9 @@ def _drawn(made: dict[str, Any]) -> str:
     if "autoencoder" not in made:
         return f", {made.get('weights', 'average')} weights"
     run = made["autoencoder"]
+    guidance, temperature = (", ".join(f"{each:g}" for each in made[name]) for name in ("guidance", "temperature"))
     return (
-        f"; {made['flow_steps']} steps a latent, by label guidance {', '.join(f'{each:g}' for each in made['guidance'])} "
-        f"and temperature {', '.join(f'{each:g}' for each in made['temperature'])}, "
+        f"; {made['flow_steps']} steps a latent, by label guidance {guidance} and temperature {temperature}, "
         f"sharpened by {made['sharpen']:g}; its latents from an autoencoder of {run['steps']:,} steps of "
         f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
     )
