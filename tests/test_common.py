@@ -1,7 +1,7 @@
 """The clock of every loop: batches, averages and noise are functions of the step; a run folder is never half-written."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,37 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".config.abc.partial.json").write_text("{")
     open_run(tmp_path / "killed", "toy", Toy(), [])  # killed before its first file was whole: not somebody's folder
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 3
+    depth: int = 2
+
+
+@dataclass(frozen=True)
+class Grown(Toy):
+    tricks: tuple[int, ...] = (0, 1)
+    where: Path | None = None
+    model: Inner = field(default_factory=Inner)
+
+
+def test_a_run_begun_before_a_setting_was_there_resumes_with_its_default_alone(tmp_path: Path) -> None:
+    open_run(tmp_path / "run", "toy", Toy(), [])
+    with pytest.raises(UserError, match=r"was started with tricks = \[0, 1\], now \[2\]"):
+        open_run(tmp_path / "run", "toy", Grown(tricks=(2,)), [])
+    with pytest.raises(UserError, match="was started with model"):
+        open_run(tmp_path / "run", "toy", Grown(model=Inner(4)), [])
+    open_run(tmp_path / "run", "toy", Grown(), [])
+    stored = read_run_config(tmp_path / "run")
+    assert (stored["tricks"], stored["where"], stored["model"]) == ([0, 1], None, {"width": 3, "depth": 2})
+    del stored["model"]["depth"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="was started with model"):
+        open_run(tmp_path / "run", "toy", Grown(model=Inner(depth=4)), [])
+    open_run(tmp_path / "run", "toy", Grown(), [])
+    with pytest.raises(UserError, match="was started with"):  # and what a setting was, nobody knows any more
+        open_run(tmp_path / "run", "toy", Toy(), [])
 
 
 def test_a_damaged_run_config_is_named(tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_the_command_fine_tunes_either_vocoder_on_what_a_vqvae_gives_back(
         assert len(config["mels_from"]) == len(name)
         assert type(load_vocoder(tmp_path / run)[0]).__name__.lower() == run
     assert cli.main([*flags, "-o", "x", "--vocoder", "hifigan-v2", "--mel", "wide"]) == 2
-    assert "leave --mel and --seconds as they are" in capsys.readouterr().err
+    assert "give --mel dcase and leave --seconds as it is" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

@@ -8,15 +8,19 @@ from pathlib import Path
 import accelerate.state
 import pytest
 import torch
+from helpers_lab import toy_folder
 from torch import Tensor
 
 from foleybox.doors import UserError
-from foleybox.lab.features import DCASE, SILENCE, LogMel
+from foleybox.lab.data import find_clips, load_mels
+from foleybox.lab.features import DCASE, SILENCE, WIDE, LogMel
 from foleybox.lab.models import vocos
-from foleybox.lab.runs import load_vocoder, read_clips, read_state
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.runs import load_autoencoder, load_vocoder, open_run, read_clips, read_state, save_state
 from foleybox.lab.training import vocoder
+from foleybox.lab.training.autoencoder import TrainAutoencoder
 from foleybox.lab.training.vocoder import Crops, TrainVocoder, learning_rate, main, train
-from foleybox.lab.training.waves import measure
+from foleybox.lab.training.waves import decode_clips, measure
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +197,37 @@ def test_a_run_starts_from_the_average_of_another_and_from_its_critics(tmp_path:
     for name, value in before["critics"].items():
         torch.testing.assert_close(after["critics"][name], value)
     assert [row["clip"] for row in read_clips(tmp_path / "second")] == ["2", "1"]
+
+
+def test_a_vocoder_with_noise_starts_from_one_without_and_learns_its_share(tmp_path: Path) -> None:
+    waves = sounds()
+    train(settings(tmp_path / "first"), waves, waves[:1], [])
+    second = settings(tmp_path / "second", steps=3, start_from=tmp_path / "first", noise=True)
+    train(second, waves, waves[:1], [])
+    model, _, _ = load_vocoder(tmp_path / "second")
+    assert isinstance(model, vocos.Vocos)
+    assert model.config.noise
+    state = read_state(tmp_path / "second" / "state.pt")
+    assert float(state["generator"]["share.weight"].abs().max()) > 0
+    with pytest.raises(UserError, match="does not fit the model"):  # and not the other way round
+        train(settings(tmp_path / "third", start_from=tmp_path / "second"), waves, waves[:1], [])
+
+
+def test_the_mels_of_our_autoencoder_can_be_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
+    form = AutoencoderConfig(latent=6, width=8, fine=8, coarse_layers=1, fine_layers=1, noise=2)
+    open_run(tmp_path / "ours", "autoencoder", TrainAutoencoder(model=form), [])
+    save_state(tmp_path / "ours" / "state.pt", 3, {"average": Autoencoder(form)})
+    toy_folder(tmp_path / "sounds", 1)
+    clips = find_clips(f"{tmp_path}/sounds")
+    decoded = decode_clips(tmp_path / "ours", clips[:4], clips[4:], WIDE, 4.0, "cpu")
+    autoencoder = load_autoencoder(tmp_path / "ours")[0]
+    wanted = autoencoder.components.decode(autoencoder.encode(load_mels(clips[:4], WIDE)))
+    assert decoded.mels.shape == (4, 100, 344)
+    torch.testing.assert_close(decoded.mels, wanted, atol=0.3, rtol=0)  # a decoder that learned nothing adds little
+    assert decoded.held.shape[0] == len(clips) - 4
+    with pytest.raises(UserError, match="give --mel wide"):
+        decode_clips(tmp_path / "ours", clips[:4], clips[4:], DCASE, 4.0, "cpu")
 
 
 def test_a_sample_sheet_and_the_held_out_numbers_come_at_their_step(tmp_path: Path) -> None:

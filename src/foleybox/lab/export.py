@@ -17,7 +17,7 @@ import tyro
 import foleybox
 from foleybox.doors import UserError
 from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
-from foleybox.lab.graphs import Drawing, build_gan, build_patches
+from foleybox.lab.graphs import Drawing, build_gan, build_patches, grain_width
 from foleybox.lab.models.sagan import refresh_batch_norm
 from foleybox.lab.runs import (
     fingerprint,
@@ -117,7 +117,7 @@ def main(config: Export) -> int:
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         samples, form = round(SECONDS * mel.rate), autoencoder.config
         graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.drawing)
-        latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * form.noise)
+        latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * grain_width(form, vocoder))
         made_with |= asdict(config.drawing)
         made_with["autoencoder"] = _settings(read_run_config(config.autoencoder), autoencoder_step)
         runs.append(config.autoencoder)
@@ -222,8 +222,9 @@ def _vocoded(run: dict[str, Any]) -> str:
     else:
         width = f" of width {run['width']}" if run["width"] else ""
         what = f"{run['vocoder'].replace('hifigan-v', 'HiFi-GAN V')}{width}, {steps}"
-    read = ", reading the mels of a VQ-VAE" if run.get("mels_from") else ""
-    return f"{what}{read}, seed {run['seed']}"
+    read = ", reading mels that a model made" if run.get("mels_from") else ""
+    noise = ", with noise" if run.get("noise") else ""
+    return f"{what}{noise}{read}, seed {run['seed']}"
 
 
 def _drawn(made: dict[str, Any]) -> str:

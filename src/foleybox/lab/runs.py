@@ -57,7 +57,11 @@ class Stateful(Protocol):
 
 def plain(config: Any) -> dict[str, Any]:
     """Return a dataclass as JSON-ready values."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return json.loads(_json(dataclasses.asdict(config)))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]]) -> None:
@@ -72,7 +76,7 @@ def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]]) -> 
     for half_written in out.glob(".*.partial*"):  # what kill -9 left of an earlier sitting
         half_written.unlink()
     if path.is_file():
-        theirs = read_run_config(out)
+        theirs = _completed(read_run_config(out), config)
         if theirs.get("part") != part:
             raise UserError(f"{out} is a run of {theirs.get('part')!r}, not of {part!r}: give another folder with -o")
         differing = [
@@ -92,6 +96,23 @@ def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]]) -> 
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / CLIPS, listed)
     write_text(path, json.dumps(mine, indent=1) + "\n")
+
+
+def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return stored settings with those that `foleybox` did not have yet when the run began, at their defaults.
+
+    So a new setting's default must be what was done before there was one.
+    """
+    stored = dict(stored)
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if each.name in stored:
+            if dataclasses.is_dataclass(value) and isinstance(stored[each.name], dict):
+                stored[each.name] = _completed(stored[each.name], value)
+        elif each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING:
+            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+            stored[each.name] = plain(default) if dataclasses.is_dataclass(default) else json.loads(_json(default))
+    return stored
 
 
 def read_run_config(run: Path) -> dict[str, Any]:
@@ -170,7 +191,7 @@ def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
     settings, state = _read_trained(run, "vocoder")
     mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs do not say, and are Vocos
     if kind == "vocos":
-        model = Vocos(vocos_config(mel, settings["size"]))
+        model = Vocos(vocos_config(mel, settings["size"], settings.get("noise", False)))
         _fill(model, "average", state, run / "state.pt")
     else:
         model = Hifigan(hifigan_config(mel, kind, settings["width"]))
@@ -286,9 +307,9 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
-    """Return the settings of a vocoder of that size for that mel."""
-    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
+def vocos_config(mel: MelConfig, size: str, noise: bool = False) -> VocosConfig:
+    """Return the settings of a vocoder of that size for that mel, with or without white noise to shape."""
+    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop, noise=noise)
 
 
 def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> HifiganConfig:
@@ -313,10 +334,14 @@ def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
 
 
 def start_vocoder(run: Path, parts: list[tuple[str, Stateful]]) -> None:
-    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly."""
+    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly.
+
+    But for one thing: a Vocos with noise may start from one without, and keeps its own fresh share of noise.
+    """
     _, state = _read_trained(run, "vocoder")
     for name, part in parts:
-        _fill(part, name, state, run / "state.pt")
+        fresh = {key: value for key, value in part.state_dict().items() if key.startswith("share.")}
+        _fill(part, name, {**state, name: {**fresh, **state.get(name, {})}}, run / "state.pt")
 
 
 def read_official_hifigan(path: Path, generator: Hifigan) -> None:

@@ -76,7 +76,7 @@ class TrainHifigan:
     held_out: float = 0.04
     "share of the recordings never trained on; the logged held-out numbers are theirs"
     mels_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `train vqvae`: read the clips' mels as it gives them back, and make the real waves of them"
+    "a run of `train vqvae` or `train autoencoder`: read the clips' mels as it gives them back, and make the real waves of them"
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE")] = None
     "weights to start with: a run of `train vocoder` of the same sizes, or an official checkpoint (g_02500000)"
     segment: int = 32

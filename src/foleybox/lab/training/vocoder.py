@@ -54,12 +54,14 @@ class TrainVocoder:
     "the mel that the vocoder reads"
     size: Literal["small", "medium", "base"] = "medium"
     "1.65, 2.0 or 13.5 million weights"
+    noise: bool = False
+    "give the vocoder white noise to shape, so that it need not invent the phases of rain (not in Vocos's paper)"
     seconds: float = 4.0
     "clips are cut or zero-padded to this length"
     held_out: float = 0.04
     "share of the recordings never trained on; the logged held-out numbers are theirs"
     mels_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `train vqvae`: read the clips' mels as it gives them back, and make the real waves of them"
+    "a run of `train vqvae` or `train autoencoder`: read the clips' mels as it gives them back, and make the real waves of them"
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     "a run of `train vocoder` of the same sizes, whose weights to start with; --adversarial-from 0 goes on in phase B"
     segment: int = 64
@@ -202,7 +204,7 @@ def train(
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
     torch.manual_seed(config.seed)
-    generator = Vocos(vocos_config(MELS[config.mel], config.size))
+    generator = Vocos(vocos_config(MELS[config.mel], config.size, config.noise))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
     periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
     resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width))

@@ -11,8 +11,10 @@ from foleybox.doors import UserError, write_beside
 from foleybox.lab import losses
 from foleybox.lab.codes import decode_codes, encode_mels
 from foleybox.lab.data import ClipFile, cached, find_clips, load_mels, split_by_recording
-from foleybox.lab.features import DCASE, LogMel, MelConfig
-from foleybox.lab.runs import fingerprint, load_vqvae, read_clips
+from foleybox.lab.features import DCASE, WIDE, LogMel, MelConfig
+from foleybox.lab.models.autoencoder import Autoencoder
+from foleybox.lab.models.vqvae import Vqvae
+from foleybox.lab.runs import fingerprint, load_autoencoder, load_vqvae, read_clips, read_run_config
 
 
 def find_sources(
@@ -52,41 +54,50 @@ def heard_before(start_from: Path | None) -> list[dict[str, str]]:
     return [{**row, "source": f"what the weights in {start_from.name} heard"}]
 
 
-# --- mels that a VQ-VAE made --------------------------------------------------------------------------------------
+# --- mels that a model made --------------------------------------------------------------------------------------
 
 
 class Decoded(NamedTuple):
-    """The clips' mels as a VQ-VAE gives them back: what a vocoder reads when it renders drawn codes."""
+    """The clips' mels as a VQ-VAE or an autoencoder gives them back: what a vocoder reads when it renders what was drawn."""
 
     mels: Tensor
     "[N, M, T] of the clips to train on"
     held: Tensor
     "[H, M, T] of those held out"
     fingerprint: str
-    "of the VQ-VAE's weights"
+    "of the weights"
 
 
 def decode_clips(
     run: Path, kept: list[ClipFile], held: list[ClipFile], mel: MelConfig, seconds: float, device: str
 ) -> Decoded:
-    """Return the reconstructions of the clips by the VQ-VAE of `run`, from the cache when they are there.
+    """Return the reconstructions of the clips by the VQ-VAE or autoencoder of `run`, from the cache when they are there.
 
-    Raises UserError for a bad run, and for a mel or a length that the VQ-VAE does not read.
+    Raises UserError for a bad run, and for a mel or a length that it does not read.
     """
-    vqvae, _ = load_vqvae(run)
-    frames = mel.frames(round(seconds * mel.rate))
-    if mel != DCASE or frames % 4:
+    ours = read_run_config(run).get("part") == "autoencoder"
+    model, _ = load_autoencoder(run) if ours else load_vqvae(run)
+    patch = model.config.patch if isinstance(model, Autoencoder) else 4
+    frames, reads = mel.frames(round(seconds * mel.rate)), WIDE if ours else DCASE
+    if mel != reads or frames % patch:
         raise UserError(
-            f"--mels-from {run}: it reads the mel {DCASE} in multiples of 4 frames, here are {frames} frames of {mel}; "
-            "leave --mel and --seconds as they are"
+            f"--mels-from {run}: it reads the mel {reads} in multiples of {patch} frames, here are {frames} frames of "
+            f"{mel}; give --mel {'wide' if ours else 'dcase'} and leave --seconds as it is"
         )
-    name = fingerprint(vqvae)
+    name = fingerprint(model)
     if device == "auto" and torch.cuda.is_available():
-        vqvae.cuda()
+        model.cuda()
+
+    def back(mels: Tensor) -> Tensor:
+        if isinstance(model, Vqvae):
+            return decode_codes(model, encode_mels(model, mels))
+        torch.manual_seed(0)  # of the grain
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            return torch.cat([model.decode(model.encode(part.to(device))).cpu() for part in mels.split(16)])
 
     def reconstruct(clips: list[ClipFile]) -> Tensor:
-        mels = load_mels(clips, mel, seconds)
-        return cached("decoded", clips, f"{name} {seconds}", lambda: decode_codes(vqvae, encode_mels(vqvae, mels)))
+        return cached("decoded", clips, f"{name} {seconds}", lambda: back(load_mels(clips, mel, seconds)))
 
     return Decoded(reconstruct(kept), reconstruct(held), name)
 
