@@ -1,14 +1,14 @@
-"""Write results/kt_options.md: the options of KT's system one after another, from one generator, as many steps each.
+"""Write results/kt_options.md: the options of KT's system one after another, from one whole run, as many steps each.
 
+python benchmarks/kt_options.py train ../shared --runs runs/k6
+python benchmarks/kt_options.py measure ../shared --runs runs/k6 --vocoder runs/ship/vocoder
 python benchmarks/kt_options.py shipped ../shared
-python benchmarks/kt_options.py train ../shared --runs runs/k4
-python benchmarks/kt_options.py measure ../shared --runs runs/k4 --vocoder runs/ship/vocoder
 
-`shipped` tries what needs no training (sharpening, temperature) on the GAN that ships, by the distance to `train`; `draw`
-draws its sounds with mels finished so. `train` goes on from its generator, whose run is gone and whose graph is not: a
-new discriminator catches up first, then the run is copied for each option and goes on with it; the same command resumes.
-Fading the label in is an option of the first steps: it is tried from the start, with a run beside it that has it not.
-`measure` draws and measures every branch, and writes the page.
+`train` brings a run without options to a step, its discriminator with it; there the run is copied for each option, and
+every copy goes on as many steps. The same command resumes. Fading the label in is an option of the first steps: it is
+tried from the start, with a run beside it that has it not. `measure` draws and measures every branch, and writes the
+page. `shipped` tries what needs no training (sharpening, temperature) on the GAN that ships, by the distance to `train`;
+`draw` draws its sounds with mels finished so; `herd` chooses among many.
 """
 
 import json
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 import tyro
 from kt import METRICS, ROOT, Bench, Benchmark, by_label, figure, table
@@ -30,16 +29,14 @@ from numpy.typing import NDArray
 
 from foleybox.audio import resample, write_wave
 from foleybox.doors import write_text
-from foleybox.lab.data import find_clips, heard, load_mels
+from foleybox.lab.data import find_clips, load_mels
 from foleybox.lab.evaluation.embeddings import load_embedding
 from foleybox.lab.evaluation.frechet import frechet, gaussian
 from foleybox.lab.export import commit
 from foleybox.lab.features import DCASE, SILENCE
-from foleybox.lab.models.sagan import Discriminator, Generator, SaganConfig
-from foleybox.lab.runs import open_run, read_run_config, read_state, save_state
+from foleybox.lab.runs import read_run_config, read_state
 from foleybox.lab.scored import Ruler, as_written
 from foleybox.lab.selection import choose
-from foleybox.lab.training.sagan import Anchors, TrainSagan
 from foleybox.labels import LABELS
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, is_silent
@@ -57,24 +54,21 @@ OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as
     "lecam": {"steadiers.lecam": 0.1},
     "r1": {"steadiers.r1": 0.1},
 }
-COMMON: Settings = {"lr_generator": 2e-4, "average": 0.99}  # of all; while the discriminator catches up: 0, and 0.998
-FROM_START: dict[str, Settings] = {"start": COMMON, "start-transition": COMMON | {"steadiers.transition": (100, 250)}}
+YOUNG: Settings = {"average": 0.99}  # of the runs from the start, which are few steps long
+FROM_START: dict[str, Settings] = {"start": YOUNG, "start-transition": YOUNG | {"steadiers.transition": (100, 250)}}
 
 
 @dataclass(frozen=True)
 class Train:
-    """Go on from an exported generator, once with each option. The same command resumes."""
+    """Bring a run to a step, and from there on once with each option. The same command resumes."""
 
     shared: tyro.conf.Positional[Path]
     "folder with data/foley"
-    runs: Path = Path("runs/k4")
+    runs: Path = Path("runs/k6")
     options: tuple[str, ...] = tuple(OPTIONS)
-    instrument: str = "sagan-small"
-    step: int = 5_750
-    "the step that the instrument's training had reached"
-    caught_up: int = 6_000
-    "the step at which its new discriminator has caught up"
-    steps: int = 6_400
+    trunk: int = 4_500
+    "the step at which the branches leave the run without options"
+    steps: int = 5_000
     "the last step of every branch"
     from_start: int = 400
     "the last step of the runs from the start"
@@ -82,15 +76,12 @@ class Train:
 
 
 def train_all(config: Train) -> None:
-    warm = config.runs / "warm"
-    if not (warm / "state.pt").is_file():
-        restore(config, warm)
-    go_on(config, warm, {"lr_generator": 0.0, "average": 0.998}, config.caught_up)
+    trunk = config.runs / "trunk"
+    go_on(config, trunk, {}, config.trunk)
     for name in config.options:
-        settings = {**COMMON, **OPTIONS[name]}
         if not (config.runs / name / "state.pt").is_file():
-            branch(warm, config.runs / name, settings)
-        go_on(config, config.runs / name, settings, config.steps)
+            branch(trunk, config.runs / name, OPTIONS[name])
+        go_on(config, config.runs / name, OPTIONS[name], config.steps)
     for name, settings in FROM_START.items():
         go_on(config, config.runs / name, settings, config.from_start)
 
@@ -100,12 +91,12 @@ def go_on(config: Train, run: Path, settings: Settings, steps: int) -> None:
     if (run / "state.pt").is_file() and read_state(run / "state.pt")["step"] >= steps:
         return
     flags = []
-    for key, value in settings.items():
+    for key, value in ({"average": 0.998} | settings).items():
         flags += [f"--{key.rpartition('.')[2].replace('_', '-')}", *map(str, listed(value))]
-    flags += ["--compile"] if config.compile and "augment.probability" not in settings else []
+    flags += ["--compile"] if config.compile else []
     command = f"-m foleybox train sagan {config.shared}/data/foley:train --system kt-2c -o {run} --conditional-logit"
-    command += f" --batch 16 --lr-discriminator 4e-4 --steps {steps} --threads 1 --device cpu --tracker none"
-    command += " --log-every 25 --save-every 50 --sample-every 1000"
+    command += f" --batch 16 --lr-generator 2e-4 --lr-discriminator 4e-4 --steps {steps} --threads 1 --device cpu"
+    command += " --tracker none --log-every 50 --save-every 250 --sample-every 500"
     path = {"PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, *command.split(), *flags], check=True, env={**os.environ, **path})
 
@@ -115,74 +106,18 @@ def listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, tuple | list) else [value]
 
 
-def restore(config: Train, out: Path) -> None:
-    """Make a run folder of an exported generator and a new discriminator.
-
-    The generator's rate is 0: the discriminator must catch up before its opinion is worth following.
-    """
-    source = f"{config.shared}/data/foley:train"
-    synth = Synth.load(config.instrument)
-    model = SaganConfig(**synth.instrument.made_with["generator"]["model"])
-    settings = TrainSagan(
-        data=(source,), out=out, model=model, batch=16, lr_generator=0.0, lr_discriminator=4e-4, average=0.998
-    )
-    open_run(out, "sagan", settings, clips=heard(find_clips(source)))
-    torch.manual_seed(settings.seed)
-    generator, discriminator = Generator(model), Discriminator(model)
-    generator.load_state_dict(weights_of(synth.folder / "generator.onnx", generator))
-    with torch.no_grad():
-        for _ in range(40):  # the power iterations of the spectral norms settle
-            generator.train()(torch.randn(7, model.latent), torch.arange(7))
-    parts = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "average": generator,
-        "anchors": Anchors(),
-        "optimizer_g": torch.optim.Adam(generator.parameters(), settings.lr_generator, settings.betas),
-        "optimizer_d": torch.optim.Adam(discriminator.parameters(), settings.lr_discriminator, settings.betas),
-    }
-    save_state(out / "state.pt", config.step, parts)
-
-
-def weights_of(graph: Path, generator: Generator) -> dict[str, torch.Tensor]:
-    """Return a state dict for `generator` from its exported graph.
-
-    The export has multiplied out the spectral norms, folded each block's second batch norm into the convolution before
-    it (whose scale the batch norm undoes again), and stored the tables of gains and biases without their names, in order.
-    """
-    model = onnx.load(str(graph))
-    stored = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in model.graph.initializer}
-    state = generator.state_dict()
-    for name, value in state.items():
-        plain = stored.get("generator." + name.replace("parametrizations.weight.original", "weight"))
-        if plain is not None:
-            state[name] = plain.reshape(value.shape)
-    tables = [
-        stored[name]
-        for node in model.graph.node
-        for name in node.input
-        if name in stored and stored[name].ndim == 2 and len(stored[name]) == len(LABELS)
-    ]
-    names = [name for name in state if name.endswith((".gamma", ".beta")) and state[name].ndim == 2]
-    return state | dict(zip(names, tables, strict=True))
-
-
 def branch(source: Path, out: Path, changes: Settings) -> None:
-    """Copy a run folder and change settings in the copy, which `foleybox train` rightly refuses to do.
-
-    The generator's optimiser gets the copy's rate: a resumed run takes its rates from the checkpoint.
-    """
-    settings, state = read_run_config(source), read_state(source / "state.pt")
+    """Copy a run folder and change settings in the copy, which `foleybox train` rightly refuses to do."""
+    settings = read_run_config(source)
     for key, value in changes.items():
         group, _, name = key.rpartition(".")
         place = settings[group] if group else settings
         assert name in place, key
         place[name] = value
-    state["optimizer_g"]["param_groups"][0]["lr"] = settings["lr_generator"]
     (out / "samples").mkdir(parents=True)
-    shutil.copy(source / "clips.jsonl", out)
+    for name in ("clips.jsonl", "state.pt"):
+        shutil.copy(source / name, out)
     write_text(out / "config.json", json.dumps(settings, indent=1) + "\n")
-    torch.save(state, out / "state.pt")
 
 
 # --- without training -----------------------------------------------------------------------------------------------
@@ -346,8 +281,8 @@ def draw(config: Draw) -> None:
 class Measure(Benchmark):
     """Draw and measure every branch, and write the page."""
 
-    runs: Path = Path("runs/k4")
-    work: Path = Path("runs/k4-work")
+    runs: Path = Path("runs/k6")
+    work: Path = Path("runs/k6-work")
     rows: tuple[str, ...] = (*OPTIONS, *FROM_START)
     "runs, in the page's order"
     last: tuple[str, ...] = ("none",)

@@ -199,6 +199,17 @@ def test_a_run_starts_from_the_average_of_another_and_from_its_critics(tmp_path:
     assert [row["clip"] for row in read_clips(tmp_path / "second")] == ["2", "1"]
 
 
+def test_critics_that_saw_something_else_start_anew(tmp_path: Path) -> None:
+    waves = sounds()
+    train(settings(tmp_path / "first"), waves, waves[:1], [])
+    still = {"steps": 1, "adversarial_from": 0, "start_from": tmp_path / "first", "warm_up": 10**9, "seed": 1}
+    train(settings(tmp_path / "log", resolution_sees="log", **still), waves, waves[:1], [])
+    before, after = (read_state(tmp_path / name / "state.pt") for name in ("first", "log"))
+    torch.testing.assert_close(after["generator"]["head.weight"], before["average"]["head.weight"])
+    name = "1.parts.0.score.parametrizations.weight.original1"
+    assert not torch.allclose(after["critics"][name], before["critics"][name], atol=1e-3)
+
+
 def test_a_vocoder_with_noise_starts_from_one_without_and_learns_its_share(tmp_path: Path) -> None:
     waves = sounds()
     train(settings(tmp_path / "first"), waves, waves[:1], [])

@@ -191,3 +191,21 @@ def test_the_discriminator_hears_phase_and_returns_a_list_for_each_resolution() 
     assert wave.grad.abs().sum() > 0
     turned, _ = critic(-wave)  # every magnitude is that of `wave`
     assert not torch.allclose(turned[0], scores[0])
+
+
+@torch.no_grad()
+def test_a_judge_of_logarithms_hears_no_phase_and_soft_as_well_as_loud() -> None:
+    torch.manual_seed(6)
+    parts, logs = (MultiResolutionDiscriminator(ResolutionConfig(width=4, sees=sees)) for sees in ("complex", "log"))
+    wave = 0.1 * torch.randn(1, 8192)
+    for one, moves in ((parts, True), (logs, False)):
+        (scores, _), (upside_down, _) = one(wave), one(-wave)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(scores, upside_down, strict=True)) != moves
+    soft = wave + 0.001 * torch.sin(torch.arange(8192) * 2.0)  # a tone 40 dB below the noise, but not in its band
+    quiet = torch.fft.irfft(torch.fft.rfft(wave) * (torch.arange(4097) < 1000), 8192)
+    changes = []
+    for one in (parts, logs):
+        (_, without), (_, heard) = one(quiet), one(quiet + soft - wave)
+        first = [(a[0] - b[0]).norm() / b[0].norm() for a, b in zip(heard, without, strict=True)]
+        changes.append(float(torch.stack(first).mean()))
+    assert changes[1] > 5 * changes[0]

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -333,7 +333,7 @@ def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
 # --- weights to start from ----------------------------------------------------------------------------------------
 
 
-def start_vocoder(run: Path, parts: list[tuple[str, Stateful]]) -> None:
+def start_vocoder(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
     """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly.
 
     But for one thing: a Vocos with noise may start from one without, and keeps its own fresh share of noise.

@@ -22,7 +22,7 @@ from foleybox.lab.data import heard, load_wave_cache
 from foleybox.lab.features import MELS, SILENCE, LogMel, MelConfig
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
 from foleybox.lab.models.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
-from foleybox.lab.runs import open_run, resume, save_state, start_vocoder, vocos_config
+from foleybox.lab.runs import open_run, read_run_config, resume, save_state, start_vocoder, vocos_config
 from foleybox.lab.training.common import (
     Log,
     accelerator_for,
@@ -89,6 +89,8 @@ class TrainVocoder:
     "channels of the multi-period discriminator's first layer: 4 on a CPU"
     resolution_width: int = 32
     "channels of the multi-resolution discriminator: 16 on a CPU"
+    resolution_sees: Literal["complex", "log"] = "complex"
+    "what the multi-resolution discriminator is shown: complex spectra, or the logarithm of their magnitudes"
     judged: int = 32
     "frames of a crop that the discriminators hear, at a random place: they cost most of a step of phase B"
     gain_db: tuple[float, float] = (-12.0, 6.0)
@@ -207,7 +209,7 @@ def train(
     generator = Vocos(vocos_config(MELS[config.mel], config.size, config.noise))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
     periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
-    resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width))
+    resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width, sees=config.resolution_sees))
     critics = nn.ModuleList([periods, resolutions])
     optimizer = torch.optim.AdamW(generator.parameters(), config.lr, (0.8, 0.99))
     critics_optimizer = torch.optim.AdamW(critics.parameters(), config.adversarial_lr, (0.8, 0.99))
@@ -221,7 +223,11 @@ def train(
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     if config.start_from and not (config.out / "state.pt").is_file():
-        start_vocoder(config.start_from, [("average", generator), ("average", average), ("critics", critics)])
+        weights: list[tuple[str, nn.Module]] = [("average", generator), ("average", average)]
+        seen = read_run_config(config.start_from).get("resolution_sees", "complex")
+        if seen == config.resolution_sees:  # critics of another sight have learned nothing that is of use
+            weights.append(("critics", critics))
+        start_vocoder(config.start_from, weights)
     with accelerator.main_process_first():
         open_run(config.out, "vocoder", record, clips + [row for row in known if row not in clips])
     start = resume(config.out / "state.pt", parts)
