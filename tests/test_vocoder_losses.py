@@ -10,6 +10,7 @@ from foleybox.lab.losses import (
     multi_resolution_stft,
     squares_discriminator,
     squares_generator,
+    texture_distance,
 )
 
 
@@ -69,3 +70,27 @@ def test_feature_matching_sums_layer_means_and_leaves_the_real_side_alone() -> N
     loss.backward()
     assert real[0][0].grad is None
     assert fake[0][0].grad is not None
+
+
+def test_textures_that_differ_in_level_alone_are_that_level_apart() -> None:
+    mel = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(texture_distance(mel, mel + 0.5), torch.tensor(0.5))
+    assert texture_distance(mel, mel) == 0
+
+
+def test_stripes_have_the_statistics_that_a_hand_counts() -> None:
+    """-1, 1, -1 ... over time against silence of the same mean: deviation 1, change in time 2, in frequency 0."""
+    stripes = torch.tensor([-1.0, 1.0]).repeat(32).expand(1, 10, 64)
+    flat = torch.zeros(1, 10, 64)
+    torch.testing.assert_close(texture_distance(stripes, flat), torch.tensor(1 - 1e-2 + 2.0))
+    torch.testing.assert_close(
+        texture_distance(stripes[:, :, :10].mT, flat[:, :, :10].mT, bands=4, frames=4), torch.tensor(2.99)
+    )
+
+
+def test_another_draw_of_a_noise_is_nearer_in_texture_than_the_noise_smoothed_and_further_in_its_mel() -> None:
+    generator = torch.Generator().manual_seed(2)
+    noise, another = 0.5 * torch.randn(2, 4, 40, 64, generator=generator)
+    smoothed = noise.mean((1, 2), keepdim=True).expand_as(noise)
+    assert texture_distance(noise, another) < 0.25 * texture_distance(noise, smoothed)
+    assert mel_distance(noise, another) > 1.3 * mel_distance(noise, smoothed)

@@ -129,6 +129,27 @@ def mel_distance(real: Tensor, fake: Tensor) -> Tensor:
     return (real - fake).abs().mean()
 
 
+def texture_distance(real: Tensor, fake: Tensor, bands: int = 5, frames: int = 16) -> Tensor:
+    """Return how far apart the textures of two log-mels [B, M, T] are: 0 for the same, little for a second draw of a noise.
+
+    In overlapping places of `bands` x `frames` four statistics are compared, each by its mean absolute difference: the
+    mean, the standard deviation, and the mean |difference| of neighbours in time and in frequency. Noise is known by such
+    statistics and not by its samples (McDermott & Simoncelli 2011); the distance of the mels themselves has its least
+    value where all noise is smoothed away, this one where there is as much of it as in the real one.
+    """
+
+    def pooled(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x[:, None], (min(bands, x.shape[1]), min(frames, x.shape[2])), (bands, frames // 2))
+
+    def statistics(mel: Tensor) -> list[Tensor]:
+        mean = pooled(mel)
+        deviation = (pooled(mel.square()) - mean.square()).clamp(min=1e-4).sqrt()
+        return [mean, deviation, pooled(mel.diff(dim=2).abs()), pooled(mel.diff(dim=1).abs())]
+
+    pairs = zip(statistics(real), statistics(fake), strict=True)
+    return torch.stack([(x - y).abs().mean() for x, y in pairs]).sum()
+
+
 def _magnitudes(wave: Tensor, n_fft: int, floor: float) -> Tensor:
     """Return the STFT magnitude [B, N/2+1, T], hop N/4, floored: silence has a finite logarithm and gradient."""
     window = torch.hann_window(n_fft, device=wave.device)

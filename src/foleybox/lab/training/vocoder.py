@@ -84,6 +84,8 @@ class TrainVocoder:
     "in phase B: with HiFi-GAN's 45 and narrow discriminators the mel's gradient was ten times theirs, and rain smooth"
     stft_weight: float = 2.0
     "in phase A only"
+    texture_weight: float = 0.0
+    "of the distance of local statistics, in both phases: noise as rough as it should be, without discriminators"
     matching_weight: float = 2.0
     period_width: int = 32
     "channels of the multi-period discriminator's first layer: 4 on a CPU"
@@ -205,6 +207,10 @@ def train(
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
+    rate = crops.mel.rate  # at three resolutions, since noise is rough at each
+    sizes = ((1024, 100), (512, 80), (256, 40))
+    texture_mels = [LogMel(MelConfig(rate, n_fft, n_fft // 4, bands, 0, rate / 2)).to(device) for n_fft, bands in sizes]
+
     torch.manual_seed(config.seed)
     generator = Vocos(vocos_config(MELS[config.mel], config.size, config.noise))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
@@ -282,6 +288,9 @@ def train(
 
             mel_weight = config.adversarial_mel_weight if adversarial else config.mel_weight
             terms["mel"] = mel_weight * losses.mel_distance(judge_mel(real), judge_mel(fake))
+            if config.texture_weight:
+                textures = [losses.texture_distance(each(real), each(fake)) for each in texture_mels]
+                terms["texture"] = config.texture_weight * torch.stack(textures).mean()
             if not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence
