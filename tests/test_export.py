@@ -1,6 +1,7 @@
 """An exported instrument plays what torch plays, and is refused when it would not."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from foleybox.doors import UserError
 from foleybox.instrument import read_instrument
 from foleybox.lab import export, graphs
 from foleybox.lab.export import Export, heard_by
-from foleybox.lab.features import DCASE, WIDE
+from foleybox.lab.features import DCASE, MELS, WIDE
 from foleybox.lab.graphs import GeneratorGraph, build_gan, without_parametrizations
 from foleybox.lab.models.hifigan import Hifigan
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import Vocos, VocosConfig
-from foleybox.lab.runs import hifigan_config, load_generator, load_vocoder, open_run, save_state
+from foleybox.lab.runs import hifigan_config, load_generator, load_vocoder, open_run, save_state, vocos_config
 from foleybox.lab.training.hifigan import TrainHifigan
 from foleybox.lab.training.sagan import TrainSagan
 from foleybox.lab.training.vocoder import TrainVocoder
@@ -137,3 +138,55 @@ def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
     (mine / "instrument.json").write_text("{}")
     with pytest.raises(UserError, match="holds an instrument: name another folder, or replace it with --force"):
         export.main(Export(*runs, mine, draws=1))
+
+
+def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other, out, again = tmp_path / "vocoder", tmp_path / "toy", tmp_path / "again"
+    open_run(other, "vocoder", TrainVocoder((), other, size="small", seed=1), [*CLIPS, {**CLIPS[0], "tier": "nc"}])
+    save_state(other / "state.pt", 11, {"average": Vocos(VocosConfig())})
+    assert export.main(Export(*runs, out, draws=0)) == 0
+    assert export.main(Export(out, other, again, version="2")) == 0
+    before, after = read_instrument(out), read_instrument(again)
+    assert (out / "generator.onnx").read_bytes() == (again / "generator.onnx").read_bytes()
+    assert after.made_with["vocoder"]["steps"] == 11
+    assert after.made_with["generator"] == before.made_with["generator"]
+    assert [(row.tier, row.clips) for row in after.heard] == [("nc", 1), ("open", 3)]  # not twice what both have heard
+    latent, rain = noise(7, (1, 16)), [before.labels[5]]
+    mel = Synth.load(out).mel(rain, latent)
+    with torch.no_grad():
+        wanted = load_vocoder(other)[0](torch.from_numpy(mel))[0, :88_200].numpy()
+    np.testing.assert_allclose(next(Synth.load(again).waves(rain, latent)), wanted, atol=1e-3)
+    with pytest.raises(UserError, match="holds an instrument"):
+        export.main(Export(out, other, again))
+
+
+def test_a_vocoder_of_another_mel_or_with_noise_is_not_given_to_an_instrument(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "toy"
+    assert export.main(Export(*runs, out, draws=0)) == 0
+    others: list[tuple[str, dict[str, Any], str]] = [
+        ("wide", {"mel": "wide"}, "for that mel"),
+        ("noisy", {"noise": True}, "with --noise"),
+    ]
+    for name, changes, said in others:
+        run = tmp_path / name
+        config = TrainVocoder((), run, size="small", **changes)
+        open_run(run, "vocoder", config, CLIPS)
+        vocoder = Vocos(vocos_config(MELS[config.mel], "small", config.noise))
+        save_state(run / "state.pt", 7, {"average": vocoder})
+        with pytest.raises(UserError, match=said):
+            export.main(Export(out, run, tmp_path / "x"))
+        assert not (tmp_path / "x").exists()
+
+
+def test_a_small_instrument_of_a_gan_plays_nearly_the_same(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert export.main(Export(*runs, tmp_path / "large", draws=0)) == 0
+    assert export.main(Export(*runs, tmp_path / "small", draws=0, small=True)) == 0
+    large, small = (Synth.load(tmp_path / name) for name in ("large", "small"))
+    sizes = [sum(graph.bytes for graph in each.instrument.graphs.values()) for each in (large, small)]
+    assert sizes[1] < 0.4 * sizes[0]
+    latent = noise(7, (1, 16))
+    one, other = (each.mel([large.labels[3]], latent) for each in (large, small))
+    assert 0 < np.abs(one - other).mean() < 0.05

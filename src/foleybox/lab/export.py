@@ -17,8 +17,9 @@ import tyro
 import foleybox
 from foleybox.doors import UserError
 from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
-from foleybox.lab.graphs import Drawing, build_gan, build_patches, grain_width
+from foleybox.lab.graphs import Drawing, build_gan, build_patches, build_vocoder, grain_width, stored_small
 from foleybox.lab.models.sagan import refresh_batch_norm
+from foleybox.lab.models.vocos import Vocos
 from foleybox.lab.runs import (
     fingerprint,
     load_autoencoder,
@@ -42,7 +43,7 @@ class Export:
     """
 
     generator: tyro.conf.Positional[Path]
-    "run folder of `foleybox train sagan` or `foleybox train patches`"
+    "run folder of `foleybox train sagan` or `foleybox train patches`, or an instrument, to give it another vocoder"
     vocoder: tyro.conf.Positional[Path]
     "run folder of `foleybox train vocoder`"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -61,6 +62,8 @@ class Export:
     "replace an instrument that is there"
     weights: Literal["average", "last"] = "average"
     "of a GAN: the generator's moving average, or its last weights"
+    small: bool = False
+    "store a GAN's weights in 8 bits, a quarter of the size; those of patches always are"
     draws: int = 50
     "of a GAN: batches of 64 sounds from which its batch statistics are re-estimated; 0 keeps those of the training"
     seed: int = 0
@@ -91,6 +94,8 @@ def main(config: Export) -> int:
     """`foleybox export`: write the instrument, or nothing."""
     if config.draws < 0:
         raise UserError(f"--draws {config.draws}: expected 0 or more")
+    if (config.generator / MANIFEST).is_file():
+        return revoice(config)
     run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
     kind = "patches" if run.get("part") == "patches" else "gan"
     check_place(config.out, kind)
@@ -98,12 +103,7 @@ def main(config: Export) -> int:
         raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
     measured = _read_json(config.measured) if config.measured else {}
     notes = _read_notes(config.notes) if config.notes else ""
-    made_with = {
-        "foleybox": foleybox.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    made_with = tools()
     runs = [config.generator, config.vocoder]
     if kind == "patches":
         if config.autoencoder is None:
@@ -129,6 +129,8 @@ def main(config: Export) -> int:
             refresh_batch_norm(generator, config.draws)
         samples = round(SECONDS * mel.rate)
         graphs, latent = build_gan(generator, vocoder, mel, samples), (generator.config.latent,)
+        if config.small:
+            graphs = {name: stored_small(graph) for name, graph in graphs.items()}
         made_with |= {"seed": config.seed, "weights": config.weights, "draws": config.draws}
     made_with["vocoder"] = _settings(vocoder_run, vocoder_step)
     made_with["generator"] = _settings(run, step)
@@ -145,10 +147,57 @@ def main(config: Export) -> int:
         measured=measured,
         made_with=made_with,
     )
+    return write(config, instrument, graphs, notes)
+
+
+def write(config: Export, instrument: Instrument, graphs: dict[str, bytes], notes: str) -> int:
     written = write_instrument(config.out, instrument, graphs, card(instrument, notes))
     size = sum(graph.bytes for graph in written.graphs.values())
     print(f"{config.out}: instrument {written.name}, {size / 1e6:.1f} MB, {written.licence.terms}")
     return 0
+
+
+def tools() -> dict[str, Any]:
+    """Return what an instrument was made with, for its manifest."""
+    return {
+        "foleybox": foleybox.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def revoice(config: Export) -> int:
+    """Write an instrument that is there with another vocoder; its other graphs stay what they are."""
+    old = read_instrument(config.generator)
+    check_place(config.out, old.kind)
+    if (config.out / MANIFEST).exists() and not config.force:
+        raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
+    vocoder, mel, step = load_vocoder(config.vocoder)
+    if asdict(mel) != old.mel:
+        raise UserError(f"the vocoder reads the mel {mel}, {old.name} makes {old.mel}: train a vocoder for that mel")
+    if (isinstance(vocoder, Vocos) and vocoder.config.noise) or old.made_with.get("vocoder", {}).get("noise"):
+        raise UserError("a vocoder with --noise reads what its instrument draws for it: export both from their runs")
+    torch.manual_seed(0)
+    graphs = {name: (config.generator / graph.file).read_bytes() for name, graph in old.graphs.items()}
+    graphs["vocoder"] = build_vocoder(vocoder, 2 * torch.randn(3, mel.bands, mel.frames(old.samples)) - 5)
+    small = graphs if config.small else {"vocoder"} if old.kind == "patches" else ()
+    graphs = {name: stored_small(graph) if name in small else graph for name, graph in graphs.items()}
+    # What the instrument heard is known by numbers alone: of clips that both may have heard, the larger number counts.
+    counts = {row: row.clips for row in old.heard}
+    for row in heard_by(read_clips(config.vocoder)):
+        same = next((each for each in counts if replace(each, clips=row.clips) == row), row)
+        counts[same] = max(row.clips, counts.get(same, 0))
+    heard = [replace(row, clips=count) for row, count in counts.items()]
+    instrument = replace(
+        old,
+        name=config.name or config.out.name,
+        version=config.version,
+        heard=tuple(sorted(heard, key=lambda row: (row.label, row.tier, row.licence, row.source))),
+        measured=_read_json(config.measured) if config.measured else {},
+        made_with={**old.made_with, **tools(), "vocoder": _settings(read_run_config(config.vocoder), step)},
+    )
+    return write(config, instrument, graphs, _read_notes(config.notes) if config.notes else "")
 
 
 def _settings(run: dict[str, Any], step: int) -> dict[str, Any]:
