@@ -4,13 +4,16 @@ import math
 
 import torch
 
+from foleybox.lab.features import LogMel, MelConfig
 from foleybox.lab.losses import (
     feature_matching,
     mel_distance,
     multi_resolution_stft,
+    repetition,
     squares_discriminator,
     squares_generator,
     texture_distance,
+    texture_of_waves,
 )
 
 
@@ -94,3 +97,26 @@ def test_another_draw_of_a_noise_is_nearer_in_texture_than_the_noise_smoothed_an
     smoothed = noise.mean((1, 2), keepdim=True).expand_as(noise)
     assert texture_distance(noise, another) < 0.25 * texture_distance(noise, smoothed)
     assert mel_distance(noise, another) > 1.3 * mel_distance(noise, smoothed)
+
+
+def test_noise_that_repeats_every_other_hop_is_found_and_other_noise_is_not() -> None:
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(1, 40 * 512, generator=generator)
+    pattern = torch.randn(1, 512, generator=generator).repeat(1, 40)
+    found = repetition(torch.cat([noise, pattern, pattern + noise, torch.zeros_like(noise)]))
+    assert found[0] < 0.04
+    assert found[1] > 0.9
+    assert 0.3 < found[2] < 0.7
+    assert found[3] == 0
+    coloured = torch.fft.irfft(torch.fft.rfft(noise) / (1 + torch.arange(noise.shape[1] // 2 + 1) / 300))
+    assert repetition(coloured)[0] < 0.06  # colour is no repetition
+
+
+def test_the_texture_of_waves_sees_repetition_that_the_texture_of_mels_does_not() -> None:
+    torch.manual_seed(4)
+    noise, another = 0.1 * torch.randn(2, 4, 16_384)
+    pattern = 0.1 * torch.randn(4, 512).repeat(1, 32)
+    assert texture_of_waves(noise, pattern) > 10 * texture_of_waves(noise, another)
+    assert texture_of_waves(noise, noise) == 0
+    mel = LogMel(MelConfig(22_050, 256, 64, 40, 0, 11_025))
+    assert texture_distance(mel(noise), mel(pattern)) < 3 * texture_distance(mel(noise), mel(another))

@@ -178,7 +178,7 @@ class Vocos(nn.Module):
                     nn.init.zeros_(module.bias)
         if self.share is not None:
             nn.init.zeros_(self.share.weight)
-            nn.init.constant_(self.share.bias, -2.0)
+            nn.init.constant_(self.share.bias, -1.0)
 
     @property
     def rows(self) -> int:

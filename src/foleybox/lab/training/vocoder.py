@@ -291,6 +291,7 @@ def train(
             if config.texture_weight:
                 textures = [losses.texture_distance(each(real), each(fake)) for each in texture_mels]
                 terms["texture"] = config.texture_weight * torch.stack(textures).mean()
+                terms["repetition"] = config.texture_weight * losses.texture_of_waves(real, fake)
             if not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence

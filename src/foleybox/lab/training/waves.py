@@ -118,6 +118,7 @@ def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None
 
     `held_mel` is the L1 of the kind of mel that it reads, `held_wide` of one to half the rate, `held_roughness` the mean
     change between frames of 12 ms (a mel much finer than the one given), fake over real: below 1 is too smooth.
+    `held_repetition` is how much more the fakes repeat themselves than the real ones: above 0 noise buzzes.
     """
     device = next(model.parameters()).device
     fine = MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)
@@ -126,16 +127,19 @@ def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None
         "held_wide": LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device),
     }
     rough = LogMel(fine).to(device)
-    sums = dict.fromkeys((*front_ends, "real", "fake"), 0.0)
+    sums = dict.fromkeys((*front_ends, "real", "fake", "repetition"), 0.0)
     for first, chunk in zip(range(0, len(waves), 8), waves.split(8)):
         real = chunk.to(device).float() / 32768
         real = real[:, : mel.frames(real.shape[1]) * mel.hop]
         fake = model(front_ends["held_mel"](real) if mels is None else mels[first : first + 8].to(device))
         for name, front_end in front_ends.items():
             sums[name] += float(losses.mel_distance(front_end(real), front_end(fake))) * len(chunk) / len(waves)
+        more = losses.repetition(fake) - losses.repetition(real)
+        sums["repetition"] += float(more.sum()) / len(waves)
         for name, wave in (("real", real), ("fake", fake)):
             sums[name] += float(rough(wave).diff(dim=-1).abs().sum())
-    return {**{name: sums[name] for name in front_ends}, "held_roughness": sums["fake"] / sums["real"]}
+    found = {name: sums[name] for name in front_ends}
+    return {**found, "held_roughness": sums["fake"] / sums["real"], "held_repetition": sums["repetition"]}
 
 
 @torch.no_grad()
