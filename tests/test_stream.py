@@ -12,11 +12,10 @@ pytest.importorskip("onnxscript")
 from foleybox.doors import UserError  # noqa: E402
 from foleybox.instrument import Heard, Instrument, write_instrument  # noqa: E402
 from foleybox.lab.features import DCASE, WIDE  # noqa: E402
-from foleybox.lab.graphs import DecoderGraph, Drawing, build_gan, build_patches, grain_width, stored_small  # noqa: E402
+from foleybox.lab.graphs import DecoderGraph, Drawing, build_patches, stored_small  # noqa: E402
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from foleybox.lab.models.patches import Patches, PatchesConfig  # noqa: E402
 from foleybox.lab.models.patches import draw as draw_in_torch  # noqa: E402
-from foleybox.lab.models.sagan import Generator, SaganConfig  # noqa: E402
 from foleybox.lab.models.vocos import Vocos, VocosConfig  # noqa: E402
 from foleybox.labels import LABELS  # noqa: E402
 from foleybox.studio.points import vary  # noqa: E402
@@ -42,20 +41,6 @@ def parts() -> tuple[Patches, Autoencoder, Vocos]:
 
 @pytest.fixture(scope="module")
 def synth(parts: tuple[Patches, Autoencoder, Vocos], tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    return make(parts, tmp_path_factory.mktemp("instrument") / "toy")
-
-
-@pytest.fixture(scope="module")
-def noisy(parts: tuple[Patches, Autoencoder, Vocos], tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    """The same with a vocoder that reads noise."""
-    torch.manual_seed(1)
-    vocoder = Vocos(VocosConfig(bands=100, width=16, inner=16, layers=1, noise=True)).eval()
-    assert vocoder.share is not None
-    torch.nn.init.constant_(vocoder.share.bias, 1.0)
-    return make((*parts[:2], vocoder), tmp_path_factory.mktemp("instrument") / "noisy")
-
-
-def make(parts: tuple[Patches, Autoencoder, Vocos], folder: Path) -> Synth:
     graphs = build_patches(*parts, WIDE, 88_200, DRAWING)
     instrument = Instrument(
         name="toy",
@@ -63,11 +48,12 @@ def make(parts: tuple[Patches, Autoencoder, Vocos], folder: Path) -> Synth:
         labels=tuple(label.name for label in LABELS),
         rate=22_050,
         samples=88_200,
-        latent=(87, 6 + 4 * grain_width(FORM, parts[2])),
+        latent=(87, 6 + 4 * 2),
         mel=vars(WIDE),
         heard=(Heard("Rain", "open", "CC0", 1),),
         kind="patches",
     )
+    folder = tmp_path_factory.mktemp("instrument") / "toy"
     write_instrument(folder, instrument, graphs, "# toy\n")
     return Synth.load(folder, threads=1)
 
@@ -114,27 +100,6 @@ def test_a_patches_instrument_plays_the_same_alone_and_in_a_batch(synth: Synth) 
     assert clips[1].wave.shape == (88_200,)
     np.testing.assert_allclose(clips[1].wave, alone.wave, rtol=0, atol=1.5 / 32768)
     assert np.abs(clips[1].wave - clips[2].wave).max() > 1e-3
-
-
-def test_a_vocoder_with_noise_gets_it_from_the_seed(parts: tuple[Patches, Autoencoder, Vocos], noisy: Synth) -> None:
-    assert noisy.instrument.latent == (87, 6 + 4 * (2 + 256))
-    latent = np.random.default_rng(0).standard_normal((2, *noisy.instrument.latent)).astype(np.float32)
-    frames = noisy.mel(["Rain", "Rain"], latent)
-    assert frames.shape == (2, 100 + 256, 348)
-    assert float(np.square(frames[:, 100:]).mean()) == pytest.approx(1, abs=1e-2)
-    grain = latent[:, :, 6:].reshape(2, 348, 258)
-    white = (grain / np.sqrt(np.square(grain).mean((1, 2), keepdims=True)))[..., 2:]
-    np.testing.assert_allclose(frames[:, 100:], white.transpose(0, 2, 1), rtol=0, atol=1e-3)
-    one, again, other = (noisy.render("rain", seed).wave for seed in (4, 4, 5))
-    np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1e-3
-    same = next(vary(noisy, noisy.render("rain", 4).recipe.make, 0.0))
-    np.testing.assert_allclose(same.wave, one, rtol=0, atol=1e-4)
-
-
-def test_a_gan_cannot_play_a_vocoder_that_reads_noise() -> None:
-    with pytest.raises(UserError, match="without --noise"):
-        build_gan(Generator(SaganConfig(plan="S", width=4)), Vocos(VocosConfig(noise=True)), DCASE, 88_200)
 
 
 def test_a_patches_instrument_can_be_varied(synth: Synth) -> None:

@@ -177,21 +177,12 @@ def test_labels_mix_by_their_weights_also_twice_over() -> None:
 def test_a_mixed_mel_has_the_mean_timbre_and_a_level_between() -> None:
     rng = np.random.default_rng(0)
     one, other = (rng.standard_normal((6, 12)).astype(np.float32) - 4 * n for n in range(2))
-    half = mix([(one, 0.5), (other, 0.5)], 6)
+    half = mix([(one, 0.5), (other, 0.5)])
     apart = half - (one + other) / 2
     np.testing.assert_allclose(apart, apart.mean(), atol=1e-5)  # the same everywhere: only the level is moved
     level = [points._level(mel) for mel in (one, half, other)]
     assert level[1] == pytest.approx((level[0] + level[2]) / 2, abs=1e-5)
-    assert mix([(one, 1.0)], 6) is one
-
-
-def test_what_lies_below_the_mel_is_not_moved_with_its_level() -> None:
-    rng = np.random.default_rng(0)
-    one, other = (rng.standard_normal((6, 12)).astype(np.float32) - 4 * n for n in range(2))
-    noise = 3 * rng.standard_normal((5, 12)).astype(np.float32)
-    both = mix([(np.concatenate([mel, noise]), 0.5) for mel in (one, other)], 6)
-    np.testing.assert_allclose(both[:6], mix([(one, 0.5), (other, 0.5)], 6), atol=1e-6)
-    np.testing.assert_allclose(both[6:], noise, atol=1e-6)
+    assert mix([(one, 1.0)]) is one
 
 
 # --- what cannot be done ------------------------------------------------------------------------------------------

@@ -210,20 +210,6 @@ def test_critics_that_saw_something_else_start_anew(tmp_path: Path) -> None:
     assert not torch.allclose(after["critics"][name], before["critics"][name], atol=1e-3)
 
 
-def test_a_vocoder_with_noise_starts_from_one_without_and_learns_its_share(tmp_path: Path) -> None:
-    waves = sounds()
-    train(settings(tmp_path / "first"), waves, waves[:1], [])
-    second = settings(tmp_path / "second", steps=3, start_from=tmp_path / "first", noise=True)
-    train(second, waves, waves[:1], [])
-    model, _, _ = load_vocoder(tmp_path / "second")
-    assert isinstance(model, vocos.Vocos)
-    assert model.config.noise
-    state = read_state(tmp_path / "second" / "state.pt")
-    assert float(state["generator"]["share.weight"].abs().max()) > 0
-    with pytest.raises(UserError, match="does not fit the model"):  # and not the other way round
-        train(settings(tmp_path / "third", start_from=tmp_path / "second"), waves, waves[:1], [])
-
-
 def test_the_mels_of_our_autoencoder_can_be_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
     form = AutoencoderConfig(latent=6, width=8, fine=8, coarse_layers=1, fine_layers=1, noise=2)

@@ -1,7 +1,6 @@
 """Vocos: an inverse STFT that inverts, lengths and alignment that fit the mel, and a graph that exports."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,54 +80,6 @@ def test_frame_t_is_centred_on_sample_t_hop_plus_half_a_hop() -> None:
     assert int(LogMel()(wave)[0].mean(0).argmax()) == 7
 
 
-NOISY = replace(TINY, noise=True)
-
-
-def shaping(level: float) -> Vocos:
-    """A vocoder that adds white noise at one level to (next to) nothing."""
-    model = Vocos(NOISY).eval()
-    assert model.share is not None
-    for linear in (model.head, model.share):
-        torch.nn.init.zeros_(linear.weight)
-    torch.nn.init.constant_(model.head.bias[:513], -3.0)
-    torch.nn.init.constant_(model.share.bias, math.log(level) + 3.0)
-    return model
-
-
-def test_products_and_fft_give_the_same_spectra_of_noise_at_level_one() -> None:
-    white = torch.randn(2, 256, 60, generator=torch.Generator().manual_seed(4))
-    inverse = InverseSTFT(1024, 256)
-    fast, exported = inverse.train().spectra(white), inverse.eval().spectra(white)
-    for one, other in zip(fast, exported, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    inner = (fast[0].square() + fast[1].square())[:, 2:-2, 1:-1]
-    assert float(inner.mean()) == pytest.approx(1, abs=0.02)
-
-
-@torch.no_grad()
-def test_noise_at_one_level_comes_out_as_it_went_in_half_a_hop_later() -> None:
-    """Nothing rings and nothing repeats: the very noise, at the level of its spectra over that of a window."""
-    white = torch.randn(1, 256, 60, generator=torch.Generator().manual_seed(5))
-    mel = torch.zeros(1, 80, 60)
-    wave = shaping(1.0)(torch.cat([mel, white], 1)) - shaping(1e-4)(torch.cat([mel, torch.zeros_like(white)], 1))
-    wanted = white.transpose(1, 2).flatten() / math.sqrt(384)  # a Hann window's squares sum to 3 / 8 of 1024
-    torch.testing.assert_close(
-        wave[0, 1024:-1024], wanted[1024 - 128 : -1024 - 128], atol=4e-3, rtol=0
-    )  # 0 Hz and Nyquist are halved
-    half = shaping(0.5)(torch.cat([mel, white], 1)) - shaping(1e-4)(torch.cat([mel, torch.zeros_like(white)], 1))
-    torch.testing.assert_close(half, wave / 2, atol=1e-4, rtol=0)
-
-
-def test_given_the_mel_alone_it_draws_its_noise_from_torch() -> None:
-    model, mel = shaping(1.0), torch.zeros(2, 80, 9)
-    torch.manual_seed(0)
-    drawn, again = model(mel), model(mel)
-    assert not torch.allclose(drawn, again)
-    torch.manual_seed(0)
-    torch.testing.assert_close(model(torch.cat([mel, torch.randn(2, 256, 9)], 1)), drawn)
-    assert (model.rows, Vocos(TINY).rows) == (336, 80)
-
-
 def test_a_clip_alone_is_the_clip_in_a_batch() -> None:
     model = Vocos(TINY).eval()
     mel = torch.randn(4, 80, 30)
@@ -151,17 +102,16 @@ def test_under_autocast_the_wave_is_still_float32() -> None:
     assert len(torch.unique(wave)) > 2000  # bfloat16 has 8 bits: a rounded wave would repeat itself
 
 
-@pytest.mark.parametrize("config", [TINY, NOISY])
-def test_the_exported_graph_is_the_model_at_another_length_and_batch(tmp_path: Path, config: VocosConfig) -> None:
+def test_the_exported_graph_is_the_model_at_another_length_and_batch(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(3)
-    model = Vocos(config).eval()
+    model = Vocos(TINY).eval()
     torch.nn.init.normal_(model.head.weight, std=0.5)
     batch, frames = torch.export.Dim("batch", min=1, max=512), torch.export.Dim("frames", min=4, max=100_000)
     torch.onnx.export(
         model,
-        (torch.randn(2, model.rows, 30),),
+        (torch.randn(2, 80, 30),),
         tmp_path / "vocoder.onnx",
         input_names=["mel"],
         output_names=["wave"],
@@ -171,7 +121,7 @@ def test_the_exported_graph_is_the_model_at_another_length_and_batch(tmp_path: P
         verbose=False,
     )
     session = onnxruntime.InferenceSession(tmp_path / "vocoder.onnx", providers=["CPUExecutionProvider"])
-    mel = torch.randn(3, model.rows, 44)
+    mel = torch.randn(3, 80, 44)
     (wave,) = session.run(None, {"mel": mel.numpy()})
     with torch.no_grad():
         expected = model(mel).numpy()

@@ -17,9 +17,8 @@ import tyro
 import foleybox
 from foleybox.doors import UserError
 from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
-from foleybox.lab.graphs import Drawing, build_gan, build_patches, build_vocoder, grain_width, stored_small
+from foleybox.lab.graphs import Drawing, build_gan, build_patches, build_vocoder, stored_small
 from foleybox.lab.models.sagan import refresh_batch_norm
-from foleybox.lab.models.vocos import Vocos
 from foleybox.lab.runs import (
     fingerprint,
     load_autoencoder,
@@ -117,7 +116,7 @@ def main(config: Export) -> int:
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         samples, form = round(SECONDS * mel.rate), autoencoder.config
         graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.drawing)
-        latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * grain_width(form, vocoder))
+        latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * form.noise)
         made_with |= asdict(config.drawing)
         made_with["autoencoder"] = _settings(read_run_config(config.autoencoder), autoencoder_step)
         runs.append(config.autoencoder)
@@ -176,8 +175,6 @@ def revoice(config: Export) -> int:
     vocoder, mel, step = load_vocoder(config.vocoder)
     if asdict(mel) != old.mel:
         raise UserError(f"the vocoder reads the mel {mel}, {old.name} makes {old.mel}: train a vocoder for that mel")
-    if (isinstance(vocoder, Vocos) and vocoder.config.noise) or old.made_with.get("vocoder", {}).get("noise"):
-        raise UserError("a vocoder with --noise reads what its instrument draws for it: export both from their runs")
     torch.manual_seed(0)
     graphs = {name: (config.generator / graph.file).read_bytes() for name, graph in old.graphs.items()}
     graphs["vocoder"] = build_vocoder(vocoder, 2 * torch.randn(3, mel.bands, mel.frames(old.samples)) - 5)
@@ -272,8 +269,7 @@ def _vocoded(run: dict[str, Any]) -> str:
         width = f" of width {run['width']}" if run["width"] else ""
         what = f"{run['vocoder'].replace('hifigan-v', 'HiFi-GAN V')}{width}, {steps}"
     read = ", reading mels that a model made" if run.get("mels_from") else ""
-    noise = ", with noise" if run.get("noise") else ""
-    return f"{what}{noise}{read}, seed {run['seed']}"
+    return f"{what}{read}, seed {run['seed']}"
 
 
 def _drawn(made: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from foleybox.doors import UserError
 from foleybox.lab.features import DCASE, SILENCE, WIDE, MelConfig
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.hifigan import Hifigan
 from foleybox.lab.models.patches import Layer, Patches, leads, times
 from foleybox.lab.models.sagan import Generator, to_mel
@@ -166,7 +166,7 @@ def without_parametrizations(generator: Generator) -> Generator:
 
 
 def build_vocoder(vocoder: Vocos | Hifigan, mels: Tensor) -> bytes:
-    """Return the vocoder's graph. Raises UserError if it differs from torch for some of `mels` [3, rows, T].
+    """Return the vocoder's graph. Raises UserError if it differs from torch for some of `mels` [3, M, T].
 
     The check runs at batches and lengths that the export (at batch 2) has not seen.
     """
@@ -185,8 +185,6 @@ def build_gan(generator: Generator, vocoder: Vocos | Hifigan, mel: MelConfig, sa
         raise UserError(
             f"the vocoder reads the mel {mel}, the generator makes {DCASE}: train a vocoder with --mel dcase"
         )
-    if isinstance(vocoder, Vocos) and vocoder.config.noise:
-        raise UserError("the vocoder reads noise, and a GAN's mels bring none: train one without --noise")
     make = GeneratorGraph(without_parametrizations(generator), -(-samples // mel.hop))
     torch.manual_seed(0)
     latent, label = torch.randn(3, generator.config.latent), torch.tensor([0, 3, 6])
@@ -291,9 +289,6 @@ def turns(place: Tensor, size: int) -> Tensor:
 class DecoderGraph(nn.Module):
     """(latents [N, 87, D], grain [N, T, G]) -> mel [N, M, T], the grain at unit level whatever temperature scaled it.
 
-    The first numbers of a frame's grain are the decoder's, the others the noise of a vocoder that reads some: they lie
-    below the bands of the mel, [N, M + hop, T].
-
     A vocoder without noise of its own smooths what it is given: the mel of a rain that it made has 0.7 to 0.8 of the
     roughness of the mel that it was to make. So each frame is moved away from the mean of its neighbours and itself, by
     `sharpen` times the distance, before the vocoder has it.
@@ -305,11 +300,9 @@ class DecoderGraph(nn.Module):
 
     def forward(self, latents: Tensor, grain: Tensor) -> Tensor:
         level = grain.square().mean((1, 2), keepdim=True).clamp(min=1e-12).sqrt()
-        ours, white = (grain / level).tensor_split([self.autoencoder.config.noise], 2)
-        mel = self.autoencoder(latents, ours)
+        mel = self.autoencoder(latents, grain / level)
         around = F.avg_pool1d(F.pad(mel, (1, 1), mode="replicate"), 3, 1)
-        mel = (mel + self.sharpen * (mel - around)).clamp(min=SILENCE)
-        return torch.cat([mel, white.transpose(1, 2)], 1)
+        return (mel + self.sharpen * (mel - around)).clamp(min=SILENCE)
 
 
 @dataclass(frozen=True)
@@ -324,11 +317,6 @@ class Drawing:
     "of each label: what the noise of its latents is scaled by; some labels come out too much alike without"
     sharpen: float = 0.6
     "how much the mel's grain is raised before the vocoder, which smooths it"
-
-
-def grain_width(form: AutoencoderConfig, vocoder: Vocos | Hifigan) -> int:
-    """Return how many numbers of grain a frame has: those of the decoder, and those of a vocoder that reads noise."""
-    return form.noise + (vocoder.rows - vocoder.config.bands if isinstance(vocoder, Vocos) else 0)
 
 
 def build_patches(
@@ -365,10 +353,7 @@ def build_patches(
         return {**values, "mix": inputs["mix"][:n, :n]}
 
     dynamic = {name: {0: BATCH} for name in inputs if name != "place"} | {"mix": {0: BATCH, 1: BATCH}}
-    latents, grain = (
-        torch.randn(3, places, config.latent),
-        torch.randn(3, places * form.patch, grain_width(form, vocoder)),
-    )
+    latents, grain = torch.randn(3, places, config.latent), torch.randn(3, places * form.patch, form.noise)
     mels = decode(latents, grain).detach()
     decoder_inputs = {"latents": latents[:2], "grain": grain[:2]}
     graphs = {

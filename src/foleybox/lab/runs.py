@@ -191,7 +191,7 @@ def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
     settings, state = _read_trained(run, "vocoder")
     mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs do not say, and are Vocos
     if kind == "vocos":
-        model = Vocos(vocos_config(mel, settings["size"], settings.get("noise", False)))
+        model = Vocos(vocos_config(mel, settings["size"]))
         _fill(model, "average", state, run / "state.pt")
     else:
         model = Hifigan(hifigan_config(mel, kind, settings["width"]))
@@ -307,9 +307,9 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def vocos_config(mel: MelConfig, size: str, noise: bool = False) -> VocosConfig:
-    """Return the settings of a vocoder of that size for that mel, with or without white noise to shape."""
-    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop, noise=noise)
+def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
+    """Return the settings of a vocoder of that size for that mel."""
+    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
 
 
 def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> HifiganConfig:
@@ -334,14 +334,10 @@ def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
 
 
 def start_vocoder(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
-    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly.
-
-    But for one thing: a Vocos with noise may start from one without, and keeps its own fresh share of noise.
-    """
+    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly."""
     _, state = _read_trained(run, "vocoder")
     for name, part in parts:
-        fresh = {key: value for key, value in part.state_dict().items() if key.startswith("share.")}
-        _fill(part, name, {**state, name: {**fresh, **state.get(name, {})}}, run / "state.pt")
+        _fill(part, name, state, run / "state.pt")
 
 
 def read_official_hifigan(path: Path, generator: Hifigan) -> None:

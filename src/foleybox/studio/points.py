@@ -103,24 +103,20 @@ def play(synth: Synth, points: Iterable[Point], batch: int = BATCH) -> Iterator[
             point.latent.astype(np.float32) * np.float32(point.temperature) for point in chunk for _ in point.labels
         ]
         mels = iter(synth.mel(labels, np.stack(latents)))
-        bands = int(synth.instrument.mel["bands"])
-        mixed = [mix([(next(mels), weight) for weight in point.labels.values()], bands) for point in chunk]
-        yield from synth.vocode(np.stack(mixed))
+        yield from synth.vocode(np.stack([mix([(next(mels), w) for w in point.labels.values()]) for point in chunk]))
 
 
-def mix(mels: list[tuple[NDArray[np.float32], float]], bands: int) -> NDArray[np.float32]:
+def mix(mels: list[tuple[NDArray[np.float32], float]]) -> NDArray[np.float32]:
     """Return the mean [M, T] of some log-mels by their weights; its level lies between theirs by the same weights.
 
     A mean of logarithms is a mean of timbres where both sound, and quiet where one does: hence the level is made good.
-    Rows below the `bands` are noise for the vocoder, the same in all, since they come from one point.
     """
     if len(mels) == 1:
         return mels[0][0]
     weights = np.array([weight for _, weight in mels], np.float32)
     mixed = np.tensordot(weights, np.stack([mel for mel, _ in mels]), 1)  # [M, T]
-    wanted = sum(weight * _level(mel[:bands]) for mel, weight in mels)
-    mixed[:bands] += np.float32(wanted - _level(mixed[:bands]))
-    return mixed.astype(np.float32)
+    wanted = sum(weight * _level(mel) for mel, weight in mels)
+    return (mixed + (wanted - _level(mixed))).astype(np.float32)
 
 
 def _level(mel: NDArray[np.float32]) -> float:

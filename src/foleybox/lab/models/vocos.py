@@ -71,34 +71,6 @@ class InverseSTFT(nn.Module):
         """Return the windowed frames [B, T, N]: the path of training."""
         return torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft) * self.window
 
-    def spectra_by_products(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the real and imaginary spectra [B, T, K] of frames [B, T, N], windowed: the path that is exported.
-
-        The same bases the other way round; they halve 0 Hz and Nyquist, which the other path does too.
-        """
-        half = self.n_fft // 2
-        first, second = frames[..., 1:half], frames[..., half + 1 :].flip(-1)
-        ends = torch.zeros_like(frames[..., :1]), frames[..., half : half + 1]
-        even = torch.cat([ends[0], first + second, ends[1]], -1) @ self.cosines.T
-        odd = torch.cat([ends[0], first - second, ends[0]], -1) @ self.sines.T
-        return even * (self.n_fft / 2), odd * (self.n_fft / 2)
-
-    def spectra_by_fft(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the same spectra [B, T, K]: the path of training."""
-        spectra = torch.fft.rfft(frames * self.window)
-        ends = torch.ones_like(self.window[: self.n_fft // 2 + 1])
-        ends[0] = ends[-1] = 0.5
-        return spectra.real * ends, spectra.imag * ends
-
-    def spectra(self, white: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the spectra [B, T, K] of white noise [B, hop, T], a column the samples of a frame, at level 1."""
-        before, after = self.n_fft // self.hop // 2, self.n_fft // self.hop - self.n_fft // self.hop // 2 - 1
-        padded = F.pad(white, (before, after))
-        T = white.shape[2]
-        frames = torch.cat([padded[:, :, place : place + T] for place in range(before + after + 1)], 1)  # [B, N, T]
-        frames = frames.transpose(1, 2) / self.window.square().sum().sqrt()
-        return self.spectra_by_fft(frames) if self.training else self.spectra_by_products(frames)
-
     def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
         frames = (self.frames_by_fft if self.training else self.frames_by_products)(real, imaginary)
         envelope = (self.window**2).expand(1, frames.shape[1], self.n_fft)
@@ -126,8 +98,6 @@ class VocosConfig:
     "subtracted from the natural-log mel"
     mel_scale: float = 3.0
     "then divided by this"
-    noise: bool = False
-    "also read white noise, a number a sample, and give each frequency as much of it as the network says (not in the paper)"
 
 
 SMALL = VocosConfig()  # 1,650,882 parameters
@@ -154,12 +124,7 @@ class Block(nn.Module):
 
 
 class Vocos(nn.Module):
-    """Natural-log mel [B, M, T] to wave [B, T hop], for any T and B.
-
-    A function of the mel must invent the phases of noise from it, and what it invents repeats and rings. With `noise` it
-    is given white noise below the mel, [B, M + hop, T], and says for each frequency of each frame how much of it to add;
-    given the mel alone, it draws the noise from torch's generator.
-    """
+    """Natural-log mel [B, M, T] to wave [B, T hop], for any T and B."""
 
     def __init__(self, config: VocosConfig = SMALL) -> None:
         super().__init__()
@@ -169,26 +134,14 @@ class Vocos(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, config.n_fft + 2)
-        self.share = nn.Linear(config.width, config.n_fft // 2 + 1) if config.noise else None
         self.inverse = InverseSTFT(config.n_fft, config.hop)
         for module in self.modules():
             if isinstance(module, nn.Conv1d | nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        if self.share is not None:
-            nn.init.zeros_(self.share.weight)
-            nn.init.constant_(self.share.bias, -1.0)
-
-    @property
-    def rows(self) -> int:
-        """How many rows its input has: the bands of the mel, and below them `hop` rows of white noise if it reads any."""
-        return self.config.bands + (self.config.hop if self.config.noise else 0)
 
     def forward(self, mel: Tensor) -> Tensor:
-        mel, white = mel[:, : self.config.bands], mel[:, self.config.bands :]
-        if self.share is not None and not white.shape[1]:
-            white = torch.randn(len(mel), self.config.hop, mel.shape[2], device=mel.device)
         x = self.embed((mel - self.config.mel_mean) / self.config.mel_scale)
         x = self.norm_in(x.transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
@@ -200,12 +153,7 @@ class Vocos(nn.Module):
             log_magnitude, phase = self.head(x.float()).chunk(2, -1)  # [B, T, K] each
             # A Hann window sums to N / 2: no wave in [-1, 1] has a larger magnitude.
             magnitude = torch.exp(log_magnitude.clamp(max=math.log(self.config.n_fft / 2)))
-            real, imaginary = magnitude * torch.cos(phase), magnitude * torch.sin(phase)
-            if self.share is not None:
-                level = magnitude * torch.exp(self.share(x.float()).clamp(-8, 4))
-                noise_real, noise_imaginary = self.inverse.spectra(white.float())
-                real, imaginary = real + level * noise_real, imaginary + level * noise_imaginary
-            return self.inverse(real, imaginary)
+            return self.inverse(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
 
 
 # --- the multi-resolution discriminator ---------------------------------------------------------------------------
@@ -251,9 +199,8 @@ class ResolutionDiscriminator(nn.Module):
         )  # [B, K, T]
         if self.sees == "log":
             loud = (spectrum.abs().clamp(min=1e-4).log() + 4) / 2
-            x = torch.stack(
-                [loud, torch.linspace(-1, 1, loud.shape[1], device=wave.device)[:, None].expand_as(loud)], 1
-            )
+            place = torch.linspace(-1, 1, loud.shape[1], device=wave.device)[:, None].expand_as(loud)
+            x = torch.stack([loud, place], 1)
         else:
             x = torch.stack([spectrum.real, spectrum.imag], 1)
         x = x.transpose(2, 3)  # [B, 2, T, K]

@@ -54,8 +54,6 @@ class TrainVocoder:
     "the mel that the vocoder reads"
     size: Literal["small", "medium", "base"] = "medium"
     "1.65, 2.0 or 13.5 million weights"
-    noise: bool = False
-    "give the vocoder white noise to shape, so that it need not invent the phases of rain (not in Vocos's paper)"
     seconds: float = 4.0
     "clips are cut or zero-padded to this length"
     held_out: float = 0.04
@@ -212,7 +210,7 @@ def train(
     texture_mels = [LogMel(MelConfig(rate, n_fft, n_fft // 4, bands, 0, rate / 2)).to(device) for n_fft, bands in sizes]
 
     torch.manual_seed(config.seed)
-    generator = Vocos(vocos_config(MELS[config.mel], config.size, config.noise))
+    generator = Vocos(vocos_config(MELS[config.mel], config.size))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
     periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
     resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width, sees=config.resolution_sees))
