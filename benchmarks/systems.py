@@ -111,7 +111,7 @@ def round_trip(config: Benchmark, clips: list[ClipFile], latents: bool) -> Path:
     place = config.work / ("latents-and-vocoder" if latents else "vocoder")
     torch.manual_seed(0)
     for index, (clip, log_mel) in enumerate(zip(clips, load_mels(clips, WIDE), strict=True)):
-        back = log_mel[None] if autoencoder is None else autoencoder.decode(autoencoder.encode(log_mel[None]))
+        back = log_mel[None] if autoencoder is None else autoencoder.reconstruct(log_mel[None])
         assert clip.label is not None
         folder = place / clip.label.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,9 +161,8 @@ def about_run(run: Path) -> list[str]:
     return ["-", "-", "-", f"{step * settings['batch']:,}", ", ".join(settings.get("tiers", ())) or "all"]
 
 
-def rough(folder: Path) -> dict[str, float]:
-    """Return the roughness of the wide mel by label: mean |frame-to-frame difference| of the sounds of a folder."""
-    clips = find_clips(folder)
+def rough(clips: list[ClipFile]) -> dict[str, float]:
+    """Return by label the roughness of the wide mel of sounds: mean |frame-to-frame difference|."""
     mels = load_mels(clips, WIDE)
     return {
         label.name: float(roughness(mels[[i for i, clip in enumerate(clips) if clip.label == label]]))
@@ -217,12 +216,9 @@ def main(config: Benchmark) -> None:
         [[read_wave(clip.path, 22_050)[0] for clip in train if clip.label == label][:SHOWN] for label in LABELS],
     ]  # fmt: skip
     sheet(config.out.with_suffix(".png"), *shown)
-    grain = {name: rough(folder) for name, folder in folders.items()}
-    real = load_mels(dev, WIDE)
-    grain["real `dev`"] = {
-        label.name: float(roughness(real[[i for i, clip in enumerate(dev) if clip.label == label]])) for label in LABELS
-    }
-    again = {name: repeated(find_clips(folder)) for name, folder in folders.items()} | {"real `dev`": repeated(dev)}
+    heard = {name: find_clips(folder) for name, folder in folders.items()} | {"real `dev`": dev}
+    grain = {name: rough(clips) for name, clips in heard.items()}
+    again = {name: repeated(clips) for name, clips in heard.items()}
     audit = foleybox(
         "audit", folders[best], "--against", f"{config.shared}/data/foley:train", allowed=(0, 1)
     )  # 1: a copy was found

@@ -97,9 +97,7 @@ def main(config: Export) -> int:
         return revoice(config)
     run, vocoder_run = read_run_config(config.generator), read_run_config(config.vocoder)
     kind = "patches" if run.get("part") == "patches" else "gan"
-    check_place(config.out, kind)
-    if (config.out / MANIFEST).exists() and not config.force:
-        raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
+    check_free(config, kind)
     measured = _read_json(config.measured) if config.measured else {}
     notes = _read_notes(config.notes) if config.notes else ""
     made_with = tools()
@@ -149,7 +147,15 @@ def main(config: Export) -> int:
     return write(config, instrument, graphs, notes)
 
 
+def check_free(config: Export, kind: str) -> None:
+    """Raise UserError if an instrument of that kind may not be put where it is to go."""
+    check_place(config.out, kind)
+    if (config.out / MANIFEST).exists() and not config.force:
+        raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
+
+
 def write(config: Export, instrument: Instrument, graphs: dict[str, bytes], notes: str) -> int:
+    """Write the instrument with its card, and say what was written."""
     written = write_instrument(config.out, instrument, graphs, card(instrument, notes))
     size = sum(graph.bytes for graph in written.graphs.values())
     print(f"{config.out}: instrument {written.name}, {size / 1e6:.1f} MB, {written.licence.terms}")
@@ -169,9 +175,9 @@ def tools() -> dict[str, Any]:
 def revoice(config: Export) -> int:
     """Write an instrument that is there with another vocoder; its other graphs stay what they are."""
     old = read_instrument(config.generator)
-    check_place(config.out, old.kind)
-    if (config.out / MANIFEST).exists() and not config.force:
-        raise UserError(f"{config.out} holds an instrument: name another folder, or replace it with --force")
+    check_free(config, old.kind)
+    measured = _read_json(config.measured) if config.measured else {}
+    notes = _read_notes(config.notes) if config.notes else ""
     vocoder, mel, step = load_vocoder(config.vocoder)
     if asdict(mel) != old.mel:
         raise UserError(f"the vocoder reads the mel {mel}, {old.name} makes {old.mel}: train a vocoder for that mel")
@@ -191,10 +197,10 @@ def revoice(config: Export) -> int:
         name=config.name or config.out.name,
         version=config.version,
         heard=tuple(sorted(heard, key=lambda row: (row.label, row.tier, row.licence, row.source))),
-        measured=_read_json(config.measured) if config.measured else {},
+        measured=measured,
         made_with={**old.made_with, **tools(), "vocoder": _settings(read_run_config(config.vocoder), step)},
     )
-    return write(config, instrument, graphs, _read_notes(config.notes) if config.notes else "")
+    return write(config, instrument, graphs, notes)
 
 
 def _settings(run: dict[str, Any], step: int) -> dict[str, Any]:

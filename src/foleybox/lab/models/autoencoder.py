@@ -164,6 +164,12 @@ class Autoencoder(nn.Module):
         noise = torch.randn(B, N * self.config.patch, self.config.noise, device=latents.device)
         return self(latents, noise)
 
+    @torch.no_grad()
+    def reconstruct(self, mels: Tensor, batch: int = 16) -> Tensor:
+        """Return natural-log mels [N, M, T] as their latents give them back, on the CPU, `batch` at a time."""
+        device = next(self.parameters()).device
+        return torch.cat([self.decode(self.encode(part.to(device))).cpu() for part in mels.split(batch)])
+
 
 # --- the discriminator --------------------------------------------------------------------------------------------
 

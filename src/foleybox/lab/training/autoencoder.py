@@ -231,9 +231,8 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
 @torch.no_grad()
 def measure(model: Autoencoder, mels: Tensor, batch: int = 16) -> dict[str, float]:
     """Return means over held-out log-mels [N, M, T] and their reconstructions: distances, and roughness over the real one."""
-    device = next(model.parameters()).device
     torch.manual_seed(0)
-    made = torch.cat([model.decode(model.encode(part.to(device))).cpu() for part in mels.split(batch)])
+    made = model.reconstruct(mels, batch)
     return {
         "held_out_mel": float(losses.mel_distance(mels, made)),
         "held_out_pooled": float(losses.pooled_mel_distance(mels, made)),
@@ -244,7 +243,6 @@ def measure(model: Autoencoder, mels: Tensor, batch: int = 16) -> dict[str, floa
 @torch.no_grad()
 def sheet(path: Path, model: Autoencoder, mels: Tensor) -> None:
     """Draw mels, each beside its reconstruction."""
-    device = next(model.parameters()).device
-    made = model.decode(model.encode(mels.to(device))).cpu()
+    made = model.reconstruct(mels)
     pairs = torch.stack([mels, made], 1).flatten(0, 1)
     mel_sheet(path, pairs, ["real", "made"] * len(mels), columns=4)

@@ -205,9 +205,8 @@ def train(
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
-    rate = crops.mel.rate  # at three resolutions, since noise is rough at each
-    sizes = ((1024, 100), (512, 80), (256, 40))
-    texture_mels = [LogMel(MelConfig(rate, n_fft, n_fft // 4, bands, 0, rate / 2)).to(device) for n_fft, bands in sizes]
+    rate, sizes = crops.mel.rate, ((512, 80), (256, 40))  # noise is rough at these resolutions too
+    finer_mels = [LogMel(MelConfig(rate, n_fft, n_fft // 4, bands, 0, rate / 2)).to(device) for n_fft, bands in sizes]
 
     torch.manual_seed(config.seed)
     generator = Vocos(vocos_config(MELS[config.mel], config.size))
@@ -285,12 +284,14 @@ def train(
                     terms[f"matching_{name}"] = config.matching_weight * losses.feature_matching(target, seen)
 
             mel_weight = config.adversarial_mel_weight if adversarial else config.mel_weight
-            terms["mel"] = mel_weight * losses.mel_distance(judge_mel(real), judge_mel(fake))
+            pair = judge_mel(real), judge_mel(fake)
+            terms["mel"] = mel_weight * losses.mel_distance(*pair)
             if config.texture_weight:
-                textures = [losses.texture_distance(each(real), each(fake)) for each in texture_mels]
+                pairs = [pair, *((each(real), each(fake)) for each in finer_mels)]
+                textures = [losses.texture_distance(*each) for each in pairs]
                 terms["texture"] = config.texture_weight * torch.stack(textures).mean()
                 terms["repetition"] = config.texture_weight * losses.texture_of_waves(real, fake)
-            if not adversarial:
+            if config.stft_weight and not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence
                 terms["stft_distance"] = config.stft_weight * distance

@@ -54,7 +54,7 @@ def heard_before(start_from: Path | None) -> list[dict[str, str]]:
     return [{**row, "source": f"what the weights in {start_from.name} heard"}]
 
 
-# --- mels that a model made --------------------------------------------------------------------------------------
+# --- mels that a model made ---------------------------------------------------------------------------------------
 
 
 class Decoded(NamedTuple):
@@ -92,9 +92,7 @@ def decode_clips(
         if isinstance(model, Vqvae):
             return decode_codes(model, encode_mels(model, mels))
         torch.manual_seed(0)  # of the grain
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            return torch.cat([model.decode(model.encode(part.to(device))).cpu() for part in mels.split(16)])
+        return model.reconstruct(mels)
 
     def reconstruct(clips: list[ClipFile]) -> Tensor:
         return cached("decoded", clips, f"{name} {seconds}", lambda: back(load_mels(clips, mel, seconds)))
