@@ -22,7 +22,7 @@ test: $(VENV_LAB)/installed
 check: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/ruff format --check .
 	$(VENV_LAB)/bin/ruff check .
-	$(VENV_LAB)/bin/pyright
+	$(VENV_LAB)/bin/pyright --pythonpath $(VENV_LAB)/bin/python
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foleybox needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'

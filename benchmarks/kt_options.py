@@ -49,7 +49,7 @@ RESULTS = ROOT / "results"
 Settings = dict[str, float | tuple[int, int]]
 OPTIONS: dict[str, Settings] = {  # of each branch: the settings that differ, as in config.json
     "none": {},
-    "none-again": {"seed": 1},  # what another seed changes
+    "none-again": {},  # what another seed changes: that of the trunk plus one
     "diffaug": {"augment.probability": 0.3},
     "lecam": {"steadiers.lecam": 0.1},
     "r1": {"steadiers.r1": 0.1},
@@ -71,19 +71,22 @@ class Train:
     steps: int = 5_000
     "the last step of every branch"
     from_start: int = 400
-    "the last step of the runs from the start"
+    "the last step of the runs from the start; 0: none of them"
+    seed: int = 0
     compile: bool = False
 
 
 def train_all(config: Train) -> None:
     trunk = config.runs / "trunk"
-    go_on(config, trunk, {}, config.trunk)
+    seed: Settings = {"seed": config.seed}
+    go_on(config, trunk, seed, config.trunk)
     for name in config.options:
+        settings = OPTIONS[name] | ({"seed": config.seed + 1} if name == "none-again" else seed)
         if not (config.runs / name / "state.pt").is_file():
-            branch(trunk, config.runs / name, OPTIONS[name])
-        go_on(config, config.runs / name, OPTIONS[name], config.steps)
-    for name, settings in FROM_START.items():
-        go_on(config, config.runs / name, settings, config.from_start)
+            branch(trunk, config.runs / name, settings)
+        go_on(config, config.runs / name, settings, config.steps)
+    for name, settings in FROM_START.items() if config.from_start else ():
+        go_on(config, config.runs / name, settings | seed, config.from_start)
 
 
 def go_on(config: Train, run: Path, settings: Settings, steps: int) -> None:

@@ -3,17 +3,18 @@
 python benchmarks/systems.py ../shared --instruments foley-small sagan-small --sounds runs/b-work/baseline=runs/b/baseline-snail
 
 An instrument is one that ships, by name, or a folder; it is rendered here and timed. Sounds of systems that are no
-instruments are folders that `benchmarks/baseline_cmu_b.py` left, each with the run that drew them.
+instruments are folders that `benchmarks/baseline_cmu_b.py` left, each with the run that drew them. All that was measured is
+kept in results/systems.json, of which the page is made: a command measures the systems that it names and no others.
+Without any (`--instruments --sounds`) the page is written anew.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from kt import METRICS, ROOT, by_label, figure, table
+from kt import METRICS, ROOT, figure, table
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -58,6 +59,10 @@ class Benchmark:
     "run folder of the wide-band vocoder: also measure the round trip of real clips"
     real_tiers: tuple[str, ...] = ("open", "open-clip", "nc")
     "also measure real `train` clips of these tiers, as if a system had made them: what shipped instruments could learn from"
+    what: dict[str, str] = field(default_factory=dict)
+    "NAME WORDS ...: what the page says a system is"
+    audited: tuple[str, ...] = ()
+    "instruments whose sounds are audited for copies; default: the first"
     work: Path = Path("runs/systems-work")
     clips: int = 100
     "sounds of each label"
@@ -131,8 +136,17 @@ def evaluate(folders: list[Path], shared: Path, work: Path) -> list[dict[str, An
 # --- in words -----------------------------------------------------------------------------------------------------
 
 
-def about_instrument(name: str) -> list[str]:
-    """Return (size, how fast 64 clips are rendered, the first clip, clips seen, tiers)."""
+COLUMNS = {
+    "size": "size",
+    "fast": "64 clips, against real time",
+    "alone": "one clip",
+    "seen": "clips seen",
+    "tiers": "tiers",
+}
+
+
+def about_instrument(name: str) -> dict[str, str]:
+    """Return what the page says of an instrument beside what is measured, by column."""
     folder = find_instrument(name)
     instrument = read_instrument(folder)
     size = sum(graph.bytes for graph in instrument.graphs.values())
@@ -148,17 +162,22 @@ def about_instrument(name: str) -> list[str]:
         pass
     fast = 64 * instrument.seconds / (time.perf_counter() - start)
     run = instrument.made_with["generator"]
-    return [
-        f"{size / 1e6:.1f} MB", f"{fast:.0f} x", f"{alone:.2f} s ({first:.2f} s with loading)",
-        f"{run['steps'] * run['batch']:,}", ", ".join(run["tiers"]) or "all",
-    ]  # fmt: skip
+    times = f"{fast:.0f} x", f"{alone:.2f} s ({first:.2f} s with loading)"
+    return dict(zip(COLUMNS, (f"{size / 1e6:.1f} MB", *times, seen(run), tiers(run)), strict=True))
 
 
-def about_run(run: Path) -> list[str]:
+def seen(run: dict[str, Any]) -> str:
+    return f"{run['steps'] * run['batch']:,}"
+
+
+def tiers(run: dict[str, Any]) -> str:
+    return ", ".join(run.get("tiers", ())) or "all"
+
+
+def about_run(run: Path) -> dict[str, str]:
     """Return the same of a run that is no instrument."""
-    settings, state = read_run_config(run), run / "state.pt"
-    step = read_state(state)["step"]
-    return ["-", "-", "-", f"{step * settings['batch']:,}", ", ".join(settings.get("tiers", ())) or "all"]
+    settings = read_run_config(run) | {"steps": read_state(run / "state.pt")["step"]}
+    return dict.fromkeys(COLUMNS, "-") | {"seen": seen(settings), "tiers": tiers(settings)}
 
 
 def rough(clips: list[ClipFile]) -> dict[str, float]:
@@ -189,91 +208,156 @@ def sheet(path: Path, left: list[list[NDArray[np.float32]]], right: list[list[ND
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
-def main(config: Benchmark) -> None:
+# --- what was measured, kept ----------------------------------------------------------------------------------------
+
+Store = dict[str, Any]
+
+
+def read_store(path: Path) -> Store:
+    """Return what earlier commands measured: the page is made of it, and a system whose run is gone keeps its row."""
+    if not path.is_file():
+        return {"systems": {}, "trips": {}, "real": {}}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kept(record: dict[str, Any]) -> dict[str, Any]:
+    """Return those figures of a record that the page shows, to four digits."""
+
+    def short(part: dict[str, Any]) -> dict[str, Any]:
+        figures = {name: part["figures"][name] for name, _ in METRICS}
+        return {
+            "figures": {
+                name: {key: None if value is None else float(f"{value:.4g}") for key, value in each.items()}
+                for name, each in figures.items()
+            }
+        }
+
+    return {"mean": short(record["mean"]), "labels": {slug: short(part) for slug, part in record["labels"].items()}}
+
+
+def measure(config: Benchmark, store: Store) -> None:
+    """Render, evaluate and audit what the command names, and put it into the store, in place of what was there."""
     config.work.mkdir(parents=True, exist_ok=True)
     folders = {find_instrument(name).name: rendered(name, config) for name in config.instruments}
-    runs = {}
+    about = {find_instrument(name).name: about_instrument(name) for name in config.instruments}
     for each in config.sounds:
         folder, _, run = each.partition("=")
-        folders[Path(folder).name], runs[Path(folder).name] = Path(folder), Path(run)
+        folders[Path(folder).name], about[Path(folder).name] = Path(folder), about_run(Path(run))
     dev, train = (find_clips(f"{config.shared}/data/foley:{split}") for split in ("dev", "train"))
     if config.real_tiers:
         folders[REAL] = real_clips(config, train)
+        about[REAL] = dict.fromkeys(COLUMNS, "-") | {"tiers": ", ".join(config.real_tiers)}
     trips = {}
     if config.vocoder is not None:
         trips["dev through the vocoder"] = round_trip(config, dev, latents=False)
         if config.autoencoder is not None:
             trips["dev through latents and vocoder"] = round_trip(config, dev, latents=True)
-    found = evaluate([*folders.values(), *trips.values()], config.shared, config.work)
-    records = dict(zip([*folders, *trips], found, strict=True))
-    systems = {name: records[name] for name in folders}
-    about = {find_instrument(name).name: about_instrument(name) for name in config.instruments}
-    about |= {name: about_run(run) for name, run in runs.items()}
-    about[REAL] = ["-", "-", "-", "-", ", ".join(config.real_tiers)]
-    best = next(iter(folders))
-    shown = [
-        [[read_wave(path, 22_050)[0] for path in sorted((folders[best] / label.name).glob("*.wav"))[:SHOWN]] for label in LABELS],
-        [[read_wave(clip.path, 22_050)[0] for clip in train if clip.label == label][:SHOWN] for label in LABELS],
-    ]  # fmt: skip
-    sheet(config.out.with_suffix(".png"), *shown)
-    heard = {name: find_clips(folder) for name, folder in folders.items()} | {"real `dev`": dev}
-    grain = {name: rough(clips) for name, clips in heard.items()}
-    again = {name: repeated(clips) for name, clips in heard.items()}
-    audit = foleybox(
-        "audit", folders[best], "--against", f"{config.shared}/data/foley:train", allowed=(0, 1)
-    )  # 1: a copy was found
-    command = " ".join(["python benchmarks/systems.py ../shared", *_flags(config)])
+    records = evaluate([*folders.values(), *trips.values()], config.shared, config.work)
+    made = {"commit": commit() or "unknown", "clips": config.clips, "seed": config.seed}
+    for (name, folder), record in zip(folders.items(), records):
+        clips = find_clips(folder)
+        numbers = {"record": kept(record), "roughness": rough(clips), "repetition": repeated(clips)}
+        what = config.what.get(name) or store["systems"].get(name, {}).get("what", "-")
+        store["systems"][name] = {**made, "about": about[name], "what": what, **numbers}
+    for name, record in zip(trips, records[len(folders) :], strict=True):
+        store["trips"][name] = made | {"record": kept(record)}
+    store["real"] = {"roughness": rough(dev), "repetition": repeated(dev)}
+    store["command"] = " ".join(["python benchmarks/systems.py ../shared", *_flags(config)])
+    if config.instruments:
+        first = next(iter(folders))
+        store["shown"] = first
+        drawn = {label: sorted((folders[first] / label.name).glob("*.wav")) for label in LABELS}
+        real = {label: [clip.path for clip in train if clip.label == label] for label in LABELS}
+        shown = [
+            [[read_wave(path, 22_050)[0] for path in paths[:SHOWN]] for paths in side.values()]
+            for side in (drawn, real)
+        ]
+        sheet(config.out.with_suffix(".png"), *shown)
+        for name in (find_instrument(name).name for name in config.audited or config.instruments[:1]):
+            printed = foleybox("audit", folders[name], "--against", f"{config.shared}/data/foley:train", allowed=(0, 1))
+            store["systems"][name]["audit"] = printed  # exit code 1: a copy was found
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def across(systems: dict[str, dict[str, Any]], metric: str, digits: int) -> str:
+    """Lay a metric out: a row a system, a column a label, the last row what real `train` clips score at the same n."""
+    rows, real = [], ["real `train`"]
+    for name, system in systems.items():
+        parts = [system["record"]["labels"].get(label.slug, {"figures": {}}) for label in LABELS]
+        if any(metric in part["figures"] for part in parts):
+            rows.append([name, *(figure(part, metric, digits) for part in [*parts, system["record"]["mean"]])])
+    parts = next(system["record"] for system in systems.values() if "seed" in system)
+    for part in [*(parts["labels"][label.slug] for label in LABELS), parts["mean"]]:
+        real.append(f"{part['figures'][metric]['floor']:.{digits}f}")
+    return table(["system", *(label.name for label in LABELS), "mean of 7"], [*rows, real])
+
+
+def plainly(systems: dict[str, dict[str, Any]], real: dict[str, Any], number: str) -> str:
+    """Lay out a number that has no interval."""
+    rows = [
+        [name, *(f"{each[number][label.name]:.3f}" for label in LABELS)]
+        for name, each in [*systems.items(), ("real `dev`", real)]
+        if number in each
+    ]
+    return table(["system", *(label.name for label in LABELS)], rows)
+
+
+def page(store: Store, picture_name: str) -> str:
+    """Return the page of what was measured, systems from near to far; nothing is worked out anew."""
+    systems = dict(
+        sorted(store["systems"].items(), key=lambda item: item[1]["record"]["mean"]["figures"]["frechet"]["value"])
+    )
+    first = store["shown"]
+    audits = {name: system["audit"] for name, system in systems.items() if "audit" in system}
     parts = [
         "# All systems side by side",
-        f"Written by `{command}` at commit {commit() or 'unknown'}, torch {torch.__version__}, {os.cpu_count()} cores: "
-        f"{config.clips} sounds a label, seeds {config.seed} to {config.seed + config.clips - 1}, reference `dev`, embedding "
-        "mn04, intervals of 95 % over the sounds; real: `train` clips at the same n.",
-        "KT's four systems at equal, smaller budgets are in [kt.md](kt.md); how baseline and cmu-b were trained in "
-        "[baseline_cmu_b.md](baseline_cmu_b.md).",
+        f"Written from [systems.json](systems.json), to which `{store['command']}` was the last to add. 100 sounds a label, "
+        "seeds 0 to 99, reference `dev`, embedding mn04, intervals of 95 % over the sounds; real: `train` clips at the same n. "
+        "The commit is the one at which the row was measured; a system whose run is gone keeps its row, with the digits that "
+        "its page had.",
         table(
+            ["system", *COLUMNS.values(), *(metric for metric, _ in METRICS), "commit", "what it is"],
             [
-                "system",
-                "size",
-                "64 clips, against real time",
-                "one clip",
-                "clips seen",
-                "tiers",
-                *(m for m, _ in METRICS),
-            ],
-            [
-                [name, *about[name], *(figure(record["mean"], *each) for each in METRICS)]
-                for name, record in systems.items()
+                [
+                    name,
+                    *(system["about"][column] for column in COLUMNS),
+                    *(figure(system["record"]["mean"], *each) for each in METRICS),
+                    system["commit"],
+                    system["what"],
+                ]
+                for name, system in systems.items()
             ],
         ),
         "## FD by label",
-        by_label(systems, "frechet", 1),
+        across(systems, "frechet", 1),
         "## Heard as its label by the tagger",
-        by_label(systems, "accuracy", 2),
+        across(systems, "accuracy", 2),
         "## Coverage",
-        by_label(systems, "coverage", 2),
+        across(systems, "coverage", 2),
         "## Roughness: mean |frame-to-frame difference| of the log-mel",
-        table(
-            ["label", *grain],
-            [[label.name, *(f"{each[label.name]:.3f}" for each in grain.values())] for label in LABELS],
-        ),
+        plainly(systems, store["real"], "roughness"),
         "## Repetition: largest autocorrelation at lags of 9 to 91 ms, the spectrum made even",
         "Noise has next to none; noise that a vocoder makes of one pattern buzzes, and no distance of mels hears it.",
-        table(
-            ["label", *again],
-            [[label.name, *(f"{each[label.name]:.3f}" for each in again.values())] for label in LABELS],
-        ),
+        plainly(systems, store["real"], "repetition"),
         "## What mel, latents and vocoder cost",
-        by_label({name: records[name] for name in trips}, "frechet", 1) if trips else "Not measured.",
-        f"## `{best}` to the left, real `train` clips to the right",
-        f"![{SHOWN} sounds a label, and {SHOWN} real clips]({config.out.with_suffix('.png').name})",
-        f"## Audit of `{best}` against all `train` clips",
-        f"```\n{audit}\n```",
+        across(store["trips"], "frechet", 1),
+        f"## `{first}` to the left, real `train` clips to the right",
+        f"![{SHOWN} sounds a label, and {SHOWN} real clips]({picture_name})",
+        *(f"## Audit of `{name}` against all `train` clips\n\n```\n{audit}\n```" for name, audit in audits.items()),
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(config: Benchmark) -> None:
+    store = read_store(path := config.out.with_suffix(".json"))
+    if config.instruments or config.sounds:
+        measure(config, store)
+        write_text(path, json.dumps(store, indent=1) + "\n")
     seen = config.out.with_name(f"{config.out.stem}_seen.md")
-    if seen.is_file():
-        parts.append(seen.read_text(encoding="utf-8").rstrip())
-    write_text(config.out, "\n\n".join(parts) + "\n")
-    print(parts[3])
+    words = "\n" + seen.read_text(encoding="utf-8").rstrip() + "\n" if seen.is_file() else ""
+    write_text(config.out, page(store, config.out.with_suffix(".png").name) + words)
 
 
 def _flags(config: Benchmark) -> list[str]:

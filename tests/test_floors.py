@@ -32,6 +32,7 @@ ROOMS = {
     "selection": ["foleybox.lab.selection"],
     "graphs": ["foleybox.lab.graphs"],
     "export": ["foleybox.lab.export"],
+    "restore": ["foleybox.lab.restore"],
     "scored": ["foleybox.lab.scored"],
     "roof": ["foleybox.cli", "foleybox.doctor", "foleybox.__main__"],
 }
@@ -60,6 +61,7 @@ MAY = {
     "selection": ["ground", *WORKSHOP, "runs"],
     "graphs": ["ground", *WORKSHOP],
     "export": ["root", "ground", *WORKSHOP, "runs", "codes", "systems", "graphs"],
+    "restore": ["ground", *WORKSHOP, "runs"],
     # Where a loop is handed a score: above those that do not know one another, imported by nobody but the roof.
     "scored": ["root", "ground", *WORKSHOP, "runs", "codes", "synthesis", "training common", "training", "evaluation"],
     "roof": ["root", "ground", "roof"],  # and anything by name, when a verb is used

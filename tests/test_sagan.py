@@ -95,7 +95,7 @@ def test_the_length_of_a_label_embedding_or_a_projection_means_nothing() -> None
     with torch.no_grad():
         before = discriminator(image, label)
         discriminator.label_embedding.weight.mul_(5)
-        discriminator.projection.register_forward_hook(lambda module, inputs, output: 5 * output)
+        discriminator.projection.register_forward_hook(lambda *given: 5 * given[-1])
         after = discriminator(image, label)
     torch.testing.assert_close(after, before)
 

@@ -51,6 +51,7 @@ VERBS = {
     "audit": ("foleybox.lab.evaluation.originality:audit", "look for copies of the recordings among sounds"),
     "select": ("foleybox.lab.selection:select", "keep the best and most various of many generated sounds"),
     "export": ("foleybox.lab.export:main", "make an instrument of trained parts"),
+    "restore": ("foleybox.lab.restore:main", "make runs of an instrument again, to train on from it"),
     "doctor": ("foleybox.doctor:main", "see whether this machine has all that foleybox needs"),
 }
 # `generate` of a run folder of the lab, in place of an instrument, is a function with flags of its own.

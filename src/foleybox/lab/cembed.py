@@ -115,8 +115,8 @@ class Mert(nn.Module):
     def __init__(self, source: str, revision: str) -> None:
         super().__init__()
         try:
-            from transformers import HubertConfig, HubertModel
-            from transformers.utils import logging
+            from transformers import HubertConfig, HubertModel  # pyright: ignore[reportMissingImports] (an extra)
+            from transformers.utils import logging  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise UserError(
                 "MERT needs transformers, which is not installed: pip install 'foleybox[mert]', or give --encoder "

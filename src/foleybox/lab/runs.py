@@ -334,9 +334,14 @@ def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
 
 
 def start_vocoder(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
-    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly."""
+    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly.
+
+    A vocoder that was restored from an instrument has no critics: they stay as they are.
+    """
     _, state = _read_trained(run, "vocoder")
     for name, part in parts:
+        if name == "critics" and name not in state:
+            continue
         _fill(part, name, state, run / "state.pt")
 
 

@@ -84,6 +84,8 @@ class TrainVocoder:
     "in phase A only"
     texture_weight: float = 0.0
     "of the distance of local statistics, in both phases: noise as rough as it should be, without discriminators"
+    repetition_weight: float = 0.0
+    "of how much more than the real one a crop repeats itself, in both phases: noise that buzzes, which no mel shows"
     matching_weight: float = 2.0
     period_width: int = 32
     "channels of the multi-period discriminator's first layer: 4 on a CPU"
@@ -290,7 +292,10 @@ def train(
                 pairs = [pair, *((each(real), each(fake)) for each in finer_mels)]
                 textures = [losses.texture_distance(*each) for each in pairs]
                 terms["texture"] = config.texture_weight * torch.stack(textures).mean()
-                terms["repetition"] = config.texture_weight * losses.texture_of_waves(real, fake)
+                terms["long_texture"] = config.texture_weight * losses.texture_of_waves(real, fake)
+            if config.repetition_weight:
+                more = losses.repetition(fake) - losses.repetition(real)
+                terms["repetition"] = config.repetition_weight * more.relu().mean()
             if config.stft_weight and not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence

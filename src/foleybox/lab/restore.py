@@ -1,0 +1,209 @@
+"""Turn an instrument's graphs back into run folders, from which training goes on: `foleybox restore INSTRUMENT -o RUNS`.
+
+An instrument that ships is weeks of listening in 13 MB; whoever has recordings of their own need not begin with noise.
+
+    RUNS/autoencoder    RUNS/patches    RUNS/vocoder
+
+Weights come back as the instrument has them, rounded to 8 bits, and draw the same sounds. Two things are not in its
+graphs and are made anew: what the head says of times between the flow's steps (a curve through the steps), and the token
+for a sequence that begins amid a clip (that of a beginning). Both are learned again in the first steps of a training.
+"""
+
+import json
+import math
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from foleybox.doors import UserError, write_text
+from foleybox.instrument import Instrument, read_instrument
+from foleybox.lab.features import MELS
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.models.patches import FlowHead, Patches, PatchesConfig, times
+from foleybox.lab.models.vocos import Vocos
+from foleybox.lab.runs import CLIPS, Stateful, fingerprint, save_state, vocos_config
+
+Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Make run folders of a patches instrument, to train on from its weights.
+
+    Example: foleybox restore my-instrument -o runs/restored
+    """
+
+    instrument: tyro.conf.Positional[Path]
+    "an instrument's folder"
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    "a new folder for the runs autoencoder, patches and vocoder"
+
+
+def main(config: Restore) -> int:
+    """`foleybox restore`: write the three runs, or nothing."""
+    instrument = read_instrument(config.instrument)
+    if instrument.kind != "patches":
+        raise UserError(
+            f"{config.instrument} is of kind {instrument.kind!r}: expected 'patches'; the discriminator of a GAN is not in "
+            "its instrument, and without it training does not go on"
+        )
+    if config.out.exists():
+        raise UserError(f"{config.out} is there already: name a new folder with -o")
+    made, graphs = instrument.made_with, {name: config.instrument / g.file for name, g in instrument.graphs.items()}
+    autoencoder = restore_autoencoder(graphs["decoder"], AutoencoderConfig(**made["autoencoder"]["model"]))
+    patches = restore_patches(graphs["next"], PatchesConfig(**made["generator"]["model"]), made["flow_steps"])
+    mel = next((mel for mel in MELS.values() if mel.bands == instrument.mel["bands"]), None)
+    if mel is None or made["vocoder"].get("vocoder", "vocos") != "vocos":
+        raise UserError(f"{config.instrument} has a vocoder that is no Vocos of ours: nothing to restore it to")
+    vocoder = restore_vocoder(graphs["vocoder"], Vocos(vocos_config(mel, made["vocoder"]["size"])))
+    clips = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in heard_again(instrument))
+    parts: dict[str, tuple[nn.Module, tuple[str, ...], dict[str, Any]]] = {
+        "autoencoder": (autoencoder, ("average",), {}),
+        "patches": (patches, ("patches", "average"), {"autoencoder": fingerprint(autoencoder.components)}),
+        "vocoder": (vocoder, ("generator", "average"), {}),
+    }
+    beside = config.out.with_name(f".{config.out.name}.{secrets.token_hex(4)}.partial")
+    try:
+        for name, (module, under, changes) in parts.items():
+            settings = made["generator" if name == "patches" else name] | changes
+            (beside / name / "samples").mkdir(parents=True)
+            weights: dict[str, Stateful] = dict.fromkeys(under, module)
+            save_state(beside / name / "state.pt", settings.pop("steps"), weights)
+            write_text(beside / name / CLIPS, clips)
+            write_text(beside / name / "config.json", json.dumps(settings, indent=1) + "\n")
+        beside.replace(config.out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    print(f"{config.out}: autoencoder, patches and vocoder of {instrument.name} {instrument.version}, to start from")
+    return 0
+
+
+def heard_again(instrument: Instrument) -> Iterator[dict[str, str]]:
+    """Give a row for each clip that the instrument heard.
+
+    It knows how many they were and not which, so that a clip that is heard again counts twice: never too few, and what
+    follows for the licence is the same.
+    """
+    for place, row in enumerate(instrument.heard):
+        told = {each.name: getattr(row, each.name) for each in fields(row) if each.name != "clips"}
+        for number in range(row.clips):
+            yield {"clip": f"{instrument.name} {instrument.version}, {place + 1}.{number + 1}", **told}
+
+
+# --- weights ------------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> tuple[Weights, list[NDArray[np.float32]]]:
+    """Return (the weights that have a name, the matrices [in, out] that have none, in the order of use) of a graph.
+
+    8-bit weights times their scales, 16-bit ones as they are (`graphs.stored_small`). The exporter turns a linear layer
+    that reads more than two dimensions into a product with its transposed matrix, which loses its name.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path)).graph
+    stored = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    weights = {}
+    for name, value in stored.items():
+        stem, _, kind = name.rpartition(".")
+        if kind == "whole":
+            weights[stem] = value * stored[f"{stem}.scale"]
+        elif kind == "half":
+            weights[stem] = value.astype(np.float32)
+        elif value.dtype == np.float32:
+            weights[name] = value
+    used = [node.input[1] for node in graph.node if node.op_type == "MatMul"]
+    return weights, [weights[name] for name in used if name in weights and weights[name].ndim == 2]
+
+
+def fill(module: nn.Module, weights: Weights, matrices: Iterator[NDArray[np.float32]], lost: tuple[str, ...]) -> None:
+    """Give a module the weights of a graph: by name, and those of linear layers without one in the order of the layers.
+
+    `lost` are the beginnings of names that the graph cannot have. Raises UserError for a weight that is not there.
+    """
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        if name.startswith(lost):
+            continue
+        found = weights.get(name)
+        if found is None and name.endswith(".weight") and value.ndim == 2:
+            found = next(matrices, np.zeros((0, 0), np.float32)).T
+        if found is None or found.shape != value.shape:
+            has = "nothing" if found is None else list(found.shape)
+            raise UserError(
+                f"the graph has {has} for {name}, expected {list(value.shape)}: was it made by this foleybox?"
+            )
+        state[name] = torch.from_numpy(np.array(found, np.float32))
+    module.load_state_dict(state, strict=False)
+
+
+def unprefixed(weights: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def restore_vocoder(path: Path, vocoder: Vocos) -> Vocos:
+    weights, matrices = read_weights(path)
+    fill(vocoder, weights, iter(matrices), ())
+    return vocoder
+
+
+def restore_autoencoder(path: Path, config: AutoencoderConfig) -> Autoencoder:
+    weights, matrices = read_weights(path)
+    autoencoder = Autoencoder(config)
+    axes = next(m for m in matrices if m.shape == (config.latent, config.bands * config.patch))
+    weights["autoencoder.components.axes"] = np.ascontiguousarray(axes.T)
+    fill(autoencoder, unprefixed(weights, "autoencoder."), (m for m in matrices if m is not axes), ())
+    return autoencoder
+
+
+def restore_patches(path: Path, config: PatchesConfig, steps: int) -> Patches:
+    weights, matrices = read_weights(path)
+    model = Patches(config)
+    weights["model.first.weight"] = np.stack([weights["select"]] * 2)  # of a beginning; AMID is not in the graph
+    fill(model, unprefixed(weights, "model."), iter(matrices), ("head.own", "head.of_time"))
+    said = torch.tensor(weights["said"]).reshape(steps, config.head_layers + 1, 3 * config.head_width)
+    said[..., config.head_width : 2 * config.head_width] -= 1  # the graph has one plus the scale
+    with torch.no_grad():
+        model.head.own.copy_((said - said[:, :1]).mean(0))
+        say(model.head, said[:, 0], steps)
+    return model
+
+
+def say(head: FlowHead, told: Tensor, steps: int) -> None:
+    """Let the head say `told` [steps, 3 E] at the times of the flow, and a smooth curve through it between them.
+
+    The first layer of its network is as it was drawn, but for the fast waves of the time, which are made soft: a smooth
+    curve needs none. The second is the solution of least squares.
+    """
+    from scipy.interpolate import CubicSpline
+
+    known, dense = np.array(times(steps)[:-1]), np.linspace(0, 1, 257)
+    torch.manual_seed(0)
+    first, _, second = head.of_time
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    first.reset_parameters()
+    waves = torch.exp(torch.arange(32) * (math.log(1000.0) / 31)).repeat(2)  # as `say_time` has them
+    first.weight.mul_(1 / (1 + (waves / 10) ** 2))
+    curve = CubicSpline(known, told.double().numpy())(dense)
+    seen = []
+    handle = second.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    head.say_time(torch.tensor(np.concatenate([known, dense]), dtype=torch.float32))
+    handle.remove()
+    weight = np.concatenate([np.full(len(known), 30.0), np.ones(len(dense))])[:, None]
+    inputs = np.concatenate([seen[0].double().numpy(), np.ones((len(weight), 1))], 1) * weight
+    outputs = np.concatenate([told.double().numpy(), curve]) * weight
+    ridge = 1e-6 * np.eye(inputs.shape[1])
+    solution = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ outputs)
+    second.weight.copy_(torch.from_numpy(solution[:-1].T))
+    second.bias.copy_(torch.from_numpy(solution[-1]))
