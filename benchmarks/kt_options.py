@@ -27,15 +27,14 @@ import tyro
 from kt import METRICS, ROOT, Bench, Benchmark, by_label, figure, table
 from numpy.typing import NDArray
 
-from foleybox.audio import resample, write_wave
+from foleybox.audio import write_wave
 from foleybox.doors import write_text
 from foleybox.lab.data import find_clips, load_mels
 from foleybox.lab.evaluation.embeddings import load_embedding
-from foleybox.lab.evaluation.frechet import frechet, gaussian
 from foleybox.lab.export import commit
 from foleybox.lab.features import DCASE, SILENCE
 from foleybox.lab.runs import read_run_config, read_state
-from foleybox.lab.scored import Ruler, as_written
+from foleybox.lab.scored import Ruler
 from foleybox.lab.selection import choose
 from foleybox.labels import LABELS
 from foleybox.studio.seeds import noise
@@ -159,14 +158,7 @@ def shipped(config: Shipped) -> None:
         for start in range(0, len(names), 8):
             mel = synth.mel(names[start : start + 8], scaled[start : start + 8])
             waves += list(synth.vocode(sharpened(mel, amount)))
-        files = as_written(torch.from_numpy(np.stack(waves))).numpy()
-        heard_at = np.stack([resample(wave, synth.instrument.rate, ruler.embedding.rate) for wave in files])
-        vectors = torch.cat([ruler.embedding.embed(part).vectors for part in torch.from_numpy(heard_at).split(32)])
-        vectors = vectors.numpy()
-        distances = [
-            frechet(ruler.references[k], gaussian(vectors[ids == k].reshape(-1, vectors.shape[-1])), ruler.roots[k])
-            for k in range(len(LABELS))
-        ]
+        distances = list(ruler.by_label(torch.from_numpy(np.stack(waves)), ids.tolist()).values())
         rows.append([f"{amount:g}", f"{temperature:g}", f"{np.mean(distances):.2f}", *(f"{d:.1f}" for d in distances)])
         print(*rows[-1], flush=True)
     print(table(["sharpen", "temperature", "mean of 7", *(label.name for label in LABELS)], rows))

@@ -79,6 +79,25 @@ def test_all_is_every_label_and_no_o_means_out(here: Path, toy: str) -> None:
     assert files(here) == sorted(f"out/{label.name}/{label.name}_s0.wav" for label in LABELS)
 
 
+@pytest.mark.parametrize("name", ["r.wav", "deep/er/r.FLAC", "r.ogg"])
+def test_one_sound_goes_to_the_very_file_that_o_names(here: Path, toy: str, name: str, capsys) -> None:
+    make = ["generate", "rain", "--seed", "3", "--instrument", toy, "-o", name]
+    assert main(make) == 0
+    assert files(here) == [name]
+    assert f"of 0.225 s to {name}\n" in capsys.readouterr().out
+    recipe = read_recipe(here / name)
+    assert recipe is not None
+    assert (recipe.label, recipe.seed) == ("Rain", 3)
+    fails(capsys, *make, words=f"{name} exists already")
+
+
+def test_several_sounds_or_another_format_do_not_go_to_one_file(here: Path, toy: str, capsys) -> None:
+    make = ["generate", "rain", "--instrument", toy, "-o", "r.wav"]
+    fails(capsys, *make, "--count", "2", words="-o r.wav is one file, and 2 sounds were asked for: name a folder")
+    fails(capsys, *make, "--format", "ogg", words="expected one of them")
+    assert files(here) == []
+
+
 def test_the_same_command_twice_gives_the_same_bytes(here: Path, toy: str) -> None:
     for folder in ("a", "b"):
         assert command("generate", "rain", "-n", "3", "--instrument", toy, "-o", folder, cwd=here).returncode == 0

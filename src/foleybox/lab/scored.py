@@ -166,16 +166,20 @@ class Ruler:
         self.roots = {label: psd_root(reference.cov) for label, reference in self.references.items()}
 
     def distance(self, waves: Tensor, labels: Sequence[int]) -> float:
-        """Return the distance of waves [N, L] at 22,050 Hz and their labels."""
+        """Return the mean distance of waves [N, L] at 22,050 Hz of all the labels that the real clips have."""
+        found = self.by_label(waves, labels)
+        return float(np.mean([found[label] for label in self.references]))
+
+    def by_label(self, waves: Tensor, labels: Sequence[int]) -> dict[int, float]:
+        """Return the distance of waves [N, L] at 22,050 Hz, for each of their labels."""
         files = as_written(waves).numpy()
         heard = np.stack([resample(wave, DCASE.rate, self.embedding.rate) for wave in files])
         parts = [self.embedding.embed(part).vectors for part in torch.from_numpy(heard).split(32)]
         vectors, numbers = torch.cat(parts).numpy(), np.array(labels)
-        distances = [
-            frechet(reference, gaussian(_flat(vectors[numbers == label])), self.roots[label])
-            for label, reference in self.references.items()
-        ]
-        return float(np.mean(distances))
+        return {
+            int(label): frechet(self.references[label], gaussian(_flat(vectors[numbers == label])), self.roots[label])
+            for label in np.unique(numbers)
+        }
 
 
 def as_written(waves: Tensor) -> Tensor:

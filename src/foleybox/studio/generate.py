@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +21,7 @@ from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.sheet import Sheet, write_png
 from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature
 
+SUFFIXES: dict[str, Literal["wav", "flac", "ogg"]] = {".wav": "wav", ".flac": "flac", ".ogg": "ogg"}
 SHEET_COLUMNS = 12  # as the help of --sheet says
 
 
@@ -29,7 +30,7 @@ class Files:
     """Where the sounds go, and as what."""
 
     out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("out")
-    "folder to write to"
+    "folder to write to (of `generate` also a file, for one sound)"
     format: Literal["wav", "flac", "ogg"] = "wav"
     "kind of file"
     subtype: Subtype = "PCM_16"
@@ -48,7 +49,7 @@ Source = Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(defaul
 class Generate:
     """Make sounds: OUT/<Label>/<Label>_s<seed>.wav for the seeds S, S+1, ..., S+N-1 of every label.
 
-    The same instrument, label and seed always make the same sound.
+    The same instrument, label and seed always make the same sound. `-o rain.wav` is one sound, in that very file.
 
     Example: foleybox generate dog_bark rain --count 4 --seed 100 -o out
     """
@@ -80,9 +81,11 @@ def generate(config: Generate) -> None:
     labels = _labels(config, synth)
     _check_numbers(config)
     total = len(labels) * config.count
+    if is_file(config.files.out):
+        config = _one_file(config, total)
     seconds = config.shape.seconds or synth.instrument.seconds
     check_files(
-        config.files, config.shape, [config.files.out / safe_name(label) for label in labels],
+        config.files, config.shape, {_path(config, label, config.seed).parent: None for label in labels},
         existing=_existing(config, labels), bytes=total * seconds * size(config.files, config.shape, synth),
     )  # fmt: skip
     pairs = ((label, seed) for label in labels for seed in _seeds(config))
@@ -102,7 +105,26 @@ def _seeds(config: Generate) -> range:
     return range(config.seed, config.seed + config.count)
 
 
+def is_file(out: Path) -> bool:
+    """Return whether -o names a sound file, and not a folder."""
+    return out.suffix.lower() in SUFFIXES and not out.is_dir()
+
+
+def _one_file(config: Generate, total: int) -> Generate:
+    """Return the settings with the format that the file's name says. Raises UserError for more than one sound."""
+    out, format = config.files.out, SUFFIXES[config.files.out.suffix.lower()]
+    if total > 1:
+        raise UserError(
+            f"-o {out} is one file, and {total:,} sounds were asked for: name a folder, or ask for one sound"
+        )
+    if config.files.format not in ("wav", format):
+        raise UserError(f"-o {out} and --format {config.files.format}: expected one of them, or both alike")
+    return replace(config, files=replace(config.files, format=format))
+
+
 def _path(config: Generate, label: str, seed: int) -> Path:
+    if is_file(config.files.out):
+        return config.files.out
     name = safe_name(label)
     return config.files.out / name / f"{name}_s{seed}.{config.files.format}"
 
@@ -146,6 +168,8 @@ def check_format(format: str, subtype: Subtype, flag: str = "--") -> None:
 def _existing(config: Generate, labels: list[str]) -> list[Path]:
     """Return the files in the way. Folders are listed, not probed seed by seed: there may be a million seeds."""
     found = [config.sheet] if config.sheet and config.sheet.exists() else []
+    if is_file(config.files.out):
+        return [*found, *([config.files.out] if config.files.out.exists() else [])]
     for label in labels:
         names = re.compile(rf"{re.escape(safe_name(label))}_s(\d+)\.{config.files.format}")
         folder = config.files.out / safe_name(label)
@@ -216,7 +240,8 @@ def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sh
     told.tell()
     if not files.json:
         length = " to ".join(dict.fromkeys((f"{shortest:.3g}", f"{longest:.3g}")))
-        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {files.out}/ (the first: {first})")
+        place = files.out if first == files.out else f"{files.out}/ (the first: {first})"
+        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {place}")
         if sheet:
             print(f"drew {sheet}")
 
