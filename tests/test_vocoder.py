@@ -63,6 +63,14 @@ def settings(out: Path, **changes: object) -> TrainVocoder:
     return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
 
 
+def test_repetition_is_a_term_of_the_loss_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    for weight in (0.0, 20.0):
+        run = tmp_path / f"{weight:g}"
+        train(settings(run, steps=1, segment=40, repetition_weight=weight), sounds(), sounds(2), [])
+        (line,) = (json.loads(each) for each in (run / "log.jsonl").read_text().splitlines())
+        assert ("repetition" in line) == (weight > 0)
+
+
 def test_the_mel_of_a_crop_is_cut_from_the_clips_mel_at_every_place() -> None:
     waves = sounds()
     crops = Crops(waves, DCASE, 8, 0.1)

@@ -8,6 +8,7 @@ from foleybox.lab.features import LogMel, MelConfig
 from foleybox.lab.losses import (
     feature_matching,
     mel_distance,
+    more_repetition,
     multi_resolution_stft,
     repetition,
     squares_discriminator,
@@ -120,3 +121,22 @@ def test_the_texture_of_waves_sees_repetition_that_the_texture_of_mels_does_not(
     assert texture_of_waves(noise, noise) == 0
     mel = LogMel(MelConfig(22_050, 256, 64, 40, 0, 11_025))
     assert texture_distance(mel(noise), mel(pattern)) < 3 * texture_distance(mel(noise), mel(another))
+
+
+def test_only_what_repeats_itself_more_than_the_real_wave_costs_and_the_gradient_leads_away_from_it() -> None:
+    torch.manual_seed(0)
+    noise, another = torch.randn(2, 1, 16_384)
+    buzz = (0.7 * torch.randn(1, 1, 256).expand(1, 64, 256).flatten(1) + 0.7 * another).requires_grad_()
+    cost = more_repetition(noise, buzz)
+    assert float(more_repetition(noise, another)) < 0.02 < 0.2 < float(cost.detach())
+    assert more_repetition(buzz.detach(), noise) == 0  # less than the real one's is no gain
+    (slope,) = torch.autograd.grad(cost, buzz)
+    better = buzz.detach() - 0.02 * slope * buzz.detach().norm() / slope.norm()
+    assert float(more_repetition(noise, better)) < float(cost.detach()) - 0.001
+
+
+def test_a_buzz_that_comes_back_after_a_tenth_of_a_second_costs_too() -> None:
+    torch.manual_seed(0)
+    noise, pattern = torch.randn(1, 16_384), torch.randn(1, 1, 4096)
+    assert float(repetition(pattern.expand(1, 4, 4096).flatten(1))) < 0.1  # `repetition` itself ends before
+    assert float(more_repetition(noise, pattern.expand(1, 4, 4096).flatten(1))) > 0.5

@@ -246,3 +246,11 @@ def repetition(wave: Tensor, shortest: int = 200, longest: int = 2000) -> Tensor
     around = F.avg_pool1d(power[:, None], 2001, 1, padding=1000, count_include_pad=False)[:, 0]
     same = torch.fft.irfft(power / around.clamp(min=1e-12))
     return same[:, shortest:longest].abs().amax(1) / same[:, 0].clamp(min=1e-6)
+
+
+def more_repetition(real: Tensor, fake: Tensor, longest: int = 8000) -> Tensor:
+    """Return by how much waves `fake` [B, L] repeat themselves more than the `real` ones, 0 where they do not; the mean.
+
+    Up to a later lag than `repetition` counts: a buzz that may not come back soon learns to come back later.
+    """
+    return (repetition(fake, longest=longest) - repetition(real, longest=longest)).relu().mean()

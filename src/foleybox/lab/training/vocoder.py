@@ -294,8 +294,7 @@ def train(
                 terms["texture"] = config.texture_weight * torch.stack(textures).mean()
                 terms["long_texture"] = config.texture_weight * losses.texture_of_waves(real, fake)
             if config.repetition_weight:
-                more = losses.repetition(fake) - losses.repetition(real)
-                terms["repetition"] = config.repetition_weight * more.relu().mean()
+                terms["repetition"] = config.repetition_weight * losses.more_repetition(real, fake)
             if config.stft_weight and not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence
