@@ -257,7 +257,7 @@ def measure(config: Benchmark, store: Store) -> None:
     for (name, folder), record in zip(folders.items(), records):
         clips = find_clips(folder)
         numbers = {"record": kept(record), "roughness": rough(clips), "repetition": repeated(clips)}
-        what = config.what.get(name) or store["systems"].get(name, {}).get("what", "-")
+        what = store["systems"].get(name, {}).get("what", "-")
         store["systems"][name] = {**made, "about": about[name], "what": what, **numbers}
     for name, record in zip(trips, records[len(folders) :], strict=True):
         store["trips"][name] = made | {"record": kept(record)}
@@ -354,6 +354,9 @@ def main(config: Benchmark) -> None:
     store = read_store(path := config.out.with_suffix(".json"))
     if config.instruments or config.sounds:
         measure(config, store)
+    for name, words in config.what.items():
+        store["systems"][name]["what"] = words
+    if config.instruments or config.sounds or config.what:
         write_text(path, json.dumps(store, indent=1) + "\n")
     seen = config.out.with_name(f"{config.out.stem}_seen.md")
     words = "\n" + seen.read_text(encoding="utf-8").rstrip() + "\n" if seen.is_file() else ""

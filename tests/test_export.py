@@ -15,7 +15,7 @@ from foleybox.lab.graphs import GeneratorGraph, build_gan, without_parametrizati
 from foleybox.lab.models.hifigan import Hifigan
 from foleybox.lab.models.sagan import Generator, SaganConfig
 from foleybox.lab.models.vocos import Vocos, VocosConfig
-from foleybox.lab.runs import hifigan_config, load_generator, load_vocoder, open_run, save_state, vocos_config
+from foleybox.lab.runs import NUMBERED, hifigan_config, load_generator, load_vocoder, open_run, save_state, vocos_config
 from foleybox.lab.training.hifigan import TrainHifigan
 from foleybox.lab.training.sagan import TrainSagan
 from foleybox.lab.training.vocoder import TrainVocoder
@@ -39,6 +39,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     open_run(vocoder, "vocoder", TrainVocoder((), vocoder, size="small"), CLIPS)
     save_state(vocoder / "state.pt", 7, {"average": Vocos(VocosConfig())})
     return gan, vocoder
+
+
+def test_of_clips_known_by_number_and_clips_known_by_name_the_larger_number_counts() -> None:
+    """They may be the same clips: a restored instrument that hears its own recordings again has not heard twice as many."""
+    numbered = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 1.{i}"} for i in range(5)]
+    other = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 2.1", "label": "DogBark"}]
+    assert [(row.label, row.clips) for row in heard_by(CLIPS, numbered)] == [("Rain", 5)]
+    assert [(row.label, row.clips) for row in heard_by(CLIPS, CLIPS, numbered[:2])] == [("Rain", 3)]
+    assert [(row.label, row.clips) for row in heard_by(CLIPS, other)] == [("DogBark", 1), ("Rain", 3)]
 
 
 def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], tmp_path: Path) -> None:

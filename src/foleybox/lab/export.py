@@ -20,6 +20,7 @@ from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_i
 from foleybox.lab.graphs import Drawing, build_gan, build_patches, build_vocoder, stored_small
 from foleybox.lab.models.sagan import refresh_batch_norm
 from foleybox.lab.runs import (
+    NUMBERED,
     fingerprint,
     load_autoencoder,
     load_generator,
@@ -81,11 +82,20 @@ def commit() -> str:
 
 
 def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
-    """Count the clips that runs were trained on (`runs.read_clips`); a clip that two of them heard counts once."""
+    """Count the clips that runs were trained on (`runs.read_clips`); a clip that two of them heard counts once.
+
+    Of some only the number is known (`foleybox restore`). They may be among those that are known by name: of each kind the
+    larger number counts.
+    """
     clips = {row["clip"]: row for rows in runs for row in rows}
-    counts = Counter((row["label"], row["tier"], row["licence"], row["source"]) for row in clips.values())
+    named, numbered = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for clip, row in clips.items():
+        (numbered if clip.startswith(NUMBERED) else named)[
+            row["label"], row["tier"], row["licence"], row["source"]
+        ] += 1
     return tuple(
-        Heard(label, tier, licence, count, source) for (label, tier, licence, source), count in sorted(counts.items())
+        Heard(label, tier, licence, count, source)
+        for (label, tier, licence, source), count in sorted((named | numbered).items())
     )
 
 

@@ -30,7 +30,7 @@ from foleybox.lab.features import MELS
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.models.patches import FlowHead, Patches, PatchesConfig, times
 from foleybox.lab.models.vocos import Vocos
-from foleybox.lab.runs import CLIPS, Stateful, fingerprint, save_state, vocos_config
+from foleybox.lab.runs import CLIPS, NUMBERED, Stateful, fingerprint, save_state, vocos_config
 
 Weights = dict[str, NDArray[np.float32]]
 
@@ -88,15 +88,11 @@ def main(config: Restore) -> int:
 
 
 def heard_again(instrument: Instrument) -> Iterator[dict[str, str]]:
-    """Give a row for each clip that the instrument heard.
-
-    It knows how many they were and not which, so that a clip that is heard again counts twice: never too few, and what
-    follows for the licence is the same.
-    """
+    """Give a row for each clip that the instrument heard: how many they were is known, and of which collection, not which."""
     for place, row in enumerate(instrument.heard):
         told = {each.name: getattr(row, each.name) for each in fields(row) if each.name != "clips"}
         for number in range(row.clips):
-            yield {"clip": f"{instrument.name} {instrument.version}, {place + 1}.{number + 1}", **told}
+            yield {"clip": f"{NUMBERED}{instrument.name} {instrument.version}, {place + 1}.{number + 1}", **told}
 
 
 # --- weights ------------------------------------------------------------------------------------------------------

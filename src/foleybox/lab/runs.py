@@ -30,6 +30,8 @@ from foleybox.lab.models.vocos import SIZES, Vocos, VocosConfig
 from foleybox.lab.models.vqvae import Mvqvae, MvqvaeConfig, Vqvae, VqvaeConfig
 
 CLIPS = "clips.jsonl"
+NUMBERED = "one of those of "
+"how the name of a clip begins of which a run knows the collection alone: it was restored from an instrument"
 MAY_CHANGE = {
     "steps",
     "save_every",
