@@ -140,3 +140,14 @@ def test_a_buzz_that_comes_back_after_a_tenth_of_a_second_costs_too() -> None:
     noise, pattern = torch.randn(1, 16_384), torch.randn(1, 1, 4096)
     assert float(repetition(pattern.expand(1, 4, 4096).flatten(1))) < 0.1  # `repetition` itself ends before
     assert float(more_repetition(noise, pattern.expand(1, 4, 4096).flatten(1))) > 0.5
+
+
+def test_a_click_at_an_edge_hides_no_repetition() -> None:
+    """A vocoder that was rewarded for it began every sound with a click (LOG.md, 2026-11-28)."""
+    torch.manual_seed(0)
+    noise = torch.randn(1, 16_384)
+    buzz = torch.randn(1, 1, 256).expand(1, 64, 256).flatten(1)
+    clicked = buzz.clone()
+    clicked[:, 0] = 300.0
+    assert float(repetition(clicked)) < 0.5 * float(repetition(buzz))
+    assert more_repetition(noise, clicked) == more_repetition(noise, buzz)

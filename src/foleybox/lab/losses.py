@@ -248,9 +248,11 @@ def repetition(wave: Tensor, shortest: int = 200, longest: int = 2000) -> Tensor
     return same[:, shortest:longest].abs().amax(1) / same[:, 0].clamp(min=1e-6)
 
 
-def more_repetition(real: Tensor, fake: Tensor, longest: int = 8000) -> Tensor:
+def more_repetition(real: Tensor, fake: Tensor, longest: int = 8000, edge: int = 512) -> Tensor:
     """Return by how much waves `fake` [B, L] repeat themselves more than the `real` ones, 0 where they do not; the mean.
 
-    Up to a later lag than `repetition` counts: a buzz that may not come back soon learns to come back later.
+    Up to a later lag than `repetition` counts: a buzz that may not come back soon learns to come back later. And without
+    `edge` samples at both ends: one loud click makes all the rest look small, and at an edge no spectrum sees it.
     """
+    real, fake = real[:, edge:-edge], fake[:, edge:-edge]
     return (repetition(fake, longest=longest) - repetition(real, longest=longest)).relu().mean()
