@@ -1,6 +1,6 @@
 """Turn an instrument's graphs back into run folders, from which training goes on: `foleybox restore INSTRUMENT -o RUNS`.
 
-An instrument that ships is weeks of listening in 13 MB; whoever has recordings of their own need not begin with noise.
+Whoever has recordings of their own need not begin with noise, where an instrument knows already how such sounds go.
 
     RUNS/autoencoder    RUNS/patches    RUNS/vocoder
 
