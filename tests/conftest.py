@@ -28,12 +28,18 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Return the folder of real recordings and weights (`FOLEYBOX_SHARED`, else `../shared`), or skip the test."""
+def recordings() -> Path | None:
+    """Return the folder of real recordings and weights (`FOLEYBOX_SHARED`, else `../shared`), or None where it is absent."""
     folder = Path(os.environ.get("FOLEYBOX_SHARED") or HERE.parents[1] / "shared")
-    if not (folder / "data" / "foley" / "manifest.csv").is_file():
-        pytest.skip(f"no real recordings: {folder} is absent (set FOLEYBOX_SHARED)")
-    return folder
+    return folder if (folder / "data" / "foley" / "manifest.csv").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def shared(recordings: Path | None) -> Path:
+    """Return that folder, or skip the test."""
+    if recordings is None:
+        pytest.skip("no real recordings: ../shared is absent, and FOLEYBOX_SHARED names none")
+    return recordings
 
 
 @pytest.fixture(autouse=True)

@@ -2,11 +2,13 @@
 
 Whoever has recordings of their own need not begin with noise, where an instrument knows already how such sounds go.
 
-    RUNS/autoencoder    RUNS/patches    RUNS/vocoder
+    RUNS/autoencoder    RUNS/patches    RUNS/vocoder    of an instrument of kind "patches"
+    RUNS/sagan          RUNS/vocoder                    of one of kind "gan"
 
-Weights come back as the instrument has them, rounded to 8 bits, and draw the same sounds. Two things are not in its
-graphs and are made anew: what the head says of times between the flow's steps (a curve through the steps), and the token
-for a sequence that begins amid a clip (that of a beginning). Both are learned again in the first steps of a training.
+Weights come back as the instrument has them, rounded to 8 bits, and draw the same sounds. What its graphs do not hold is
+made anew. Of patches: what the head says of times between the flow's steps (a curve through the steps), and the token for
+a sequence that begins amid a clip (that of a beginning). Of a GAN: how large the weights are under their spectral norms,
+which no sound depends on, and the discriminator, which starts with random weights. All are learned again in a training.
 """
 
 import json
@@ -14,21 +16,23 @@ import math
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from foleybox.doors import UserError, write_text
 from foleybox.instrument import Instrument, read_instrument
 from foleybox.lab.features import MELS
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.models.patches import FlowHead, Patches, PatchesConfig, times
+from foleybox.lab.models.sagan import Generator, GeneratorBlock, SaganConfig
 from foleybox.lab.models.vocos import Vocos
 from foleybox.lab.runs import CLIPS, NUMBERED, Stateful, fingerprint, save_state, vocos_config
 
@@ -37,7 +41,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Restore:
-    """Make run folders of a patches instrument, to train on from its weights.
+    """Make run folders of an instrument, to train on from its weights.
 
     Example: foleybox restore my-instrument -o runs/restored
     """
@@ -45,46 +49,69 @@ class Restore:
     instrument: tyro.conf.Positional[Path]
     "an instrument's folder"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    "a new folder for the runs autoencoder, patches and vocoder"
+    "a new folder for the runs: autoencoder, patches and vocoder, or sagan and vocoder"
+
+
+class Part(NamedTuple):
+    """What becomes one run folder."""
+
+    module: nn.Module
+    under: tuple[str, ...]
+    "the names in the checkpoint under which its weights are kept"
+    settings: dict[str, Any]
+    "as in config.json, with the steps that it had"
 
 
 def main(config: Restore) -> int:
-    """`foleybox restore`: write the three runs, or nothing."""
+    """`foleybox restore`: write the runs, or nothing."""
     instrument = read_instrument(config.instrument)
-    if instrument.kind != "patches":
-        raise UserError(
-            f"{config.instrument} is of kind {instrument.kind!r}: expected 'patches'; the discriminator of a GAN is not in "
-            "its instrument, and without it training does not go on"
-        )
     if config.out.exists():
         raise UserError(f"{config.out} is there already: name a new folder with -o")
-    made, graphs = instrument.made_with, {name: config.instrument / g.file for name, g in instrument.graphs.items()}
-    autoencoder = restore_autoencoder(graphs["decoder"], AutoencoderConfig(**made["autoencoder"]["model"]))
-    patches = restore_patches(graphs["next"], PatchesConfig(**made["generator"]["model"]), made["flow_steps"])
-    mel = next((mel for mel in MELS.values() if mel.bands == instrument.mel["bands"]), None)
-    if mel is None or made["vocoder"].get("vocoder", "vocos") != "vocos":
-        raise UserError(f"{config.instrument} has a vocoder that is no Vocos of ours: nothing to restore it to")
-    vocoder = restore_vocoder(graphs["vocoder"], Vocos(vocos_config(mel, made["vocoder"]["size"])))
+    graphs = {name: config.instrument / graph.file for name, graph in instrument.graphs.items()}
+    parts = gan_parts(instrument, graphs) if instrument.kind == "gan" else patches_parts(instrument, graphs)
+    parts["vocoder"] = vocoder_part(instrument, graphs["vocoder"])
     clips = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in heard_again(instrument))
-    parts: dict[str, tuple[nn.Module, tuple[str, ...], dict[str, Any]]] = {
-        "autoencoder": (autoencoder, ("average",), {}),
-        "patches": (patches, ("patches", "average"), {"autoencoder": fingerprint(autoencoder.components)}),
-        "vocoder": (vocoder, ("generator", "average"), {}),
-    }
     beside = config.out.with_name(f".{config.out.name}.{secrets.token_hex(4)}.partial")
     try:
-        for name, (module, under, changes) in parts.items():
-            settings = made["generator" if name == "patches" else name] | changes
+        for name, (module, under, settings) in parts.items():
             (beside / name / "samples").mkdir(parents=True)
             weights: dict[str, Stateful] = dict.fromkeys(under, module)
-            save_state(beside / name / "state.pt", settings.pop("steps"), weights)
+            steps = settings["steps"]
+            save_state(beside / name / "state.pt", steps, weights)
             write_text(beside / name / CLIPS, clips)
-            write_text(beside / name / "config.json", json.dumps(settings, indent=1) + "\n")
+            kept = {key: value for key, value in settings.items() if key != "steps"}
+            write_text(beside / name / "config.json", json.dumps(kept, indent=1) + "\n")
         beside.replace(config.out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    print(f"{config.out}: autoencoder, patches and vocoder of {instrument.name} {instrument.version}, to start from")
+    *others, last = parts
+    print(f"{config.out}: {', '.join(others)} and {last} of {instrument.name} {instrument.version}, to start from")
     return 0
+
+
+def patches_parts(instrument: Instrument, graphs: dict[str, Path]) -> dict[str, Part]:
+    made = instrument.made_with
+    autoencoder = restore_autoencoder(graphs["decoder"], AutoencoderConfig(**made["autoencoder"]["model"]))
+    patches = restore_patches(graphs["next"], PatchesConfig(**made["generator"]["model"]), made["flow_steps"])
+    whose = {"autoencoder": fingerprint(autoencoder.components)}
+    return {
+        "autoencoder": Part(autoencoder, ("average",), made["autoencoder"]),
+        "patches": Part(patches, ("patches", "average"), made["generator"] | whose),
+    }
+
+
+def gan_parts(instrument: Instrument, graphs: dict[str, Path]) -> dict[str, Part]:
+    settings = instrument.made_with["generator"]
+    generator = restore_generator(graphs["generator"], SaganConfig(**settings["model"]))
+    return {"sagan": Part(generator, ("generator", "average"), settings | {"part": "sagan"})}
+
+
+def vocoder_part(instrument: Instrument, graph: Path) -> Part:
+    settings = instrument.made_with["vocoder"]
+    mel = next((mel for mel in MELS.values() if asdict(mel) == instrument.mel), None)
+    if mel is None or settings.get("vocoder", "vocos") != "vocos":
+        raise UserError(f"{instrument.name} has a vocoder that is no Vocos of ours: nothing to restore it to")
+    return Part(restore_vocoder(graph, Vocos(vocos_config(mel, settings["size"]))), ("generator", "average"), settings)
 
 
 def heard_again(instrument: Instrument) -> Iterator[dict[str, str]]:
@@ -173,6 +200,61 @@ def restore_patches(path: Path, config: PatchesConfig, steps: int) -> Patches:
         model.head.own.copy_((said - said[:, :1]).mean(0))
         say(model.head, said[:, 0], steps)
     return model
+
+
+def tables_by_label(path: Path) -> Iterator[NDArray[np.float32]]:
+    """Give the tables [labels, C] of a graph in the order of use; the exporter leaves them without a name."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(path)).graph
+    stored = {each.name: each for each in graph.initializer}
+    used = [node.input[0] for node in graph.node if node.op_type == "GatherND"]
+    return (numpy_helper.to_array(stored[name]) for name in used if name in stored)
+
+
+def parametrizations(module: nn.Module) -> parametrize.ParametrizationList:
+    """Return what lies between a module's weight and what is learned of it: here a spectral norm."""
+    return getattr(module, "parametrizations").weight  # noqa: B009 (no type knows it)
+
+
+@torch.no_grad()
+def restore_generator(path: Path, config: SaganConfig) -> Generator:
+    """Return a GAN's generator in eval mode, which draws what the graph draws.
+
+    The graph has effective weights, which were divided by their spectral norm: theirs is 1. The batch statistics of the
+    norm between a block's two convolutions are in the first of these; what the spectral norm now takes from it, that norm
+    is given back.
+    """
+    weights, tables = unprefixed(read_weights(path)[0], "generator."), tables_by_label(path)
+    generator = Generator(config).eval()
+    state: dict[str, Tensor] = {}
+    for name, value in generator.state_dict().items():
+        if name.endswith(("._u", "._v", ".num_batches_tracked")) or ".norm2.norm." in name:
+            continue
+        found = weights.get(name.replace(".parametrizations.weight.original", ".weight"))
+        if found is None and ".norm" in name:
+            found = next(tables, None)
+        if found is None or found.shape != value.shape:
+            raise UserError(f"the graph has no {name} of {list(value.shape)}: was it made by this foleybox?")
+        state[name] = torch.from_numpy(np.array(found, np.float32))
+    generator.load_state_dict(state, strict=False)
+    for module in generator.modules():
+        if parametrize.is_parametrized(module):
+            spectral: Any = parametrizations(module)[0]
+            spectral._power_method(
+                parametrizations(module).original.flatten(1), 200
+            )  # the norm that one step a forward follows
+    for block in generator.modules():
+        if isinstance(block, GeneratorBlock):
+            convolution, statistics = block.conv1, block.norm2.norm
+            assert isinstance(convolution, nn.Conv2d)
+            assert statistics.running_var is not None
+            assert convolution.bias is not None
+            divided = torch.linalg.matrix_norm(parametrizations(convolution).original.flatten(1), 2)
+            convolution.bias.div_(divided)
+            statistics.running_var.fill_(float(divided) ** -2 - statistics.eps)
+    return generator
 
 
 def say(head: FlowHead, told: Tensor, steps: int) -> None:

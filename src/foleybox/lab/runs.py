@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foleybox.doors import UserError, write_bytes, write_text
 from foleybox.lab.cembed import CembedConfig, Mhifigan
@@ -180,8 +180,13 @@ def load_generator(run: Path, weights: Literal["average", "last"] = "average") -
     """Return (the generator of a run in eval mode, the step). Raises UserError for a bad run."""
     settings, state = _read_trained(run, "sagan")
     generator = Generator(SaganConfig(**settings["model"]))
-    generator.load_state_dict(state["average" if weights == "average" else "generator"])
+    _fill(generator, "average" if weights == "average" else "generator", state, run / "state.pt")
     return generator.eval(), int(state["step"])
+
+
+def load_gan(run: Path) -> tuple[Generator, dict[str, Tensor] | None]:
+    """Return (the averaged generator of a run in eval mode, its discriminator's weights; None of a restored run)."""
+    return load_generator(run)[0], _read_trained(run, "sagan")[1].get("discriminator")
 
 
 def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:

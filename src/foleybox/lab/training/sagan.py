@@ -31,7 +31,7 @@ from foleybox.lab.models.sagan import (
     to_mel,
     to_network,
 )
-from foleybox.lab.runs import load_encoder, open_run, resume, save_state
+from foleybox.lab.runs import load_encoder, load_gan, open_run, read_clips, resume, save_state
 from foleybox.lab.systems import KT, Contrast, KtSystem
 from foleybox.lab.training.common import (
     STEADY,
@@ -86,6 +86,10 @@ class TrainSagan:
     "run folder of `foleybox train encoder`: the frozen E of the kt-csupcon systems"
     source: Literal["paired", "self", "class-mean"] = "paired"
     "f(d) of a fake: E of the real clip in its slot, E of the fake itself (with gradient), E's mean of the label"
+    start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "run whose generator to begin with: of `train sagan`, with its discriminator, or of `restore`, which has none"
+    generator_from: int = 0
+    "step from which the generator learns: with a discriminator that knows nothing yet it would lose what it knows"
     model: SaganConfig = field(default_factory=SaganConfig)
     augment: MelAugment = field(default_factory=MelAugment)
     steadiers: Steadiers = field(default_factory=Steadiers)
@@ -171,7 +175,9 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     if config.batch % world:
         raise UserError(f"--batch {config.batch} over {world} processes: expected a multiple of {world}")
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        open_run(out, "sagan", config, clips=heard(clips))
+        told = heard(clips)
+        told += [row for row in read_clips(config.start_from) if row not in told] if config.start_from else []
+        open_run(out, "sagan", config, clips=told)
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)
@@ -184,7 +190,7 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
         table_fake = table
 
     torch.manual_seed(config.seed)
-    generator, discriminator = Generator(config.model), Discriminator(config.model)
+    generator, discriminator = begin(config)
     for network in (generator, discriminator):  # twice as fast in bf16 on a processor
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     average = deepcopy(generator).to(device).requires_grad_(False).eval()
@@ -310,8 +316,9 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
             first = step * config.d_steps
             for turn in range(first, first + config.d_steps - 1):
                 train_discriminator(turn, step, last=False)
-            judged = train_discriminator(first + config.d_steps - 1, step, last=True)
-            terms_g, fine = train_generator(judged, step)
+            learns = step >= config.generator_from
+            judged = train_discriminator(first + config.d_steps - 1, step, last=learns)
+            terms_g, fine = train_generator(judged, step) if learns else ({}, judged.fine)
 
             if not fine:  # what the step has left in the batch statistics goes too
                 for buffer, value in zip(buffers, before):
@@ -341,6 +348,7 @@ def check(config: TrainSagan, clips: list[ClipFile]) -> None:
         count = sum(clip.label == label for clip in clips)
         if count < 2:  # a label without clips would be played untrained
             raise UserError(f"{label.name} has {count} clip(s): expected at least 2 of each of the seven labels")
+    at_least(config, generator_from=0)
     at_least(
         config, batch=len(LABELS), steps=1, d_steps=1, log_every=1, save_every=1, sample_every=1, threads=0, seed=0
     )
@@ -356,6 +364,25 @@ def check(config: TrainSagan, clips: list[ClipFile]) -> None:
         raise UserError(
             f"--model.embedding {config.model.embedding}: expected 128, the width of the encoder's embeddings"
         )
+
+
+def begin(config: TrainSagan) -> tuple[Generator, Discriminator]:
+    """Return the networks to begin with: of random weights, or with those of `start_from`, its averaged generator's.
+
+    Raises UserError for a bad run and for networks of another size or shape.
+    """
+    generator, discriminator = Generator(config.model), Discriminator(config.model)
+    if config.start_from is not None:
+        theirs, state = load_gan(config.start_from)
+        if theirs.config != config.model:
+            raise UserError(
+                f"--start-from {config.start_from} has {theirs.config}: expected {config.model}; the flags are --plan, "
+                "--width and so on"
+            )
+        generator.load_state_dict(theirs.state_dict())
+        if state is not None:
+            discriminator.load_state_dict(state)
+    return generator, discriminator
 
 
 def gather(part: Tensor, rank: int, world: int) -> Tensor:
