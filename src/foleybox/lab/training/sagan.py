@@ -430,7 +430,7 @@ def sample_sheet(path: Path, average: Generator, columns: int = 6) -> None:
     generator = deepcopy(average)
     device = next(generator.parameters()).device
     torch.manual_seed(0)
-    refresh_batch_norm(generator, batches=4)
+    refresh_batch_norm(generator, batches=1)  # enough for a picture; `export` takes 50
     label = torch.arange(len(LABELS), device=device).repeat_interleave(columns)
     z = torch.randn(columns, generator.config.latent, device=device).repeat(len(LABELS), 1)
     with torch.no_grad():
