@@ -243,6 +243,8 @@ class Herd:
     candidates: int = 200
     "of each label, seeds 0 and up"
     clips: int = 60
+    out: Path | None = None
+    "folder to put the chosen sounds in, class folder by class folder"
 
 
 @torch.no_grad()
@@ -253,13 +255,17 @@ def herd(config: Herd) -> None:
     mels, ids = load_mels(clips, WIDE).numpy(), np.array([clip.label.id for clip in clips if clip.label])
     rows = []
     for label in LABELS:
-        waves = [clip.wave for clip in synth.render_many((label.name, seed) for seed in range(config.candidates))]
-        heard = torch.from_numpy(np.stack(waves))
+        drawn = list(synth.render_many((label.name, seed) for seed in range(config.candidates)))
+        heard = torch.from_numpy(np.stack([clip.wave for clip in drawn]))
         candidates = numbers_of(LogMel(WIDE)(heard).numpy()[:, :80])
         real = numbers_of(mels[ids == label.id][:, :80])
         centre, spread = real.mean(0), real.std(0) + 1e-3
         features, reference = (torch.from_numpy((x - centre) / spread) for x in (candidates, real))
         kept = choose(features, torch.ones(len(features)), reference, config.clips, near=2.0).kept
+        for place in kept if config.out else ():
+            path = config.out / label.name / f"{label.name}_s{place}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawn[place].save(path)
         pair = [
             ruler.by_label(heard[some], [label.id] * len(some))[label.id] for some in (list(range(config.clips)), kept)
         ]

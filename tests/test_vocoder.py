@@ -71,6 +71,12 @@ def test_repetition_is_a_term_of_the_loss_only_where_it_is_asked_for(tmp_path: P
         assert ("repetition" in line) == (weight > 0)
 
 
+def test_a_crop_too_short_to_repeat_itself_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--segment 11 with --repetition-weight: expected 12 frames"):
+        train(settings(tmp_path / "run", segment=11, repetition_weight=1.0), sounds(), sounds(2), [])
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_mel_of_a_crop_is_cut_from_the_clips_mel_at_every_place() -> None:
     waves = sounds()
     crops = Crops(waves, DCASE, 8, 0.1)

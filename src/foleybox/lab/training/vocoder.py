@@ -34,6 +34,9 @@ from foleybox.lab.training.common import (
 )
 from foleybox.lab.training.waves import Decoded, cut_frames, decode_clips, draw, find_sources, heard_before, measure
 
+HEARS_REPETITION = 12
+"frames, of which `losses.more_repetition` has lags of 91 ms left"
+
 
 @dataclass(frozen=True)
 class TrainVocoder:
@@ -198,6 +201,11 @@ def train(
     """
     positive = dict.fromkeys(("segment", "batch", "steps", "log_every", "save_every", "sample_every", "judged"), 1)
     at_least(config, **positive, half_life=1, warm_up=1, adversarial_from=0, threads=0, seed=0)
+    if config.repetition_weight and config.segment < HEARS_REPETITION:
+        raise UserError(
+            f"--segment {config.segment} with --repetition-weight: expected {HEARS_REPETITION} frames or more, which have room "
+            "for a repetition"
+        )
     if config.threads:
         torch.set_num_threads(config.threads)
     crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share, decoded.mels if decoded else None)
