@@ -257,11 +257,20 @@ def repetition(wave: Tensor, shortest: int = 200, longest: int = 2000) -> Tensor
     return same[:, shortest:longest].abs().amax(1) / same[:, 0].clamp(min=1e-6)
 
 
-def more_repetition(real: Tensor, fake: Tensor, longest: int = 8000, edge: int = 512) -> Tensor:
+def evened(wave: Tensor, reach: int = 512) -> Tensor:
+    """Return waves [B, L] with the same loudness everywhere (that of `reach` samples around, to a floor at -20 dB), cut at 3.
+
+    Without this a click or a loud beginning makes all the rest of an autocorrelation small, and a network learns to click.
+    """
+    power = wave.square()
+    around = mean_around(power, reach) + 0.01 * power.mean(1, keepdim=True) + 1e-12
+    return (wave * around.rsqrt()).clamp(-3, 3)
+
+
+def more_repetition(real: Tensor, fake: Tensor, longest: int = 8000) -> Tensor:
     """Return by how much waves `fake` [B, L] repeat themselves more than the `real` ones, 0 where they do not; the mean.
 
-    Up to a later lag than `repetition` counts: a buzz that may not come back soon learns to come back later. And without
-    `edge` samples at both ends: one loud click makes all the rest look small, and at an edge no spectrum sees it.
+    Up to a later lag than `repetition` counts: a buzz that may not come back soon learns to come back later. And of waves
+    that were `evened`.
     """
-    real, fake = real[:, edge:-edge], fake[:, edge:-edge]
-    return (repetition(fake, longest=longest) - repetition(real, longest=longest)).relu().mean()
+    return (repetition(evened(fake), longest=longest) - repetition(evened(real), longest=longest)).relu().mean()
