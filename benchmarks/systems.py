@@ -50,7 +50,9 @@ class Benchmark:
     shared: tyro.conf.Positional[Path]
     "folder with data/foley and weights"
     instruments: tuple[str, ...] = ("foley-small", "sagan-small")
-    "instruments that ship, or their folders; the first is drawn on the contact sheet"
+    "instruments that ship, or their folders"
+    shown: str = "foley-small"
+    "the instrument that is drawn on the contact sheet, where it is among those"
     sounds: tuple[str, ...] = ()
     "FOLDER=RUN: sounds, and the run that drew them"
     autoencoder: Path | None = None
@@ -263,19 +265,18 @@ def measure(config: Benchmark, store: Store) -> None:
         store["trips"][name] = made | {"record": kept(record)}
     store["real"] = {"roughness": rough(dev), "repetition": repeated(dev)}
     store["command"] = " ".join(["python benchmarks/systems.py ../shared", *_flags(config)])
-    if config.instruments:
-        first = next(iter(folders))
-        store["shown"] = first
-        drawn = {label: sorted((folders[first] / label.name).glob("*.wav")) for label in LABELS}
+    if config.shown in folders:
+        store["shown"] = config.shown
+        drawn = {label: sorted((folders[config.shown] / label.name).glob("*.wav")) for label in LABELS}
         real = {label: [clip.path for clip in train if clip.label == label] for label in LABELS}
         shown = [
             [[read_wave(path, 22_050)[0] for path in paths[:SHOWN]] for paths in side.values()]
             for side in (drawn, real)
         ]
         sheet(config.out.with_suffix(".png"), *shown)
-        for name in (find_instrument(name).name for name in config.audited or config.instruments[:1]):
-            printed = foleybox("audit", folders[name], "--against", f"{config.shared}/data/foley:train", allowed=(0, 1))
-            store["systems"][name]["audit"] = printed  # exit code 1: a copy was found
+    for name in (find_instrument(name).name for name in config.audited or config.instruments[:1]):
+        printed = foleybox("audit", folders[name], "--against", f"{config.shared}/data/foley:train", allowed=(0, 1))
+        store["systems"][name]["audit"] = printed  # exit code 1: a copy was found
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
