@@ -262,10 +262,11 @@ def herd(config: Herd) -> None:
         centre, spread = real.mean(0), real.std(0) + 1e-3
         features, reference = (torch.from_numpy((x - centre) / spread) for x in (candidates, real))
         kept = choose(features, torch.ones(len(features)), reference, config.clips, near=2.0).kept
-        for place in kept if config.out else ():
-            path = config.out / label.name / f"{label.name}_s{place}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            drawn[place].save(path)
+        if config.out is not None:
+            for place in kept:
+                path = config.out / label.name / f"{label.name}_s{place}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                drawn[place].save(path)
         pair = [
             ruler.by_label(heard[some], [label.id] * len(some))[label.id] for some in (list(range(config.clips)), kept)
         ]
