@@ -252,7 +252,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: Path, tmp
     """With all that a run may have switched on."""
     clips = find_clips(folder)
     steadiers = Steadiers(lecam=0.1, lecam_from=0, r1=0.1, r1_every=2, transition=(1, 3))
-    real: dict[str, Any] = {"augment": MelAugment(probability=0.5), "steadiers": steadiers}
+    real: dict[str, Any] = {"precision": "bf16", "augment": MelAugment(probability=0.5), "steadiers": steadiers}
     real |= {"average": 0.9, "d_steps": 2}
     train(tiny_run(tmp_path / "whole", **real), clips, tmp_path / "whole")
     train(tiny_run(tmp_path / "parts", steps=2, **real), clips, tmp_path / "parts")

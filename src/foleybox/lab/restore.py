@@ -241,10 +241,8 @@ def restore_generator(path: Path, config: SaganConfig) -> Generator:
     generator.load_state_dict(state, strict=False)
     for module in generator.modules():
         if parametrize.is_parametrized(module):
-            spectral: Any = parametrizations(module)[0]
-            spectral._power_method(
-                parametrizations(module).original.flatten(1), 200
-            )  # the norm that one step a forward follows
+            spectral: Any = parametrizations(module)[0]  # whose norm is found here, and followed by one step a forward
+            spectral._power_method(parametrizations(module).original.flatten(1), 200)
     for block in generator.modules():
         if isinstance(block, GeneratorBlock):
             convolution, statistics = block.conv1, block.norm2.norm

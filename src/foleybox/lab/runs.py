@@ -137,6 +137,11 @@ def read_clips(run: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read ({error}): what a run heard must be known to export it") from None
 
 
+def heard_with(mine: list[dict[str, str]], before: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows of a run's own clips (`data.heard`), then those of what was heard before it and is not among them."""
+    return mine + [row for row in before if row not in mine]
+
+
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
     """Write a checkpoint whole or not at all: kill -9 at any moment leaves the last one readable."""
     content = io.BytesIO()  # torch turns a full disk into errors of its own; bytes keep the system's
@@ -178,15 +183,21 @@ def _fill(part: Stateful, name: str, state: Mapping[str, Any], path: Path) -> No
 
 def load_generator(run: Path, weights: Literal["average", "last"] = "average") -> tuple[Generator, int]:
     """Return (the generator of a run in eval mode, the step). Raises UserError for a bad run."""
-    settings, state = _read_trained(run, "sagan")
-    generator = Generator(SaganConfig(**settings["model"]))
-    _fill(generator, "average" if weights == "average" else "generator", state, run / "state.pt")
-    return generator.eval(), int(state["step"])
+    generator, state = _read_generator(run, weights)
+    return generator, int(state["step"])
 
 
 def load_gan(run: Path) -> tuple[Generator, dict[str, Tensor] | None]:
     """Return (the averaged generator of a run in eval mode, its discriminator's weights; None of a restored run)."""
-    return load_generator(run)[0], _read_trained(run, "sagan")[1].get("discriminator")
+    generator, state = _read_generator(run, "average")
+    return generator, state.get("discriminator")
+
+
+def _read_generator(run: Path, weights: Literal["average", "last"]) -> tuple[Generator, dict[str, Any]]:
+    settings, state = _read_trained(run, "sagan")
+    generator = Generator(SaganConfig(**settings["model"]))
+    _fill(generator, "average" if weights == "average" else "generator", state, run / "state.pt")
+    return generator.eval(), state
 
 
 def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:

@@ -109,9 +109,8 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
 
     torch.manual_seed(config.seed)
     encoder = Encoder(config.model).to(device)
-    if (
-        config.model.width >= 8
-    ):  # below, torch 2.13 without AVX-512 crashes: backwards through a strided 1 x 1 convolution
+    # Narrower ones crash in torch 2.13 without AVX-512: backwards through a strided 1 x 1 convolution.
+    if config.model.width >= 8:
         encoder.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     contrasted = [*encoder.backbone.parameters(), *encoder.head.parameters()]
     optimizer = torch.optim.SGD(contrasted, config.lr, config.momentum, weight_decay=config.weight_decay)

@@ -40,6 +40,7 @@ from foleybox.lab.models.hifigan import (
     ScaleConfig,
 )
 from foleybox.lab.runs import (
+    heard_with,
     hifigan_config,
     mhifigan_config,
     open_run,
@@ -318,7 +319,7 @@ def train(
         elif isinstance(generator, Hifigan):
             read_official_hifigan(start_from, generator)
     with accelerator.main_process_first():
-        open_run(config.out, part, record, clips + [row for row in known if row not in clips])
+        open_run(config.out, part, record, heard_with(clips, known))
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(*critics, critics_optimizer)

@@ -21,7 +21,16 @@ from foleybox.lab.features import SILENCE, WIDE
 from foleybox.lab.losses import flow_matching, roughness
 from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, draw
-from foleybox.lab.runs import fingerprint, load_autoencoder, load_patches, open_run, read_clips, resume, save_state
+from foleybox.lab.runs import (
+    fingerprint,
+    heard_with,
+    load_autoencoder,
+    load_patches,
+    open_run,
+    read_clips,
+    resume,
+    save_state,
+)
 from foleybox.lab.training.common import (
     STEADY,
     Log,
@@ -170,8 +179,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     average = copy.deepcopy(model).eval().requires_grad_(False)
     with accelerator.main_process_first():
         # The components' fingerprint, not the path: latents mean nothing to others; the decoder may go on learning.
-        told = heard([*kept, *others])
-        told += [row for row in read_clips(config.start_from) if row not in told] if config.start_from else []
+        before = read_clips(config.start_from) if config.start_from else []
+        told = heard_with(heard([*kept, *others]), before)
         open_run(config.out, "patches", replace(config, autoencoder=latents_of), told)
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])

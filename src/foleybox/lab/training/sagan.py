@@ -31,7 +31,7 @@ from foleybox.lab.models.sagan import (
     to_mel,
     to_network,
 )
-from foleybox.lab.runs import load_encoder, load_gan, open_run, read_clips, resume, save_state
+from foleybox.lab.runs import heard_with, load_encoder, load_gan, open_run, read_clips, resume, save_state
 from foleybox.lab.systems import KT, Contrast, KtSystem
 from foleybox.lab.training.common import (
     STEADY,
@@ -175,9 +175,8 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     if config.batch % world:
         raise UserError(f"--batch {config.batch} over {world} processes: expected a multiple of {world}")
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        told = heard(clips)
-        told += [row for row in read_clips(config.start_from) if row not in told] if config.start_from else []
-        open_run(out, "sagan", config, clips=told)
+        before = read_clips(config.start_from) if config.start_from else []
+        open_run(out, "sagan", config, clips=heard_with(heard(clips), before))
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)
@@ -348,10 +347,8 @@ def check(config: TrainSagan, clips: list[ClipFile]) -> None:
         count = sum(clip.label == label for clip in clips)
         if count < 2:  # a label without clips would be played untrained
             raise UserError(f"{label.name} has {count} clip(s): expected at least 2 of each of the seven labels")
-    at_least(config, generator_from=0)
-    at_least(
-        config, batch=len(LABELS), steps=1, d_steps=1, log_every=1, save_every=1, sample_every=1, threads=0, seed=0
-    )
+    positive = dict.fromkeys(("steps", "d_steps", "log_every", "save_every", "sample_every"), 1)
+    at_least(config, batch=len(LABELS), **positive, generator_from=0, threads=0, seed=0)
     at_least(config.steadiers, lecam=0, lecam_from=0, r1=0, r1_every=1)
     if config.loss.source and config.encoder is None:
         raise UserError(

@@ -22,7 +22,7 @@ from foleybox.lab.data import heard, load_wave_cache
 from foleybox.lab.features import MELS, SILENCE, LogMel, MelConfig
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
 from foleybox.lab.models.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
-from foleybox.lab.runs import open_run, read_run_config, resume, save_state, start_vocoder, vocos_config
+from foleybox.lab.runs import heard_with, open_run, read_run_config, resume, save_state, start_vocoder, vocos_config
 from foleybox.lab.training.common import (
     Log,
     accelerator_for,
@@ -242,7 +242,7 @@ def train(
             weights.append(("critics", critics))
         start_vocoder(config.start_from, weights)
     with accelerator.main_process_first():
-        open_run(config.out, "vocoder", record, clips + [row for row in known if row not in clips])
+        open_run(config.out, "vocoder", record, heard_with(clips, known))
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
