@@ -35,7 +35,7 @@ from foleybox.lab.export import commit
 from foleybox.lab.features import DCASE, SILENCE
 from foleybox.lab.runs import read_run_config, read_state
 from foleybox.lab.scored import Ruler
-from foleybox.lab.selection import choose
+from foleybox.lab.selection import choose, plain_numbers, standardised
 from foleybox.labels import LABELS
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, is_silent
@@ -203,25 +203,17 @@ class Herd:
     labels: tuple[str, ...] = tuple(label.name for label in LABELS)
 
 
-def numbers_of(mels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return [N, 76] of mels [N, 80, 344]: level, spread and roughness in 20 bands, and the level in 16 parts of the time."""
-    bands = mels[..., :336].reshape(len(mels), 20, 4, 336).mean(2)
-    parts = (bands.mean(2), bands.std(2), np.abs(np.diff(bands)).mean(2), bands.mean(1).reshape(-1, 16, 21).mean(2))
-    return np.concatenate(parts, 1)
-
-
 def herd(config: Herd) -> None:
     synth = Finished.load(config.instrument, threads=1)
     clips = find_clips(f"{config.shared}/data/foley:train")
-    mels, ids = load_mels(clips, DCASE).numpy(), np.array([clip.label.id for clip in clips if clip.label])
+    mels, ids = load_mels(clips, DCASE), np.array([clip.label.id for clip in clips if clip.label])
     for label in (label for label in LABELS if label.name in config.labels):
-        real = numbers_of(mels[ids == label.id])
-        centre, spread = real.mean(0), real.std(0) + 1e-3
+        real = plain_numbers(mels[ids == label.id])
         seeds = np.arange(config.candidates)
         latent = np.stack([noise(int(seed), synth.instrument.latent, 0) for seed in seeds])
         latent *= np.float32(config.temperature)
         drawn = np.concatenate([synth.mel([label.name] * len(part), part) for part in np.array_split(latent, 10)])
-        features, reference = (torch.from_numpy((x - centre) / spread) for x in (numbers_of(drawn), real))
+        reference, features = standardised(real, plain_numbers(torch.from_numpy(drawn)))
         kept = choose(features, torch.ones(len(seeds)), reference, config.clips, near=2.0).kept
         finished = sharpened(drawn[kept], config.sharpen[label.id])
         waves = (wave for part in np.array_split(finished, 10) for wave in synth.vocode(part))

@@ -344,6 +344,8 @@ def page(store: Store, picture_name: str) -> str:
         plainly(systems, store["real"], "repetition"),
         "## What mel, latents and vocoder cost",
         across(store["trips"], "frechet", 1),
+        "The same, heard as their label by the tagger:",
+        across(store["trips"], "accuracy", 2),
         f"## `{first}` to the left, real `train` clips to the right",
         f"![{SHOWN} sounds a label, and {SHOWN} real clips]({picture_name})",
         *(f"## Audit of `{name}` against all `train` clips\n\n```\n{audit}\n```" for name, audit in audits.items()),
@@ -371,6 +373,9 @@ def _flags(config: Benchmark) -> list[str]:
     for name in ("autoencoder", "vocoder"):
         if getattr(config, name) is not None:
             flags += [f"--{name}", str(getattr(config, name))]
+    for name in ("real_tiers", "audited"):
+        if getattr(config, name) != getattr(Benchmark, name):
+            flags += [f"--{name.replace('_', '-')}", *getattr(config, name)]
     return flags
 
 

@@ -4,7 +4,7 @@ python benchmarks/tries.py ../shared --autoencoder runs/restored/autoencoder --v
 
 Each try trains a small model (a fifth of the real one's work) on all of `train`, from nothing, for as many seconds of one
 core's time as every other, then draws sounds, which are measured by their distance to `train`. Small and young models: the
-table says which way a change leads, and by how much another seed does. `herd` chooses among the sounds of an instrument.
+table says which way a change leads, and by how much another seed does.
 """
 
 import json
@@ -13,30 +13,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from kt import table
-from kt_options import numbers_of
 from torch import Tensor, nn
 
 from foleybox.doors import UserError, write_text
 from foleybox.lab.data import ClipFile, find_clips, label_ids, load_mels, split_by_recording
 from foleybox.lab.evaluation.embeddings import load_embedding
-from foleybox.lab.features import WIDE, LogMel
+from foleybox.lab.features import WIDE
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, Block
 from foleybox.lab.models.patches import PatchesConfig, draw, leads, times
-from foleybox.lab.runs import load_autoencoder, load_vocoder, open_run, save_state
+from foleybox.lab.runs import load_autoencoder, load_vocoder
 from foleybox.lab.scored import Ruler
-from foleybox.lab.selection import choose
 from foleybox.lab.training.autoencoder import TrainAutoencoder
+from foleybox.lab.training.autoencoder import train as train_autoencoder
 from foleybox.lab.training.common import STEADY, balanced_indices, seed_step, update_average
 from foleybox.lab.training.patches import TrainPatches, changed, train
 from foleybox.labels import LABELS
-from foleybox.studio.synth import Synth
 
 SMALL = PatchesConfig(width=128, layers=4, heads=4, head_width=192)
 BASE = TrainPatches(
@@ -148,15 +146,14 @@ def train_whole(autoencoder: Autoencoder, mels: Tensor, labels: Tensor, steps: i
 # --- one try ------------------------------------------------------------------------------------------------------
 
 
-def with_patches_of(frames: int, latent: int, mels: Tensor, out: Path) -> Path:
-    """Write a run of an autoencoder for patches of so many frames; its decoder has learned nothing and is not used."""
-    config = AutoencoderConfig(patch=frames, latent=latent)
-    if not (out / "state.pt").is_file():
-        autoencoder = Autoencoder(config)
-        autoencoder.components.start(mels)
-        open_run(out, "autoencoder", TrainAutoencoder(model=config), [])
-        save_state(out / "state.pt", 0, {"average": autoencoder})
-    return out
+def with_patches_of(frames: int, latent: int, clips: list[ClipFile], config: Tries) -> Path:
+    """Write a run of an autoencoder for patches of so many frames, with the given one's decoder."""
+    run = TrainAutoencoder(
+        model=AutoencoderConfig(patch=frames, latent=latent), decoder_from=config.autoencoder, steps=0,
+        out=config.work / f"of-{frames}", threads=1, device="cpu", tracker="none",
+    )  # fmt: skip
+    train_autoencoder(run, clips)
+    return run.out
 
 
 def steps_for(seconds: float, run: Callable[[int], object]) -> int:
@@ -184,11 +181,7 @@ def drawn(
         return four.decode(whole.draw(label, torch.randn(len(label), 86, 64))), label, steps
     setting = TRIES[name]
     frames = {32: 2, 64: 4, 128: 8}[setting.model.latent]
-    run = (
-        config.autoencoder
-        if frames == 4
-        else with_patches_of(frames, setting.model.latent, mels, config.work / f"of-{frames}")
-    )
+    run = config.autoencoder if frames == 4 else with_patches_of(frames, setting.model.latent, clips, config)
     out = config.work / name.partition(":")[0].replace(" ", "-").replace(",", "")
     setting = replace(setting, autoencoder=run, out=out)
 
@@ -197,12 +190,9 @@ def drawn(
 
     steps = steps_for(config.seconds, brief)
     model = train(replace(setting, steps=steps), clips).eval()
-    coder = load_autoencoder(run)[0]
     torch.manual_seed(0)
     latents = draw(model, label, torch.randn(len(label), 344 // frames, setting.model.latent), steps=10)
-    if frames != 4:  # the decoder that adds the grain knows patches of 4 frames
-        latents = four.encode(coder.components.decode(latents))
-    return four.decode(latents), label, steps
+    return load_autoencoder(run)[0].decode(latents), label, steps
 
 
 @torch.no_grad()
@@ -231,57 +221,8 @@ def main(config: Tries) -> None:
     print(table(head, lines))
 
 
-# --- choosing -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Herd:
-    """Keep those of an instrument's many sounds that are spread like the training clips, by plain numbers of their mels."""
-
-    shared: tyro.conf.Positional[Path]
-    instrument: str = "foley-small"
-    candidates: int = 200
-    "of each label, seeds 0 and up"
-    clips: int = 60
-    out: Path | None = None
-    "folder to put the chosen sounds in, class folder by class folder"
-
-
-@torch.no_grad()
-def herd(config: Herd) -> None:
-    synth = Synth.load(config.instrument, threads=1)
-    clips = find_clips(f"{config.shared}/data/foley:train")
-    ruler = Ruler(clips, load_embedding("mn04"))
-    mels, ids = load_mels(clips, WIDE).numpy(), np.array([clip.label.id for clip in clips if clip.label])
-    rows = []
-    for label in LABELS:
-        drawn = list(synth.render_many((label.name, seed) for seed in range(config.candidates)))
-        heard = torch.from_numpy(np.stack([clip.wave for clip in drawn]))
-        candidates = numbers_of(LogMel(WIDE)(heard).numpy()[:, :80])
-        real = numbers_of(mels[ids == label.id][:, :80])
-        centre, spread = real.mean(0), real.std(0) + 1e-3
-        features, reference = (torch.from_numpy((x - centre) / spread) for x in (candidates, real))
-        kept = choose(features, torch.ones(len(features)), reference, config.clips, near=2.0).kept
-        if config.out is not None:
-            for place in kept:
-                path = config.out / label.name / f"{label.name}_s{place}.wav"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                drawn[place].save(path)
-        pair = [
-            ruler.by_label(heard[some], [label.id] * len(some))[label.id] for some in (list(range(config.clips)), kept)
-        ]
-        rows.append([label.name, *(f"{each:.2f}" for each in pair)])
-        print(*rows[-1], flush=True)
-    mean = [f"{np.mean([float(row[i]) for row in rows]):.2f}" for i in (1, 2)]
-    print(
-        table(["label", f"the first {config.clips}", f"chosen of {config.candidates}"], [*rows, ["mean of 7", *mean]])
-    )
-
-
 if __name__ == "__main__":
-    Commands = Annotated[Tries, tyro.conf.subcommand("train")] | Annotated[Herd, tyro.conf.subcommand("herd")]
     try:
-        chosen = tyro.cli(Commands)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        herd(chosen) if isinstance(chosen, Herd) else main(chosen)
+        main(tyro.cli(Tries))
     except UserError as error:
         sys.exit(f"tries: {error}")

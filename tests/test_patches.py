@@ -201,6 +201,25 @@ def test_what_components_lose_is_what_the_dropped_directions_hold() -> None:
     assert 0.3 < float(lost.square().mean()) < 0.7  # 7 of 12 directions of nearly equal variance, the lesser ones
 
 
+def test_longer_patches_are_read_as_the_shorter_ones_that_the_decoder_knows() -> None:
+    torch.manual_seed(0)
+    mel = torch.randn(30, 3, 40)
+    short = Autoencoder(TINY)
+    long = Autoencoder(replace(TINY, patch=8, latent=24, decoder_patch=4, decoder_latent=5))
+    torch.nn.init.normal_(short.decoder.head.weight)
+    short.start(mel)
+    long.start(mel)
+    assert long.read is not None
+    long.read.load_state_dict(short.components.state_dict())
+    long.decoder.load_state_dict(short.decoder.state_dict())
+    latents, noise = long.encode(mel), torch.randn(30, 40, 8)
+    assert latents.shape == (30, 5, 24)  # all directions of 8 frames: nothing is lost on the way
+    torch.testing.assert_close(long(latents, noise), short(short.encode(mel), noise), rtol=0, atol=1e-3)
+    less = latents.clone()
+    less[..., 20:] = 0
+    assert (long(less, noise) - long(latents, noise)).abs().max() > 1e-2
+
+
 def test_the_grain_follows_from_the_noise_alone() -> None:
     torch.manual_seed(0)
     model = Autoencoder(TINY).eval()

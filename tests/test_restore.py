@@ -14,9 +14,18 @@ from foleybox.instrument import read_instrument
 from foleybox.lab import restore
 from foleybox.lab.data import find_clips
 from foleybox.lab.export import heard_by
-from foleybox.lab.graphs import DecoderGraph, GeneratorGraph, NextGraph, largest_difference
+from foleybox.lab.graphs import (
+    BATCH,
+    DecoderGraph,
+    GeneratorGraph,
+    NextGraph,
+    largest_difference,
+    stored_small,
+    to_onnx,
+)
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.models.patches import Patches, times
-from foleybox.lab.restore import Restore
+from foleybox.lab.restore import Restore, restore_autoencoder
 from foleybox.lab.runs import (
     fingerprint,
     load_autoencoder,
@@ -78,6 +87,32 @@ def test_the_restored_autoencoder_and_vocoder_make_the_mels_and_waves_of_the_ins
     mel = decoder(**inputs).detach()
     assert difference("vocoder", vocoder, {"mel": mel}) < 1e-3
     assert float(vocoder(mel).detach().abs().max()) > 0.01
+
+
+def test_a_decoder_that_reads_shorter_patches_than_it_is_given_comes_back_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    form = AutoencoderConfig(
+        patch=8, latent=20, decoder_patch=4, decoder_latent=10, width=32, fine=24, coarse_layers=1, fine_layers=1
+    )
+    model = Autoencoder(form).eval()
+    model.start(3 * torch.randn(20, 100, 64) - 6)
+    with torch.no_grad():
+        for weight in model.decoder.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))  # equal ones would be one constant of the graph
+    module = DecoderGraph(model, 0.0)
+    inputs = {"latents": torch.randn(2, 11, 20), "grain": torch.randn(2, 88, 8)}
+    dynamic = {name: {0: BATCH} for name in inputs}
+    (tmp_path / "decoder.onnx").write_bytes(stored_small(to_onnx(module, inputs, ["mel"], dynamic)))
+    again = restore_autoencoder(tmp_path / "decoder.onnx", form)
+
+    def apart() -> float:
+        return largest_difference((tmp_path / "decoder.onnx").read_bytes(), DecoderGraph(again, 0.0), inputs)
+
+    assert apart() < 0.05  # the axes that it reads are in the graph twice, to and fro, each rounded to 8 bits by itself
+    assert again.read is not None
+    with torch.no_grad():
+        again.read.axes[0, 0] += 1
+    assert apart() > 0.5
 
 
 def test_between_the_steps_of_the_flow_the_head_says_a_smooth_curve(runs: Path) -> None:

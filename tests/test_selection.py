@@ -15,7 +15,7 @@ from foleybox.doors import UserError
 from foleybox.lab import selection
 from foleybox.lab.data import ClipFile, find_clips
 from foleybox.lab.models.encoder import EncoderConfig
-from foleybox.lab.selection import Select, calibrate, choose, likeness, select
+from foleybox.lab.selection import Select, calibrate, choose, likeness, plain_numbers, select, standardised
 from foleybox.lab.training import encoder as loop
 from foleybox.lab.training.encoder import TrainEncoder, train
 from foleybox.labels import LABELS
@@ -149,7 +149,7 @@ def candidates(folder: Path, tmp_path: Path) -> Path:
 
 
 def settings(candidates: Path, run: Path, **changes: object) -> Select:
-    config = Select(str(candidates), run, 3, candidates.parent / "selected", confidence=0.0, near=0.99999)
+    config = Select(str(candidates), 3, run, candidates.parent / "selected", confidence=0.0, near=0.99999)
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
@@ -249,6 +249,36 @@ def test_a_selection_that_is_interrupted_leaves_no_folder(
     with pytest.raises(KeyboardInterrupt):
         select(settings(candidates, run))
     assert [path.name for path in candidates.parent.iterdir()] == ["candidates"]
+
+
+def test_without_an_encoder_clips_are_compared_by_plain_numbers_of_their_mels(
+    candidates: Path, run: Path, folder: Path
+) -> None:
+    config = settings(candidates, run, encoder=None, reference=str(folder), confidence=1.0)
+    assert select(config) == 0
+    record = json.loads((config.out / "selection.json").read_text())
+    assert record["encoder"] == "plain numbers of the mel"
+    for label in LABELS:
+        verdicts = [row["verdict"] for row in record["labels"][label.name]["clips"]]
+        assert sorted(verdicts) == ["kept", "kept", "kept", "near-copy"]  # clip 3 is clip 0
+    with pytest.raises(UserError, match="no --reference: name real training clips"):
+        select(replace(config, reference=None, force=True))
+
+
+def test_plain_numbers_are_level_spread_and_roughness_of_bands_and_the_level_over_time() -> None:
+    mel = torch.zeros(1, 80, 344)
+    mel[:, 40:44] = 3.0  # the eleventh of twenty bands
+    mel[:, :, 21:42] += 1.0  # the second of sixteen parts of 21 frames
+    level, spread, rough, course = plain_numbers(mel)[0].split([20, 20, 20, 16])
+    assert level[10] - level[0] == pytest.approx(3.0)
+    assert spread[0] == pytest.approx(math.sqrt(1 / 16 * 15 / 16))
+    assert rough[0] == pytest.approx(2 / 335)
+    assert course[1] - course[0] == pytest.approx(1.0)
+    real, made = torch.randn(50, 76), torch.randn(20, 76) * 2 + 5
+    reference, features = standardised(real * 3 + 1, made * 3 + 1)
+    torch.testing.assert_close(reference.mean(0), torch.zeros(76), rtol=0, atol=1e-5)
+    torch.testing.assert_close(reference.std(0, correction=0), torch.ones(76), rtol=0, atol=1e-2)
+    assert features.mean() > 3
 
 
 def test_two_candidates_of_one_name_are_refused(candidates: Path, run: Path) -> None:

@@ -108,6 +108,21 @@ def test_the_components_stay_while_the_decoder_learns(folder: Path, latents: Pat
     assert not equal(early.decoder.state_dict(), late.decoder.state_dict())
 
 
+def test_longer_patches_take_the_decoder_of_another_run_as_it_is(folder: Path, latents: Path, tmp_path: Path) -> None:
+    of_eight = replace(of_autoencoder(tmp_path / "long"), decoder_from=latents, steps=0)
+    wanted = replace(FORM, patch=8, latent=12, width=8)  # a width of its own is not asked
+    made = autoencoder.train(replace(of_eight, model=wanted), find_clips(folder))
+    short, (long, step) = load_autoencoder(latents)[0], load_autoencoder(tmp_path / "long")
+    assert (step, long.config.width, long.config.patch, long.config.decoder_patch) == (0, 16, 8, 4)
+    assert equal(long.state_dict(), made.state_dict())
+    assert equal(long.decoder.state_dict(), short.decoder.state_dict())
+    assert long.read is not None
+    assert equal(long.read.state_dict(), short.components.state_dict())
+    again = replace(of_eight, decoder_from=tmp_path / "long", model=wanted, out=tmp_path / "again")
+    with pytest.raises(UserError, match="has its decoder from another one"):
+        autoencoder.train(again, find_clips(folder))
+
+
 def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their_beginning() -> None:
     torch.manual_seed(0)
     mel = torch.full((64, 100, 40), -11.0)

@@ -183,9 +183,13 @@ def restore_vocoder(path: Path, vocoder: Vocos) -> Vocos:
 def restore_autoencoder(path: Path, config: AutoencoderConfig) -> Autoencoder:
     weights, matrices = read_weights(path)
     autoencoder = Autoencoder(config)
-    axes = next(m for m in matrices if m.shape == (config.latent, config.bands * config.patch))
-    weights["autoencoder.components.axes"] = np.ascontiguousarray(axes.T)
-    fill(autoencoder, unprefixed(weights, "autoencoder."), (m for m in matrices if m is not axes), ())
+    for name, sizes in (("components", config), ("read", config.read)):
+        turned = (sizes.latent, sizes.bands * sizes.patch)  # as `decode` has them; `encode` has them as they are
+        axes = [m for m in matrices if turned in (m.shape, m.shape[::-1])]
+        if axes:
+            weights[f"autoencoder.{name}.axes"] = next(m.T if m.shape == turned else m for m in axes)
+            matrices = [m for m in matrices if all(m is not each for each in axes)]
+    fill(autoencoder, unprefixed(weights, "autoencoder."), iter(matrices), ())
     return autoencoder
 
 

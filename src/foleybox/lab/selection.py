@@ -1,11 +1,12 @@
 """`foleybox select`: of many generated candidates, keep the best and most various, without near-copies of each other.
 
-Letters: N candidates of a label, R real clips of it, D width of the encoder's features.
+Letters: N candidates of a label, R real clips of it, D numbers of a clip, M mel bands, T frames.
 
 For each label, one candidate after another is kept by kernel herding (Chen, Welling & Smola 2010, equation 4): the one
-that brings the kept set's features nearest to those of the real clips. Only candidates that the encoder's classifier
-hears as their label are open to it, and what is too like a kept clip is passed over. The real clips are training clips:
-with the evaluation split as --reference the figures measured on that split afterwards would be worth nothing.
+that brings the kept set's numbers nearest to those of the real clips; what is too like a kept clip is passed over. The
+numbers are an encoder's features, and then only candidates that its classifier hears as their label are open; without an
+encoder they are plain ones of the mel, and every candidate is believed. The real clips are training clips: with the
+evaluation split as --reference the figures measured on that split afterwards would be worth nothing.
 """
 
 import json
@@ -36,19 +37,19 @@ SECONDS = 4.0  # what the encoder hears of a clip: cut, or zero-padded at the en
 
 @dataclass(frozen=True)
 class Select:
-    """Keep the best of many generated clips: heard as their label, spread like real ones, no two nearly the same.
+    """Keep the best of many generated clips: spread like real ones, no two nearly the same, heard as their label.
 
     Make several times more than you need first. Files are copied as they are, with all that they carry.
 
-    Example: foleybox select candidates/ --encoder runs/encoder --keep 100 -o selected/
+    Example: foleybox select candidates/ --reference my_sounds/ --keep 100 -o selected/
     """
 
     generated: tyro.conf.Positional[str]
     "a folder of class folders (any DCASE spelling), or with a manifest; anyone's"
-    encoder: Path
-    "a finished run of `foleybox train encoder`"
     keep: int
     "clips a label"
+    encoder: Path | None = None
+    "a finished run of `foleybox train encoder` to listen with; default: plain numbers of the mels, and no doubt"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("selected")
     "the new folder: <Label>/<file> and selection.json, which says why"
     reference: str | None = None
@@ -73,8 +74,7 @@ class Choice(NamedTuple):
 def select(config: Select) -> int:
     """Choose, copy, and say what was done; 0. Raises UserError before anything is written."""
     check(config)
-    encoder, step = load_encoder(config.encoder)
-    digest = sha256(config.encoder / "state.pt")[:12]
+    ear = Ear(config.encoder)
     candidates = find_clips(config.generated)
     by_label = {label: [clip for clip in candidates if clip.label == label] for label in LABELS}
     by_label = {label: clips for label, clips in by_label.items() if clips}
@@ -98,10 +98,10 @@ def select(config: Select) -> int:
     copies: list[tuple[Path, Path]] = []
     for label, clips in by_label.items():
         theirs = [clip for clip in real if clip.label == label]
-        reference = listen(theirs, encoder, digest, f"real {label.name}")
+        heard = ear.listen(theirs, f"real {label.name}"), ear.listen(clips, label.name)
+        confidence = ear.confidence(heard[1], label)
+        reference, features = heard if ear.encoder else standardised(*heard)
         near = config.near if config.near is not None else calibrate(reference, theirs, label)
-        features = listen(clips, encoder, digest, label.name)
-        confidence = encoder.classifier(features).softmax(1)[:, label.id].double()
         choice = choose(features, confidence, reference, config.keep, config.confidence, near)
         if len(choice.kept) < config.keep:
             raise UserError(
@@ -114,7 +114,7 @@ def select(config: Select) -> int:
 
     protocol = {
         "generated": config.generated,
-        "encoder": f"{config.encoder}, step {step}, sha256 {digest}",
+        "encoder": ear.name,
         "reference": sources,
         "settings": {name: value for name, value in asdict(config).items() if name in ("keep", "confidence", "near")},
     }
@@ -160,6 +160,8 @@ def find_reference(config: Select) -> tuple[list[str], list[ClipFile]]:
     """Return (the sources, their clips) of the real clips: --reference, or what the encoder was trained on."""
     if config.reference is not None:
         return [config.reference], find_clips(config.reference)
+    if config.encoder is None:
+        raise UserError("no --reference: name real training clips to spread like (an --encoder would know its own)")
     settings = read_run_config(config.encoder)
     tiers = tuple(settings["tiers"]) or None
     try:
@@ -170,23 +172,56 @@ def find_reference(config: Select) -> tuple[list[str], list[ClipFile]]:
         ) from None
 
 
-def listen(clips: list[ClipFile], encoder: Encoder, digest: str, what: str, batch: int = 64) -> Tensor:
-    """Return the encoder's features of the clips, float32 [N, D], from the user's cache when they are there."""
+class Ear:
+    """What clips are compared by: an encoder's features, or plain numbers of their mels."""
 
-    def compute() -> Tensor:
-        mel = LogMel(DCASE)
-        console = Console(file=sys.stderr)
-        parts = []
-        for start in track(range(0, len(clips), batch), what, console=console, disable=not console.is_terminal):
-            waves = load_waves(clips[start : start + batch], DCASE.rate, round(SECONDS * DCASE.rate))
-            parts.append(encode_mels(encoder, mel(waves.float() / 32768)).feature)
-        return torch.cat(parts)
+    def __init__(self, run: Path | None) -> None:
+        """Raises UserError for a run that is no finished encoder."""
+        self.encoder: Encoder | None = None
+        self.name = self.key = "plain numbers of the mel"
+        if run is not None:
+            self.encoder, step = load_encoder(run)
+            self.key = sha256(run / "state.pt")[:12]
+            self.name = f"{run}, step {step}, sha256 {self.key}"
 
-    return cached("encoder", clips, f"{digest} {SECONDS}", compute)
+    def listen(self, clips: list[ClipFile], what: str, batch: int = 64) -> Tensor:
+        """Return the numbers of the clips, float32 [N, D], from the user's cache when they are there."""
+
+        def compute() -> Tensor:
+            mel = LogMel(DCASE)
+            console = Console(file=sys.stderr)
+            parts = []
+            for start in track(range(0, len(clips), batch), what, console=console, disable=not console.is_terminal):
+                waves = load_waves(clips[start : start + batch], DCASE.rate, round(SECONDS * DCASE.rate))
+                mels = mel(waves.float() / 32768)
+                parts.append(encode_mels(self.encoder, mels).feature if self.encoder else plain_numbers(mels))
+            return torch.cat(parts)
+
+        return cached("encoder", clips, f"{self.key} {SECONDS}", compute)
+
+    def confidence(self, features: Tensor, label: Label) -> Tensor:
+        """Return how sure the encoder is of the label, float64 [N]; without an encoder 1."""
+        if self.encoder is None:
+            return torch.ones(len(features), dtype=torch.float64)
+        return self.encoder.classifier(features).softmax(1)[:, label.id].double()
+
+
+def plain_numbers(mels: Tensor) -> Tensor:
+    """Return [N, 76] of log-mels [N, 80, T]: level, spread and roughness in 20 bands, and the level in 16 parts of the time."""
+    N, M, T = mels.shape
+    bands = mels[..., : T // 16 * 16].reshape(N, 20, M // 20, -1).mean(2)
+    rough = bands.diff().abs().mean(2)
+    return torch.cat([bands.mean(2), bands.std(2, correction=0), rough, bands.mean(1).reshape(N, 16, -1).mean(2)], 1)
+
+
+def standardised(reference: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return numbers of real clips [R, D] and of candidates [N, D] with the real ones at mean 0 and deviation 1."""
+    centre, spread = reference.mean(0), reference.std(0, correction=0) + 1e-3
+    return (reference - centre) / spread, (features - centre) / spread
 
 
 def likeness(features: Tensor, others: Tensor, centre: Tensor) -> Tensor:
-    """Return the cosines [N, M] of features [N, D] and [M, D] as seen from `centre` [D], the mean of the real clips.
+    """Return the cosines [N, N'] of features [N, D] and [N', D] as seen from `centre` [D], the mean of the real clips.
 
     Seen from the origin all clips of a label are alike: the features are those of rectifiers, none is negative.
     """

@@ -10,9 +10,12 @@ that made the prototypes' rain smooth.
 
 The analysis is linear and fixed at the first step: a learned encoder (ConvNeXt, latents of unit variance with noise) was
 tried first and was still behind it after a thousand steps (LOG.md).
+
+Longer patches can share a decoder with shorter ones: their components give a mel, from which the components that the
+decoder knows are taken, all of it linear.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +43,16 @@ class AutoencoderConfig:
     "blocks at the rate of the frames, in the decoder"
     noise: int = 8
     "channels of noise that the decoder is given at every frame: what it makes the grain of"
+    decoder_patch: int = 0
+    "frames of the patches whose components the decoder reads; 0: P"
+    decoder_latent: int = 0
+    "numbers of those components; 0: D"
+
+    @property
+    def read(self) -> "AutoencoderConfig":
+        """The same with the patches that the decoder reads."""
+        patch, latent = self.decoder_patch or self.patch, self.decoder_latent or self.latent
+        return replace(self, patch=patch, latent=latent, decoder_patch=0, decoder_latent=0)
 
 
 class Block(nn.Module):
@@ -148,7 +161,14 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.config = config or AutoencoderConfig()
         self.components = Components(self.config)
-        self.decoder = MelDecoder(self.config)
+        self.read = Components(self.config.read) if self.config.read != self.config else None
+        self.decoder = MelDecoder(self.config.read)
+
+    def start(self, mels: Tensor) -> None:
+        """Find all components of the patches of mels [B, M, T]."""
+        for components in (self.components, self.read):
+            if components is not None:
+                components.start(mels)
 
     def encode(self, mel: Tensor) -> Tensor:
         """Return the latents [B, N, D] of natural-log mels [B, M, T]."""
@@ -156,7 +176,11 @@ class Autoencoder(nn.Module):
 
     def forward(self, latents: Tensor, noise: Tensor) -> Tensor:
         """Return natural-log mels [B, M, T], the grain from `noise` [B, T, noise]: standard normal numbers."""
-        return self.components.decode(latents) + self.decoder(latents, noise)
+        mel = self.components.decode(latents)
+        if self.read is not None:
+            latents = self.read.encode(mel)
+            mel = self.read.decode(latents)
+        return mel + self.decoder(latents, noise)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return natural-log mels [B, M, T] with a grain drawn from torch's generator."""

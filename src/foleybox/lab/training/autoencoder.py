@@ -7,7 +7,7 @@ of averaged mels holds level and colour, and the grain is the discriminator's bu
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ from foleybox.lab.augment import NEPER_PER_DB, gain
 from foleybox.lab.data import ClipFile, find_clips, heard, load_mels, split_by_recording
 from foleybox.lab.features import SILENCE, WIDE
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, MelDiscriminatorConfig
-from foleybox.lab.runs import open_run, resume, save_state
+from foleybox.lab.runs import heard_with, load_autoencoder, open_run, read_clips, resume, save_state
 from foleybox.lab.training.common import (
     Log,
     accelerator_for,
@@ -51,6 +51,8 @@ class TrainAutoencoder:
     held_out: float = 0.04
     "share of the recordings never trained on, for the held-out numbers"
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    decoder_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "a run whose decoder to start with, at its own sizes: for patches of other lengths; --steps 0 leaves it as it is"
     judge_width: int = MelDiscriminatorConfig.width
     "channels of the discriminator's first layer"
     segment: int = 128
@@ -123,8 +125,23 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
 
     Raises UserError for settings that do not go together, too few clips, or a run folder of another configuration.
     """
-    at_least(config, segment=config.model.patch, batch=2, steps=1, log_every=1, save_every=1, sample_every=1)
-    at_least(config, warm_up=1, half_life=1, adversarial_from=0, threads=0, seed=0, sigma=0, gain=0)
+    given = load_autoencoder(config.decoder_from)[0] if config.decoder_from else None
+    if given is not None:
+        config = replace(config, model=with_decoder_of(given, config.model))
+    at_least(config, segment=config.model.patch, batch=2, steps=0 if given else 1)
+    at_least(
+        config,
+        log_every=1,
+        save_every=1,
+        sample_every=1,
+        warm_up=1,
+        half_life=1,
+        adversarial_from=0,
+        threads=0,
+        seed=0,
+        sigma=0,
+        gain=0,
+    )
     kept, held = split_by_recording(clips, config.held_out)
     if not kept or not held:
         raise UserError(f"{len(kept)} clips to train on and {len(held)} held out: expected some of each")
@@ -138,7 +155,8 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
-        open_run(config.out, "autoencoder", config, heard(kept))
+        before = read_clips(config.decoder_from) if config.decoder_from else []
+        open_run(config.out, "autoencoder", config, heard_with(heard(kept), before))
         mels, held_mels = load_mels(kept, WIDE), load_mels(held, WIDE)
 
     torch.manual_seed(config.seed)
@@ -157,7 +175,10 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
     start = resume(config.out / "state.pt", parts)
     if not start:
         places = torch.randperm(len(mels))[:500]
-        model.components.start(mels[places].to(device))
+        model.start(mels[places].to(device))
+        if given is not None:
+            model.decoder.load_state_dict(given.decoder.state_dict())
+            (model.read or model.components).load_state_dict(given.components.state_dict())
         average.load_state_dict(model.state_dict())
     model, optimizer = accelerator.prepare(model, optimizer)
     judge, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
@@ -225,7 +246,22 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(config.out / "state.pt", done, parts)
+    if not config.steps and accelerator.is_main_process:
+        save_state(config.out / "state.pt", 0, parts)
     return average
+
+
+def with_decoder_of(given: Autoencoder, wanted: AutoencoderConfig) -> AutoencoderConfig:
+    """Return the sizes of an autoencoder of the `wanted` patches and latents, everything else as the `given` one has it.
+
+    Raises UserError if the given one's decoder reads the components of another's already.
+    """
+    if given.read is not None:
+        raise UserError("--decoder-from: this run has its decoder from another one: name that")
+    theirs = given.config
+    return replace(
+        theirs, patch=wanted.patch, latent=wanted.latent, decoder_patch=theirs.patch, decoder_latent=theirs.latent
+    )
 
 
 @torch.no_grad()
