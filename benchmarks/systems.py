@@ -274,7 +274,7 @@ def measure(config: Benchmark, store: Store) -> None:
             for side in (drawn, real)
         ]
         sheet(config.out.with_suffix(".png"), *shown)
-    for name in (find_instrument(name).name for name in config.audited or config.instruments[:1]):
+    for name in (Path(each).name for each in config.audited or config.instruments[:1]):
         printed = foleybox("audit", folders[name], "--against", f"{config.shared}/data/foley:train", allowed=(0, 1))
         store["systems"][name]["audit"] = printed  # exit code 1: a copy was found
 

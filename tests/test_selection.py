@@ -252,12 +252,13 @@ def test_a_selection_that_is_interrupted_leaves_no_folder(
 
 
 def test_without_an_encoder_clips_are_compared_by_plain_numbers_of_their_mels(
-    candidates: Path, run: Path, folder: Path
+    candidates: Path, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(candidates, run, encoder=None, reference=str(folder), confidence=1.0)
     assert select(config) == 0
     record = json.loads((config.out / "selection.json").read_text())
     assert record["encoder"] == "plain numbers of the mel"
+    assert "kept 3 of 4: 1 near-copies passed over" in capsys.readouterr().out  # nobody was asked what it is
     for label in LABELS:
         verdicts = [row["verdict"] for row in record["labels"][label.name]["clips"]]
         assert sorted(verdicts) == ["kept", "kept", "kept", "near-copy"]  # clip 3 is clip 0

@@ -110,7 +110,7 @@ def select(config: Select) -> int:
             )
         decisions[label.name] = decision(clips, confidence, choice, config, near)
         copies += [(clips[i].path, Path(label.name) / clips[i].path.name) for i in choice.kept]
-        print(summary(label, decisions[label.name]))
+        print(summary(label, decisions[label.name], asked=ear.encoder is not None))
 
     protocol = {
         "generated": config.generated,
@@ -311,11 +311,12 @@ def decision(clips: list[ClipFile], confidence: Tensor, choice: Choice, config: 
     }
 
 
-def summary(label: Label, found: dict[str, Any]) -> str:
-    """Return the line printed for a label."""
+def summary(label: Label, found: dict[str, Any], *, asked: bool) -> str:
+    """Return the line printed for a label; `asked` is whether an encoder was."""
     doubtful = found["kept_not_believed"]
+    heard = f"{found['believed']:,} heard as their label, " if asked else ""
     return (
-        f"{label.name:20} kept {found['kept']:,} of {found['candidates']:,}: {found['believed']:,} heard as their label, "
+        f"{label.name:20} kept {found['kept']:,} of {found['candidates']:,}: {heard}"
         f"{found['near_copies']:,} near-copies passed over (likeness above {found['near']:.4f})"
         + (f"; {doubtful} kept that are NOT heard as their label, the best of the rest" if doubtful else "")
     )
