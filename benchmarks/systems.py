@@ -368,14 +368,10 @@ def main(config: Benchmark) -> None:
 
 def _flags(config: Benchmark) -> list[str]:
     flags = ["--instruments", *(find_instrument(name).name for name in config.instruments)]
-    if config.sounds:
-        flags += ["--sounds", *config.sounds]
-    for name in ("autoencoder", "vocoder"):
-        if getattr(config, name) is not None:
-            flags += [f"--{name}", str(getattr(config, name))]
-    for name in ("real_tiers", "audited"):
-        if getattr(config, name) != getattr(Benchmark, name):
-            flags += [f"--{name.replace('_', '-')}", *getattr(config, name)]
+    for name in ("shown", "sounds", "autoencoder", "vocoder", "real_tiers", "audited"):
+        value = getattr(config, name)
+        if value != getattr(Benchmark, name):
+            flags += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else (str(value),))]
     return flags
 
 

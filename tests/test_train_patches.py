@@ -118,6 +118,9 @@ def test_longer_patches_take_the_decoder_of_another_run_as_it_is(folder: Path, l
     assert equal(long.decoder.state_dict(), short.decoder.state_dict())
     assert long.read is not None
     assert equal(long.read.state_dict(), short.components.state_dict())
+    for steps in (2, 0):  # the second time there is nothing to do, and the checkpoint still says what it is
+        autoencoder.train(replace(of_eight, model=wanted, steps=steps), find_clips(folder))
+        assert load_autoencoder(tmp_path / "long")[1] == 2
     again = replace(of_eight, decoder_from=tmp_path / "long", model=wanted, out=tmp_path / "again")
     with pytest.raises(UserError, match="has its decoder from another one"):
         autoencoder.train(again, find_clips(folder))

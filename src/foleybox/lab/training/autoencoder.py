@@ -128,20 +128,9 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
     given = load_autoencoder(config.decoder_from)[0] if config.decoder_from else None
     if given is not None:
         config = replace(config, model=with_decoder_of(given, config.model))
-    at_least(config, segment=config.model.patch, batch=2, steps=0 if given else 1)
-    at_least(
-        config,
-        log_every=1,
-        save_every=1,
-        sample_every=1,
-        warm_up=1,
-        half_life=1,
-        adversarial_from=0,
-        threads=0,
-        seed=0,
-        sigma=0,
-        gain=0,
-    )
+    positive = dict.fromkeys(("log_every", "save_every", "sample_every", "warm_up", "half_life"), 1)
+    at_least(config, segment=config.model.patch, batch=2, steps=0 if given else 1, **positive)
+    at_least(config, adversarial_from=0, threads=0, seed=0, sigma=0, gain=0)
     kept, held = split_by_recording(clips, config.held_out)
     if not kept or not held:
         raise UserError(f"{len(kept)} clips to train on and {len(held)} held out: expected some of each")
@@ -246,7 +235,7 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(config.out / "state.pt", done, parts)
-    if not config.steps and accelerator.is_main_process:
+    if start == config.steps == 0 and accelerator.is_main_process:  # of a run that has gone on, nothing is said anew
         save_state(config.out / "state.pt", 0, parts)
     return average
 
