@@ -13,7 +13,7 @@ from foleybox.lab.export import Export, heard_by
 from foleybox.lab.features import DCASE, WIDE
 from foleybox.lab.graphs import GeneratorGraph, build_gan, without_parametrizations
 from foleybox.lab.models.hifigan import Hifigan
-from foleybox.lab.models.sagan import Generator, SaganConfig
+from foleybox.lab.models.sagan import Generator, SaganConfig, refresh_batch_norm
 from foleybox.lab.models.vocos import Vocos, VocosConfig
 from foleybox.lab.runs import NUMBERED, hifigan_config, load_generator, load_vocoder, open_run, save_state, vocos_config
 from foleybox.lab.training.hifigan import TrainHifigan
@@ -41,6 +41,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return gan, vocoder
 
 
+@pytest.fixture(scope="module")
+def toy(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The instrument of both, exported once: that takes a quarter of a minute."""
+    out = tmp_path_factory.mktemp("instrument") / "toy"
+    assert export.main(Export(*runs, out, draws=1)) == 0
+    return out
+
+
 def test_of_clips_known_by_number_and_clips_known_by_name_the_larger_number_counts() -> None:
     """They may be the same clips: a restored instrument that hears its own recordings again has not heard twice as many."""
     numbered = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 1.{i}"} for i in range(5)]
@@ -50,16 +58,12 @@ def test_of_clips_known_by_number_and_clips_known_by_name_the_larger_number_coun
     assert [(row.label, row.clips) for row in heard_by(CLIPS, other)] == [("DogBark", 1), ("Rain", 3)]
 
 
-def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "toy"
-    assert export.main(Export(*runs, out, draws=1)) == 0
-    instrument = read_instrument(out)
+def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], toy: Path) -> None:
+    instrument = read_instrument(toy)
     assert (instrument.rate, instrument.samples, instrument.latent) == (22_050, 88_200, (16,))
     assert instrument.licence.terms == "CC-BY-4.0"
     assert instrument.made_with["generator"]["steps"] == 5
-    assert "2C without label" in (out / "CARD.md").read_text()
-
-    from foleybox.lab.models.sagan import refresh_batch_norm
+    assert "2C without label" in (toy / "CARD.md").read_text()
 
     generator, vocoder = load_generator(runs[0])[0], load_vocoder(runs[1])[0]
     torch.manual_seed(0)
@@ -67,7 +71,7 @@ def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], tmp_path
     latent, label = torch.from_numpy(noise(7, (16,)))[None], torch.tensor([3])
     with torch.no_grad():
         wave = vocoder(GeneratorGraph(generator, 345)(latent, label))[0, :88_200].numpy()
-    np.testing.assert_allclose(Synth.load(out).render("keyboard", 7).wave, wave, atol=1e-3)
+    np.testing.assert_allclose(Synth.load(toy).render("keyboard", 7).wave, wave, atol=1e-3)
 
 
 def test_a_hifigan_run_becomes_an_instrument_that_plays_what_torch_plays(
@@ -108,6 +112,7 @@ def test_multiplying_out_the_spectral_norms_changes_no_output() -> None:
 
 
 def test_a_graph_that_differs_from_torch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "to_onnx", lambda *_: b"")
     monkeypatch.setattr(graphs, "largest_difference", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"differs from torch by 0\.5 at batch 1"):
         build_gan(Generator(TINY), Vocos(TINY_VOCOS), DCASE, 88_200)
@@ -148,43 +153,40 @@ def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
         export.main(Export(*runs, mine, draws=1))
 
 
-def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    other, out, again = tmp_path / "vocoder", tmp_path / "toy", tmp_path / "again"
+    other, again = tmp_path / "vocoder", tmp_path / "again"
     open_run(other, "vocoder", TrainVocoder((), other, size="small", seed=1), [*CLIPS, {**CLIPS[0], "tier": "nc"}])
     save_state(other / "state.pt", 11, {"average": Vocos(VocosConfig())})
-    assert export.main(Export(*runs, out, draws=0)) == 0
-    assert export.main(Export(out, other, again, version="2")) == 0
-    before, after = read_instrument(out), read_instrument(again)
-    assert (out / "generator.onnx").read_bytes() == (again / "generator.onnx").read_bytes()
+    assert export.main(Export(toy, other, again, version="2")) == 0
+    before, after = read_instrument(toy), read_instrument(again)
+    assert (toy / "generator.onnx").read_bytes() == (again / "generator.onnx").read_bytes()
     assert after.made_with["vocoder"]["steps"] == 11
     assert after.made_with["generator"] == before.made_with["generator"]
     assert [(row.tier, row.clips) for row in after.heard] == [("nc", 1), ("open", 3)]  # not twice what both have heard
     latent, rain = noise(7, (1, 16)), [before.labels[5]]
-    mel = Synth.load(out).mel(rain, latent)
+    mel = Synth.load(toy).mel(rain, latent)
     with torch.no_grad():
         wanted = load_vocoder(other)[0](torch.from_numpy(mel))[0, :88_200].numpy()
     np.testing.assert_allclose(next(Synth.load(again).waves(rain, latent)), wanted, atol=1e-3)
     with pytest.raises(UserError, match="holds an instrument"):
-        export.main(Export(out, other, again))
+        export.main(Export(toy, other, again))
 
 
-def test_a_vocoder_of_another_mel_is_not_given_to_an_instrument(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    out, run = tmp_path / "toy", tmp_path / "wide"
-    assert export.main(Export(*runs, out, draws=0)) == 0
+def test_a_vocoder_of_another_mel_is_not_given_to_an_instrument(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "wide"
     open_run(run, "vocoder", TrainVocoder((), run, size="small", mel="wide"), CLIPS)
     save_state(run / "state.pt", 7, {"average": Vocos(vocos_config(WIDE, "small"))})
     with pytest.raises(UserError, match="for that mel"):
-        export.main(Export(out, run, tmp_path / "x"))
+        export.main(Export(toy, run, tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
 
-def test_a_small_instrument_of_a_gan_plays_nearly_the_same(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    assert export.main(Export(*runs, tmp_path / "large", draws=0)) == 0
-    assert export.main(Export(*runs, tmp_path / "small", draws=0, small=True)) == 0
-    large, small = (Synth.load(tmp_path / name) for name in ("large", "small"))
+def test_a_small_instrument_of_a_gan_plays_nearly_the_same(runs: tuple[Path, Path], toy: Path, tmp_path: Path) -> None:
+    assert export.main(Export(*runs, tmp_path / "small", draws=1, small=True)) == 0
+    large, small = Synth.load(toy), Synth.load(tmp_path / "small")
     sizes = [sum(graph.bytes for graph in each.instrument.graphs.values()) for each in (large, small)]
     assert sizes[1] < 0.4 * sizes[0]
     latent = noise(7, (1, 16))
     one, other = (each.mel([large.labels[3]], latent) for each in (large, small))
-    assert 0 < np.abs(one - other).mean() < 0.05
+    assert 0 < np.abs(one - other).mean() < 0.05 * one.std()

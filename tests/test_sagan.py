@@ -254,16 +254,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: Path, tmp
     steadiers = Steadiers(lecam=0.1, lecam_from=0, r1=0.1, r1_every=2, transition=(1, 3))
     real: dict[str, Any] = {"precision": "bf16", "augment": MelAugment(probability=0.5), "steadiers": steadiers}
     real |= {"average": 0.9, "d_steps": 2}
-    train(tiny_run(tmp_path / "whole", **real), clips, tmp_path / "whole")
+    train(tiny_run(tmp_path / "whole", steps=2, **real), clips, tmp_path / "whole")
+    train(tiny_run(tmp_path / "parts", steps=1, **real), clips, tmp_path / "parts")
     train(tiny_run(tmp_path / "parts", steps=2, **real), clips, tmp_path / "parts")
-    train(tiny_run(tmp_path / "parts", steps=4, **real), clips, tmp_path / "parts")
     whole, parts = (torch.load(tmp_path / run / "state.pt", weights_only=True) for run in ("whole", "parts"))
-    assert whole["step"] == parts["step"] == 4
+    assert whole["step"] == parts["step"] == 2
     for part in ("generator", "discriminator", "average"):
         for name, value in whole[part].items():
             assert torch.equal(value, parts[part][name]), (part, name)
     lines = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
-    assert lines == [1, 2, 3, 4]
+    assert lines == [1, 2]
 
 
 def test_each_step_moves_only_its_own_network(folder: Path, tmp_path: Path) -> None:
