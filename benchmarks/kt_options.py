@@ -138,7 +138,7 @@ class Shipped:
 
 
 def sharpened(mel: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
-    """Return mels [N, M, T] whose frames are `amount` of the distance further from the mean of three."""
+    """Return mels [N, M, T] whose frames are `amount` of the distance further from the mean of three; below 0 nearer."""
     wide = np.pad(mel, ((0, 0), (0, 0), (1, 1)), mode="edge")
     around = (wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]) / 3
     return np.maximum(mel + np.float32(amount) * (mel - around), np.float32(SILENCE))
@@ -194,12 +194,12 @@ class Herd:
     out: Path
     instrument: str = "sagan-small"
     sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
-    "of each label"
+    "of each label; below 0 the mels are smoothed"
     candidates: int = 200
     "of each label, seeds 0 and up"
     clips: int = 100
-    temperature: float = 1.1
-    "the best of those measured by the distance to `train` (0.8, 1, 1.1); results/temperature.md is of `dev`"
+    temperature: tuple[float, ...] = (1.1,) * len(LABELS)
+    "of each label: `shipped` tries some by the distance to `train`"
     labels: tuple[str, ...] = tuple(label.name for label in LABELS)
 
 
@@ -211,19 +211,21 @@ def herd(config: Herd) -> None:
         real = plain_numbers(mels[ids == label.id])
         seeds = np.arange(config.candidates)
         latent = np.stack([noise(int(seed), synth.instrument.latent, 0) for seed in seeds])
-        latent *= np.float32(config.temperature)
-        drawn = np.concatenate([synth.mel([label.name] * len(part), part) for part in np.array_split(latent, 10)])
+        latent *= np.float32(config.temperature[label.id])
+        drawn = np.concatenate(
+            [synth.mel([label.name] * len(part), part) for part in np.array_split(latent, max(1, len(latent) // 50))]
+        )
         reference, features = standardised(real, plain_numbers(torch.from_numpy(drawn)))
-        kept = choose(features, torch.ones(len(seeds)), reference, config.clips, near=2.0).kept
+        # A tenth more than asked: a mel may turn out to be silence, which the synth would draw anew.
+        kept = choose(features, torch.ones(len(seeds)), reference, config.clips * 11 // 10, near=2.0).kept
         finished = sharpened(drawn[kept], config.sharpen[label.id])
         waves = (wave for part in np.array_split(finished, 10) for wave in synth.vocode(part))
-        for seed, wave in zip(seeds[kept], waves, strict=True):
-            if is_silent(wave):
-                continue  # the synth would draw it anew; its mel was not chosen
+        audible = [(seed, wave) for seed, wave in zip(seeds[kept], waves, strict=True) if not is_silent(wave)]
+        for seed, wave in audible[: config.clips]:
             path = config.out / label.name / f"{label.name}_s{seed}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wave(path, wave, synth.instrument.rate)
-        print(label.name, len(kept), flush=True)
+        print(label.name, min(len(audible), config.clips), flush=True)
 
 
 @dataclass(frozen=True)
