@@ -15,7 +15,7 @@ from foleybox.lab.data import find_clips
 from foleybox.lab.graphs import NextGraph
 from foleybox.lab.models.autoencoder import AutoencoderConfig
 from foleybox.lab.models.patches import START, Patches, PatchesConfig, flow
-from foleybox.lab.runs import load_patches, read_clips
+from foleybox.lab.runs import load_autoencoder, load_patches, read_clips
 from foleybox.lab.training import autoencoder, patches
 from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
 from foleybox.lab.training.common import STEADY
