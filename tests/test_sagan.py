@@ -289,7 +289,7 @@ def test_each_step_moves_only_its_own_network(folder: Path, tmp_path: Path) -> N
 
 def test_the_contrastive_loss_of_real_clips_falls_by_a_tenth(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = tiny_run(out, model=replace(TINY, embedding=128), steps=40, save_every=40, lr_discriminator=3e-4)
+    config = tiny_run(out, model=replace(TINY, embedding=128), steps=20, save_every=20, lr_discriminator=5e-4)
     train(config, find_clips(folder), out)
     curve = [json.loads(line)["d_contrast"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
@@ -472,8 +472,8 @@ def test_anchors_follow_the_logits() -> None:
 def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_path: Path) -> None:
     """Losses of each step, with all that mixes the items of a batch: 2C, batch norm, augmentation, LeCam's averages."""
     flags = (
-        f"{folder} --steps 3 --batch 14 --width 8 --precision no --device cpu --threads 1 --tracker none --log-every 1 "
-        "--save-every 3 --probability 0.5 --conditional-logit --lecam 0.1 --lecam-from 0"
+        f"{folder} --steps 2 --batch 14 --width 8 --precision no --device cpu --threads 1 --tracker none --log-every 1 "
+        "--save-every 2 --probability 0.5 --conditional-logit --lecam 0.1 --lecam-from 0"
     )
     curves = []
     for start in (["-m", "foleybox"], ["-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "foleybox"]):
