@@ -11,6 +11,7 @@ page. `shipped` tries what needs no training (sharpening, temperature) on the GA
 `draw` draws its sounds with mels finished so; `herd` chooses among many.
 """
 
+import itertools
 import json
 import os
 import shlex
@@ -41,6 +42,8 @@ from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, is_silent
 
 RESULTS = ROOT / "results"
+ByLabel = tuple[float, float, float, float, float, float, float]  # so that another count is refused at the door
+UNCHANGED: ByLabel = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -193,12 +196,12 @@ class Herd:
     shared: tyro.conf.Positional[Path]
     out: Path
     instrument: str = "sagan-small"
-    sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
+    sharpen: ByLabel = UNCHANGED
     "of each label; below 0 the mels are smoothed"
     candidates: int = 200
     "of each label, seeds 0 and up"
     clips: int = 100
-    temperature: tuple[float, ...] = (1.1,) * len(LABELS)
+    temperature: ByLabel = (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1)
     "of each label: `shipped` tries some by the distance to `train`"
     labels: tuple[str, ...] = tuple(label.name for label in LABELS)
 
@@ -220,12 +223,13 @@ def herd(config: Herd) -> None:
         kept = choose(features, torch.ones(len(seeds)), reference, config.clips * 11 // 10, near=2.0).kept
         finished = sharpened(drawn[kept], config.sharpen[label.id])
         waves = (wave for part in np.array_split(finished, 10) for wave in synth.vocode(part))
-        audible = [(seed, wave) for seed, wave in zip(seeds[kept], waves, strict=True) if not is_silent(wave)]
-        for seed, wave in audible[: config.clips]:
+        audible = (pair for pair in zip(seeds[kept], waves, strict=True) if not is_silent(pair[1]))
+        found = list(itertools.islice(audible, config.clips))
+        for seed, wave in found:
             path = config.out / label.name / f"{label.name}_s{seed}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_wave(path, wave, synth.instrument.rate)
-        print(label.name, min(len(audible), config.clips), flush=True)
+        print(label.name, len(found), flush=True)
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class Draw:
     shared: tyro.conf.Positional[Path]
     out: Path
     instrument: str = "sagan-small"
-    sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
+    sharpen: ByLabel = UNCHANGED
     "of each label"
     match: tuple[str, ...] = ()
     "labels whose mels get, band by band, the levels (quantiles) of the training clips' mels"
