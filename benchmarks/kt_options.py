@@ -2,48 +2,31 @@
 
 python benchmarks/kt_options.py train ../shared --runs runs/k6
 python benchmarks/kt_options.py measure ../shared --runs runs/k6 --vocoder runs/ship/vocoder
-python benchmarks/kt_options.py shipped ../shared
 
 `train` brings a run without options to a step, its discriminator with it; there the run is copied for each option, and
 every copy goes on as many steps. The same command resumes. Fading the label in is an option of the first steps: it is
 tried from the start, with a run beside it that has it not. `measure` draws and measures every branch, and writes the
-page. `shipped` tries what needs no training (sharpening, temperature) on the GAN that ships, by the distance to `train`;
-`draw` draws its sounds with mels finished so; `herd` chooses among many.
+page. What needs no training is in kt_finish.py.
 """
 
-import itertools
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import tyro
 from kt import METRICS, ROOT, Bench, Benchmark, by_label, figure, table
-from numpy.typing import NDArray
 
-from foleybox.audio import write_wave
 from foleybox.doors import write_text
-from foleybox.lab.data import find_clips, load_mels
-from foleybox.lab.evaluation.embeddings import load_embedding
 from foleybox.lab.export import commit
-from foleybox.lab.features import DCASE, SILENCE
 from foleybox.lab.runs import read_run_config, read_state
-from foleybox.lab.scored import Ruler
-from foleybox.lab.selection import choose, plain_numbers, standardised
-from foleybox.labels import LABELS
-from foleybox.studio.seeds import noise
-from foleybox.studio.synth import Synth, is_silent
 
 RESULTS = ROOT / "results"
-ByLabel = tuple[float, float, float, float, float, float, float]  # so that another count is refused at the door
-UNCHANGED: ByLabel = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -123,148 +106,6 @@ def branch(source: Path, out: Path, changes: Settings) -> None:
     for name in ("clips.jsonl", "state.pt"):
         shutil.copy(source / name, out)
     write_text(out / "config.json", json.dumps(settings, indent=1) + "\n")
-
-
-# --- without training -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """Measure a GAN instrument with its mels sharpened, and with scaled noise, by the distance to `train`."""
-
-    shared: tyro.conf.Positional[Path]
-    instrument: str = "sagan-small"
-    settings: tuple[str, ...] = ("0,1", "0.3,1", "0.6,1", "0.9,1", "0,0.8", "0,0.9", "0,1.1", "0,1.25")
-    "sharpening, temperature"
-    clips: int = 60
-    "sounds a label, seeds 0 and up"
-
-
-def sharpened(mel: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
-    """Return mels [N, M, T] whose frames are `amount` of the distance further from the mean of three; below 0 nearer."""
-    wide = np.pad(mel, ((0, 0), (0, 0), (1, 1)), mode="edge")
-    around = (wide[..., :-2] + wide[..., 1:-1] + wide[..., 2:]) / 3
-    return np.maximum(mel + np.float32(amount) * (mel - around), np.float32(SILENCE))
-
-
-def shipped(config: Shipped) -> None:
-    synth = Synth.load(config.instrument, threads=1)
-    ruler = Ruler(find_clips(f"{config.shared}/data/foley:train"), load_embedding("mn04"))
-    seeds = range(config.clips)
-    names = [label.name for label in LABELS for _ in seeds]
-    ids = np.array([label.id for label in LABELS for _ in seeds])
-    latent = np.stack([noise(seed, synth.instrument.latent, 0) for _ in LABELS for seed in seeds])
-    rows = []
-    for setting in config.settings:
-        amount, temperature = map(float, setting.split(","))
-        scaled, waves = latent * np.float32(temperature), []
-        for start in range(0, len(names), 8):
-            mel = synth.mel(names[start : start + 8], scaled[start : start + 8])
-            waves += list(synth.vocode(sharpened(mel, amount)))
-        distances = list(ruler.by_label(torch.from_numpy(np.stack(waves)), ids.tolist()).values())
-        rows.append([f"{amount:g}", f"{temperature:g}", f"{np.mean(distances):.2f}", *(f"{d:.1f}" for d in distances)])
-        print(*rows[-1], flush=True)
-    print(table(["sharpen", "temperature", "mean of 7", *(label.name for label in LABELS)], rows))
-
-
-@dataclass(frozen=True, eq=False)
-class Finished(Synth):
-    """A GAN instrument whose mels are finished before its vocoder, label by label."""
-
-    sharpen: tuple[float, ...] = (0.0,) * len(LABELS)
-    levels: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] | None = None
-    "of a label: what levels its mels have, and what levels they should have, both [bands, quantiles]"
-
-    def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        mels = super().mel(labels, latent)
-        for name, mel in zip(labels, mels, strict=True):
-            if self.levels and name in self.levels:
-                theirs, real = self.levels[name]
-                for band, row in enumerate(mel):
-                    row[:] = np.interp(row, theirs[band], real[band])
-            mel[:] = sharpened(mel[None], self.sharpen[self.labels.index(name)])[0]
-        return mels
-
-
-@dataclass(frozen=True)
-class Herd:
-    """Keep those of many drawn mels that are spread like the training clips' mels; only they are made into sounds.
-
-    The rule is that of `foleybox select` (kernel herding), on plain numbers of the mels in place of an encoder's features.
-    """
-
-    shared: tyro.conf.Positional[Path]
-    out: Path
-    instrument: str = "sagan-small"
-    sharpen: ByLabel = UNCHANGED
-    "of each label; below 0 the mels are smoothed"
-    candidates: int = 200
-    "of each label, seeds 0 and up"
-    clips: int = 100
-    temperature: ByLabel = (1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1)
-    "of each label: `shipped` tries some by the distance to `train`"
-    labels: tuple[str, ...] = tuple(label.name for label in LABELS)
-
-
-def herd(config: Herd) -> None:
-    synth = Finished.load(config.instrument, threads=1)
-    clips = find_clips(f"{config.shared}/data/foley:train")
-    mels, ids = load_mels(clips, DCASE), np.array([clip.label.id for clip in clips if clip.label])
-    for label in (label for label in LABELS if label.name in config.labels):
-        real = plain_numbers(mels[ids == label.id])
-        seeds = np.arange(config.candidates)
-        latent = np.stack([noise(int(seed), synth.instrument.latent, 0) for seed in seeds])
-        latent *= np.float32(config.temperature[label.id])
-        drawn = np.concatenate(
-            [synth.mel([label.name] * len(part), part) for part in np.array_split(latent, max(1, len(latent) // 50))]
-        )
-        reference, features = standardised(real, plain_numbers(torch.from_numpy(drawn)))
-        # A tenth more than asked: a mel may turn out to be silence, which the synth would draw anew.
-        kept = choose(features, torch.ones(len(seeds)), reference, config.clips * 11 // 10, near=2.0).kept
-        finished = sharpened(drawn[kept], config.sharpen[label.id])
-        waves = (wave for part in np.array_split(finished, 10) for wave in synth.vocode(part))
-        audible = (pair for pair in zip(seeds[kept], waves, strict=True) if not is_silent(pair[1]))
-        found = list(itertools.islice(audible, config.clips))
-        for seed, wave in found:
-            path = config.out / label.name / f"{label.name}_s{seed}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_wave(path, wave, synth.instrument.rate)
-        print(label.name, len(found), flush=True)
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Draw sounds of a GAN instrument with finished mels into class folders."""
-
-    shared: tyro.conf.Positional[Path]
-    out: Path
-    instrument: str = "sagan-small"
-    sharpen: ByLabel = UNCHANGED
-    "of each label"
-    match: tuple[str, ...] = ()
-    "labels whose mels get, band by band, the levels (quantiles) of the training clips' mels"
-    clips: int = 100
-    temperature: float = 1.0
-
-
-QUANTILES = np.linspace(0, 1, 257)
-
-
-def draw(config: Draw) -> None:
-    synth = Finished.load(config.instrument, threads=1)
-    clips = find_clips(f"{config.shared}/data/foley:train")
-    levels = {}
-    for name in config.match:
-        latent = np.stack([noise(seed, synth.instrument.latent, 0) for seed in range(1_000, 1_060)])
-        theirs = np.concatenate([synth.mel([name] * 10, part) for part in np.split(latent, 6)])
-        real = load_mels([clip for clip in clips if clip.label and clip.label.name == name], DCASE).numpy()
-        levels[name] = tuple(np.quantile(mels, QUANTILES, (0, 2)).T.astype(np.float32) for mels in (theirs, real))
-    synth = replace(synth, sharpen=config.sharpen, levels=levels)
-    pairs = [(label.name, seed) for label in LABELS for seed in range(config.clips)]
-    for (name, seed), clip in zip(pairs, synth.render_many(pairs, temperature=config.temperature), strict=True):
-        path = config.out / name / f"{name}-{seed:04}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        clip.save(path)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -360,9 +201,6 @@ def said(run: Path) -> str:
 
 
 COMMANDS = {
-    "shipped": (Shipped, shipped),
-    "draw": (Draw, draw),
-    "herd": (Herd, herd),
     "train": (Train, train_all),
     "measure": (Measure, measure),
 }

@@ -7,6 +7,7 @@ core's time as every other, then draws sounds, which are measured by their dista
 table says which way a change leads, and by how much another seed does.
 """
 
+import copy
 import json
 import sys
 import time
@@ -17,23 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from kt import table
-from torch import Tensor, nn
+from torch import Tensor
+from tries_other import finish, train_banded, train_whole
 
 from foleybox.doors import UserError, write_text
 from foleybox.lab.data import ClipFile, find_clips, label_ids, load_mels, split_by_recording
 from foleybox.lab.evaluation.embeddings import load_embedding
 from foleybox.lab.features import WIDE
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, Block
-from foleybox.lab.models.patches import PatchesConfig, draw, leads, times
+from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.models.patches import Patches, PatchesConfig, draw
 from foleybox.lab.runs import load_autoencoder, load_vocoder
 from foleybox.lab.scored import Ruler
 from foleybox.lab.training.autoencoder import TrainAutoencoder
 from foleybox.lab.training.autoencoder import train as train_autoencoder
-from foleybox.lab.training.common import STEADY, balanced_indices, seed_step, update_average
-from foleybox.lab.training.patches import TrainPatches, changed, train
+from foleybox.lab.training.patches import TrainPatches, train
 from foleybox.labels import LABELS
 
 SMALL = PatchesConfig(width=128, layers=4, heads=4, head_width=192)
@@ -59,7 +59,11 @@ TRIES: dict[str, TrainPatches] = {
     "every clip equally often, not every label": replace(BASE, balanced=False),
     "no augmentation": replace(BASE, gain=0.0, shift_bands=0),
 }
-WHOLE = "the whole clip at once: flow matching, a U-Net in time"
+OTHERS = {
+    "the whole clip at once: flow matching, a U-Net in time": train_whole,
+    "a head over bands: four groups, the lower first": train_banded,
+}
+FINISHED = "adversarial finish: half of the time with KT's discriminator"
 
 
 @dataclass(frozen=True)
@@ -74,73 +78,8 @@ class Tries:
     "of one core's time for each training"
     clips: int = 30
     "sounds a label, measured"
-    names: tuple[str, ...] = (*TRIES, WHOLE)
+    names: tuple[str, ...] = (*TRIES, *OTHERS, FINISHED)
     work: Path = Path("runs/tries")
-
-
-# --- the whole clip at once ---------------------------------------------------------------------------------------
-
-
-class WholeClip(nn.Module):
-    """The speed [B, N, D] of a flow over all latents of a clip, at points [B, N, D], times [B] and labels [B]."""
-
-    def __init__(self, latent: int = 64, width: int = 128) -> None:
-        super().__init__()
-        self.embed = nn.Conv1d(latent, width, 3, padding=1)
-        self.label, self.time = nn.Embedding(len(LABELS), width), nn.Linear(64, width)
-        self.place = nn.Parameter(torch.zeros(width, 88))
-        self.down = nn.ModuleList(nn.Sequential(*(Block(width, 4) for _ in range(3))) for _ in range(3))
-        self.up = nn.ModuleList(nn.Sequential(*(Block(width, 4) for _ in range(3))) for _ in range(2))
-        self.sink = nn.ModuleList(nn.Conv1d(width, width, 2, stride=2) for _ in range(2))
-        self.rise = nn.ModuleList(nn.ConvTranspose1d(width, width, 2, stride=2) for _ in range(2))
-        self.say = nn.ModuleList(nn.Linear(width, width) for _ in range(5))
-        self.speed = nn.Conv1d(width, latent, 3, padding=1)
-
-    def forward(self, point: Tensor, time: Tensor, label: Tensor) -> Tensor:
-        waves = torch.exp(torch.arange(32) * (np.log(1000.0) / 31))
-        angles = time[:, None] * waves
-        told = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], -1)) + self.label(label))
-        said = [say(told)[:, :, None] for say in self.say]
-        N = point.shape[1]
-        x = self.embed(F.pad(point.transpose(1, 2), (0, 88 - N))) + self.place
-        fine = self.down[0](x + said[0])
-        middle = self.down[1](self.sink[0](fine) + said[1])
-        coarse = self.down[2](self.sink[1](middle) + said[2])
-        middle = self.up[0](middle + self.rise[0](coarse) + said[3])
-        fine = self.up[1](fine + self.rise[1](middle) + said[4])
-        return self.speed(fine).transpose(1, 2)[:, :N]
-
-    @torch.no_grad()
-    def draw(self, label: Tensor, noise: Tensor, steps: int = 24) -> Tensor:
-        point, before = noise, torch.zeros_like(noise)
-        for (lead, lead_of_last), now in zip(leads(steps), times(steps)):
-            speed = self(point, torch.full((len(label),), now), label)
-            point, before = point + lead * speed + lead_of_last * before, speed
-        return point
-
-
-def train_whole(autoencoder: Autoencoder, mels: Tensor, labels: Tensor, steps: int) -> WholeClip:
-    """Train `WholeClip` on the batches that the patches would have."""
-    torch.manual_seed(0)
-    model = WholeClip()
-    average = WholeClip()
-    average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), BASE.lr, (0.9, 0.98), weight_decay=0.02)
-    for step in range(steps):
-        seed_step(0, step)
-        indices = balanced_indices(step, BASE.batch, labels, 0)
-        label = labels[indices]
-        latents = autoencoder.encode(changed(BASE, mels[indices], STEADY[label], 4))
-        now, noise = torch.randn(len(label)).sigmoid(), torch.randn_like(latents)
-        point = torch.lerp(noise, latents, now[:, None, None])
-        loss = (model(point, now, label) - (latents - noise)).square().mean()
-        optimizer.param_groups[0]["lr"] = BASE.lr * min(1.0, (step + 1) / BASE.warm_up)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        update_average(average, model, BASE.decay, step)
-    return average.eval()
 
 
 # --- one try ------------------------------------------------------------------------------------------------------
@@ -173,14 +112,13 @@ def drawn(
     """Train a try and return (mels [n, M, T], labels [n], its steps)."""
     label = torch.arange(len(LABELS)).repeat_interleave(config.clips)
     kept, _ = split_by_recording(clips, BASE.held_out)
-    if name == WHOLE:
-        places = {clip.path: place for place, clip in enumerate(clips)}
-        mine, labels = mels[[places[clip.path] for clip in kept]], label_ids(kept)
-        steps = steps_for(config.seconds, lambda steps: train_whole(four, mine, labels, steps))
-        whole = train_whole(four, mine, labels, steps)
+    if name in OTHERS:
+        mine, labels = mels_of(kept, clips, mels), label_ids(kept)
+        steps = steps_for(config.seconds, lambda steps: OTHERS[name](BASE, four, mine, labels, steps))
+        drawn_by = OTHERS[name](BASE, four, mine, labels, steps)
         torch.manual_seed(0)
-        return four.decode(whole.draw(label, torch.randn(len(label), 86, 64))), label, steps
-    setting = TRIES[name]
+        return drawn_by(label), label, steps
+    setting = TRIES.get(name, BASE)
     frames = {32: 2, 64: 4, 128: 8}[setting.model.latent]
     run = config.autoencoder if frames == 4 else with_patches_of(frames, setting.model.latent, clips, config)
     out = config.work / name.partition(":")[0].replace(" ", "-").replace(",", "")
@@ -189,11 +127,29 @@ def drawn(
     def brief(steps: int) -> None:
         train(replace(setting, out=config.work / f"{out.name}-{steps}", steps=steps), clips)
 
-    steps = steps_for(config.seconds, brief)
-    model = train(replace(setting, steps=steps), clips).eval()
+    seconds = config.seconds / 2 if name == FINISHED else config.seconds
+    steps = steps_for(seconds, brief)
+    model = train(replace(setting, steps=steps), clips)
+    if name == FINISHED:
+        mine, labels = mels_of(kept, clips, mels), label_ids(kept)
+
+        def last(more: int) -> Patches:
+            begun = copy.deepcopy(model).requires_grad_(True)
+            return finish(replace(setting, batch=16), begun, four, mine, labels, more, after=steps)
+
+        more = steps_for(seconds, last)
+        print(f"{steps} steps, and {more} of 16 clips with the discriminator", flush=True)
+        model = last(more)
+        steps += more
     torch.manual_seed(0)
-    latents = draw(model, label, torch.randn(len(label), 344 // frames, setting.model.latent), steps=10)
-    return load_autoencoder(run)[0].decode(latents), label, steps
+    noise = torch.randn(len(label), 344 // frames, setting.model.latent)
+    return load_autoencoder(run)[0].decode(draw(model.eval(), label, noise, steps=10)), label, steps
+
+
+def mels_of(kept: list[ClipFile], clips: list[ClipFile], mels: Tensor) -> Tensor:
+    """Return the mels of `kept` out of those of `clips`."""
+    places = {clip.path: place for place, clip in enumerate(clips)}
+    return mels[[places[clip.path] for clip in kept]]
 
 
 @torch.no_grad()
