@@ -7,9 +7,23 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import Tensor  # noqa: E402
+
 from foleybox.lab.losses import flow_matching, pooled_mel_distance, roughness  # noqa: E402
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, fold, unfold  # noqa: E402
-from foleybox.lab.models.patches import AMID, START, FlowHead, Patches, PatchesConfig, Stream, draw, flow, leads, times  # noqa: E402
+from foleybox.lab.models.patches import (  # noqa: E402
+    AMID,
+    START,
+    FlowHead,
+    Patches,
+    PatchesConfig,
+    Stream,
+    draw,
+    flow,
+    leads,
+    redraw,
+    times,
+)
 from foleybox.lab.training.patches import head_loss, some_amid  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2, dropout=0.0)
@@ -143,6 +157,51 @@ def test_steps_lead_exactly_where_a_speed_that_changes_evenly_goes() -> None:
         speed = 1 + 2 * now
         point, last = point + lead * speed + lead_of_last * last, speed
     assert point == pytest.approx(2 - clock[1] ** 2, abs=1e-12)
+
+
+def test_from_amid_the_flow_goes_the_rest_of_the_way_and_no_more() -> None:
+    class Clock(FlowHead):
+        """A speed that is the time itself: from s to 1 a point moves by (1 - s²) / 2."""
+
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)  # no weights
+
+        def say_time(self, time: Tensor) -> Tensor:
+            return time[:, None].expand(-1, 6)
+
+        def of_context(self, context: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+            return torch.zeros(len(context), 6)
+
+        def forward(self, point: Tensor, said: Tensor) -> Tensor:
+            return said[:, :1].expand_as(point)
+
+    head = Clock()
+    since = torch.tensor([0.0, 0.25, 0.9])
+    moved = flow(head, torch.ones(3, 4), torch.zeros(3, 2), steps=40, since=since)
+    torch.testing.assert_close(moved, (1 + (1 - since**2) / 2)[:, None].expand(3, 4), atol=2e-3, rtol=0)
+
+
+def redrawn(model: Patches, latents: Tensor, since: float) -> Tensor:
+    torch.manual_seed(3)
+    two = torch.tensor([1.0, 1.5]).double()
+    return redraw(
+        model, latents, torch.tensor([0, 6]), torch.full((2,), since).double(), guidance=two, temperature=torch.ones(2)
+    )
+
+
+def test_what_is_redrawn_from_the_end_of_the_flow_is_the_recording(model: Patches) -> None:
+    latents = torch.randn(2, 9, model.config.latent).double()
+    torch.testing.assert_close(redrawn(model, latents, 0.9999), latents, atol=0.01, rtol=0)
+    assert (redrawn(model, latents, 0.3) - latents).abs().mean() > 0.1
+
+
+def test_what_is_redrawn_from_noise_alone_knows_the_latents_before_it_and_not_its_own(model: Patches) -> None:
+    latents = torch.randn(2, 9, model.config.latent).double()
+    other = latents.clone()
+    other[:, 5] += 3
+    one, two = redrawn(model, latents, 0.0), redrawn(model, other, 0.0)
+    torch.testing.assert_close(one[:, :6], two[:, :6])
+    assert (one[:, 6:] - two[:, 6:]).abs().amax((0, 2)).gt(1e-4).all()
 
 
 def test_the_loss_of_the_true_speed_of_a_known_point_is_zero() -> None:

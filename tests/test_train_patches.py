@@ -11,15 +11,18 @@ from helpers_lab import toy_folder
 
 from foleybox.doors import UserError
 from foleybox.lab import export
-from foleybox.lab.data import find_clips
+from foleybox.lab.data import find_clips, heard, load_mels, load_wave_cache
+from foleybox.lab.features import WIDE
 from foleybox.lab.graphs import NextGraph
 from foleybox.lab.models.autoencoder import AutoencoderConfig
 from foleybox.lab.models.patches import START, Patches, PatchesConfig, flow
-from foleybox.lab.runs import load_autoencoder, load_patches, read_clips
-from foleybox.lab.training import autoencoder, patches
+from foleybox.lab.runs import load_autoencoder, load_patches, read_clips, read_run_config
+from foleybox.lab.training import autoencoder, patches, vocoder
 from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
 from foleybox.lab.training.common import STEADY
 from foleybox.lab.training.patches import OTHER, TrainPatches, as_many_rows, changed
+from foleybox.lab.training.vocoder import TrainVocoder
+from foleybox.lab.training.waves import Decoded, Redrawing, redraw_clips
 from foleybox.labels import LABELS
 
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
@@ -218,3 +221,50 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=said):
         autoencoder.train(replace(of_autoencoder(tmp_path), **change), find_clips(folder))
+
+
+def redrawing(run: Path, **changes: Any) -> Redrawing:
+    return replace(Redrawing(redrawn_by=run, redrawn_clips=2, redrawn_since=(0.9, 0.9)), **changes)
+
+
+def test_a_vocoder_reads_what_patches_drew_again_beside_the_clip_that_it_was(
+    folder: Path, latents: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
+    clips = find_clips(folder)[:25]  # of the last labels fewer, or none
+    mels = load_mels(clips, WIDE)
+    decoded = redraw_clips(redrawing(finished), Decoded(mels, mels[:1], "f" * 64), latents, clips, 4.0)
+    wanted = [min(2, sum(clip.label == label for clip in clips)) for label in LABELS]
+    assert [sum(clips[i].label == label for i in decoded.again.tolist()) for label in LABELS] == wanted
+    assert len(decoded.mels) == len(clips) + len(decoded.again)
+    torch.testing.assert_close(decoded.mels[: len(clips)], mels)
+    drawn = decoded.mels[len(clips) :].flatten(1)
+    nearest = torch.cdist(drawn, mels.flatten(1)).argmin(1)
+    assert (nearest == decoded.again).float().mean() > 0.6  # near the end of the flow they stay beside the recording
+
+    waves = load_wave_cache(clips, WIDE.rate, 4.0)
+    quick = {key: QUICK[key] for key in ("device", "threads", "tracker", "log_every", "save_every")}
+    settings = TrainVocoder(
+        out=tmp_path / "vocoder", mel="wide", size="small", steps=1, batch=4, segment=16, stft_weight=0, mels_from=latents,
+        redrawing=redrawing(finished), **quick,
+    )  # fmt: skip
+    vocoder.train(settings, waves, waves[:1], heard(clips[:1]), decoded)
+    assert {row["clip"] for row in read_clips(tmp_path / "vocoder")} >= {row["clip"] for row in read_clips(finished)}
+    record = read_run_config(tmp_path / "vocoder")
+    assert record["mels_from"] == record["redrawing"]["redrawn_by"] == decoded.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"redrawn_since": (0.2, 1.0)}, "times from 0 to below 1"),
+        ({"redrawn_share": 1.0}, "a share between 0 and 1"),
+        ({"guidance": (1.0,)}, "7 numbers"),
+    ],
+)
+def test_a_redrawing_that_makes_no_sense_is_refused(
+    changes: dict[str, Any], said: str, folder: Path, latents: Path, finished: Path
+) -> None:
+    nothing = Decoded(torch.zeros(0), torch.zeros(0), "")
+    with pytest.raises(UserError, match=said):
+        redraw_clips(redrawing(finished, **changes), nothing, latents, find_clips(folder), 4.0)

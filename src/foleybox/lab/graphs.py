@@ -22,7 +22,7 @@ from foleybox.doors import UserError
 from foleybox.lab.features import DCASE, SILENCE, WIDE, MelConfig
 from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.hifigan import Hifigan
-from foleybox.lab.models.patches import Layer, Patches, leads, times
+from foleybox.lab.models.patches import GUIDANCE, TEMPERATURE, Layer, Patches, leads, times
 from foleybox.lab.models.sagan import Generator, to_mel
 from foleybox.lab.models.vocos import Vocos
 from foleybox.labels import LABELS
@@ -311,9 +311,9 @@ class Drawing:
 
     flow_steps: int = 10
     "steps in which a latent is drawn"
-    guidance: tuple[float, ...] = (1.5, 1.25, 1.75, 1.0, 1.3, 1.0, 1.75)
+    guidance: tuple[float, ...] = GUIDANCE
     "of each label, in their order: above 1 more of what the label says; steady sounds lose their grain by it"
-    temperature: tuple[float, ...] = (1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.15)
+    temperature: tuple[float, ...] = TEMPERATURE
     "of each label: what the noise of its latents is scaled by; some labels come out too much alike without"
     sharpen: float = 0.0
     "how much the mel's grain is raised before a vocoder that smooths it, as one does that no texture loss taught; 0.6 say"

@@ -7,7 +7,7 @@ metallic (rain reached 0.78 of its roughness); a discriminator asks that noise b
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,10 +19,19 @@ from torch import Tensor, nn
 from foleybox.doors import UserError
 from foleybox.lab import losses
 from foleybox.lab.data import heard, load_wave_cache
-from foleybox.lab.features import MELS, SILENCE, LogMel, MelConfig
+from foleybox.lab.features import MELS, SILENCE, WIDE, LogMel, MelConfig
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
 from foleybox.lab.models.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
-from foleybox.lab.runs import heard_with, open_run, read_run_config, resume, save_state, start_vocoder, vocos_config
+from foleybox.lab.runs import (
+    heard_with,
+    open_run,
+    read_clips,
+    read_run_config,
+    resume,
+    save_state,
+    start_vocoder,
+    vocos_config,
+)
 from foleybox.lab.training.common import (
     Log,
     accelerator_for,
@@ -32,7 +41,17 @@ from foleybox.lab.training.common import (
     share,
     update_average,
 )
-from foleybox.lab.training.waves import Decoded, cut_frames, decode_clips, draw, find_sources, heard_before, measure
+from foleybox.lab.training.waves import (
+    Decoded,
+    Redrawing,
+    cut_frames,
+    decode_clips,
+    draw,
+    find_sources,
+    heard_before,
+    measure,
+    redraw_clips,
+)
 
 HEARS_REPETITION = 12
 "frames, of which `losses.more_repetition` has lags of 91 ms left"
@@ -63,6 +82,7 @@ class TrainVocoder:
     "share of the recordings never trained on; the logged held-out numbers are theirs"
     mels_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     "a run of `train vqvae` or `train autoencoder`: read the clips' mels as it gives them back, and make the real waves of them"
+    redrawing: Redrawing = field(default_factory=Redrawing)
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     "a run of `train vocoder` of the same sizes, whose weights to start with; --adversarial-from 0 goes on in phase B"
     segment: int = 64
@@ -186,6 +206,12 @@ def main(config: TrainVocoder) -> int:
     decoded = None
     if config.mels_from:
         decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.device)
+    if config.redrawing.redrawn_by:
+        if decoded is None or config.mels_from is None or mel != WIDE:
+            raise UserError(
+                "--redrawn-by goes with --mel wide --mels-from: name the autoencoder whose latents it draws"
+            )
+        decoded = redraw_clips(config.redrawing, decoded, config.mels_from, kept, config.seconds)
     train(config, waves, held_waves, heard(kept), decoded)
     return 0
 
@@ -208,9 +234,20 @@ def train(
         )
     if config.threads:
         torch.set_num_threads(config.threads)
-    crops = Crops(waves, MELS[config.mel], config.segment, config.silent_share, decoded.mels if decoded else None)
-    record = replace(config, mels_from=Path(decoded.fingerprint)) if decoded else config
+    count = len(waves)
+    again = decoded.again if decoded else torch.zeros(0, dtype=torch.int64)
+    beside = round(config.redrawing.redrawn_share * config.batch) if len(again) else 0
+    mels = decoded.mels if decoded else None
+    crops = Crops(torch.cat([waves, waves[again]]), MELS[config.mel], config.segment, config.silent_share, mels)
+    record = config
+    if decoded:  # what the weights were, not where they lay
+        theirs = Path(decoded.fingerprint) if config.redrawing.redrawn_by else None
+        record = replace(
+            config, mels_from=Path(decoded.fingerprint), redrawing=replace(config.redrawing, redrawn_by=theirs)
+        )
     known = heard_before(config.start_from)
+    if config.redrawing.redrawn_by:
+        known = heard_with(known, read_clips(config.redrawing.redrawn_by))
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
@@ -254,7 +291,9 @@ def train(
             for chosen in (optimizer, critics_optimizer):
                 chosen.param_groups[0]["lr"] = learning_rate(config, step)
 
-            indices = batch_indices(step, config.batch, len(waves), config.seed)
+            indices = batch_indices(step, config.batch - beside, count, config.seed)
+            if beside:
+                indices = torch.cat([indices, count + batch_indices(step, beside, len(again), config.seed)])
             indices = share(indices, accelerator.process_index, accelerator.num_processes)
             low, high = config.gain_db
             gain = 10 ** ((low + (high - low) * torch.rand(len(indices))) / 20)
@@ -322,10 +361,10 @@ def train(
             done = step + 1
             extra: dict[str, float] = {}
             if done % config.sample_every == 0 and accelerator.is_main_process:
-                mels = decoded.held if decoded else None
-                extra = measure(average, held, crops.mel, mels)
+                held_mels = decoded.held if decoded else None
+                extra = measure(average, held, crops.mel, held_mels)
                 sheet = config.out / "samples" / f"step_{done:07d}.png"
-                draw(average, held[:8], crops.mel, sheet, None if mels is None else mels[:8])
+                draw(average, held[:8], crops.mel, sheet, None if held_mels is None else held_mels[:8])
             if extra or done % config.log_every == 0 or done == config.steps:
                 log.write(done, {**extra, "lr": learning_rate(config, step)})
             if accelerator.is_main_process and (done % config.save_every == 0 or done == config.steps):

@@ -1,20 +1,27 @@
 """What the vocoders' loops share: the clips they hear, decoded mels to read, held-out numbers and sample sheets."""
 
 import hashlib
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from foleybox.doors import UserError, write_beside
 from foleybox.lab import losses
 from foleybox.lab.codes import decode_codes, encode_mels
-from foleybox.lab.data import ClipFile, cached, find_clips, load_mels, split_by_recording
+from foleybox.lab.data import ClipFile, cached, find_clips, label_ids, load_mels, split_by_recording
 from foleybox.lab.features import DCASE, WIDE, LogMel, MelConfig
 from foleybox.lab.models.autoencoder import Autoencoder
+from foleybox.lab.models.patches import GUIDANCE, TEMPERATURE, redraw
 from foleybox.lab.models.vqvae import Vqvae
-from foleybox.lab.runs import fingerprint, load_autoencoder, load_vqvae, read_clips, read_run_config
+from foleybox.lab.runs import fingerprint, load_autoencoder, load_patches, load_vqvae, read_clips, read_run_config
+from foleybox.labels import LABELS
 
 
 def find_sources(
@@ -61,11 +68,13 @@ class Decoded(NamedTuple):
     """The clips' mels as a VQ-VAE or an autoencoder gives them back: what a vocoder reads when it renders what was drawn."""
 
     mels: Tensor
-    "[N, M, T] of the clips to train on"
+    "[N, M, T] of the clips to train on, then [K, M, T] that patches drew again"
     held: Tensor
     "[H, M, T] of those held out"
     fingerprint: str
     "of the weights"
+    again: Tensor = torch.zeros(0, dtype=torch.int64)
+    "[K]: which of the N clips each of the mels that were drawn again is of"
 
 
 def decode_clips(
@@ -98,6 +107,69 @@ def decode_clips(
         return cached("decoded", clips, f"{name} {seconds}", lambda: back(load_mels(clips, mel, seconds)))
 
     return Decoded(reconstruct(kept), reconstruct(held), name)
+
+
+@dataclass(frozen=True)
+class Redrawing:
+    """Which clips patches draw again for a vocoder to read, and how."""
+
+    redrawn_by: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "a run of `train patches` on the latents of --mels-from: read mels that it drew too, beside real clips, with its faults"
+    redrawn_clips: int = 90
+    "of each label, at most"
+    redrawn_share: float = 0.35
+    "of a batch"
+    redrawn_since: tuple[float, float] = (0.1, 0.7)
+    "times of the flow from which they are drawn, evenly: from 0 they would be other sounds, from 1 the clips themselves"
+    guidance: tuple[float, ...] = GUIDANCE
+    "of each label, as the instrument will have it"
+    temperature: tuple[float, ...] = TEMPERATURE
+    "of each label, as the instrument will have it"
+
+
+def redraw_clips(config: Redrawing, decoded: Decoded, mels_from: Path, kept: list[ClipFile], seconds: float) -> Decoded:
+    """Return `decoded` with the mels of some labelled clips drawn again by patches, from the cache when they are there.
+
+    Raises UserError for patches of another autoencoder's latents, settings that make no sense, and clips without labels.
+    """
+    assert config.redrawn_by is not None
+    low, high = config.redrawn_since
+    if not (0 <= low <= high < 1 and 0 < config.redrawn_share < 1 and config.redrawn_clips > 0):
+        raise UserError(
+            f"--redrawn-since {low:g} {high:g}, --redrawn-share {config.redrawn_share:g}, --redrawn-clips "
+            f"{config.redrawn_clips}: expected times from 0 to below 1, a share between 0 and 1, and 1 clip or more"
+        )
+    if {len(config.guidance), len(config.temperature)} != {len(LABELS)}:
+        raise UserError(f"--guidance and --temperature: expected {len(LABELS)} numbers each, one a label")
+    autoencoder, _ = load_autoencoder(mels_from)
+    model, latents_of, _ = load_patches(config.redrawn_by)
+    if latents_of != fingerprint(autoencoder.components):
+        raise UserError(
+            f"--redrawn-by {config.redrawn_by} draws latents of another autoencoder than {mels_from}: name that"
+        )
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0)).tolist()
+    mine = [[i for i in order if kept[i].label == label][: config.redrawn_clips] for label in LABELS]
+    again = torch.tensor(sorted(itertools.chain(*mine)), dtype=torch.int64)
+    if not len(again):
+        raise UserError("--redrawn-by: none of the clips has one of the seven labels, which patches draw")
+    clips = [kept[i] for i in again.tolist()]
+
+    def compute() -> Tensor:
+        mels, labels = load_mels(clips, WIDE, seconds), label_ids(clips)
+        parts = []
+        torch.manual_seed(0)
+        for mel, label in track(list(zip(mels.split(16), labels.split(16))), "redrawn", console=Console(stderr=True)):
+            since = torch.empty(len(mel)).uniform_(low, high)
+            guidance, temperature = (torch.tensor(each)[label] for each in (config.guidance, config.temperature))
+            latents = autoencoder.encode(mel)
+            drawn = redraw(model, latents, label, since, guidance=guidance, temperature=temperature)
+            parts.append(autoencoder.decode(drawn).detach())
+        return torch.cat(parts)
+
+    key = f"{fingerprint(model)} {decoded.fingerprint} {low} {high} {config.guidance} {config.temperature} {seconds}"
+    mels = cached("redrawn", clips, key, compute)
+    name = hashlib.sha256(key.encode()).hexdigest()
+    return Decoded(torch.cat([decoded.mels, mels]), decoded.held, name, again)
 
 
 def cut_frames(mels: Tensor, clips: Tensor, starts: Tensor, count: int) -> Tensor:
