@@ -285,6 +285,8 @@ def _vocoded(run: dict[str, Any]) -> str:
         width = f" of width {run['width']}" if run["width"] else ""
         what = f"{run['vocoder'].replace('hifigan-v', 'HiFi-GAN V')}{width}, {steps}"
     read = ", reading mels that a model made" if run.get("mels_from") else ""
+    if run.get("redrawing", {}).get("redrawn_by"):
+        read += f", {run['redrawing']['redrawn_share']:.0%} of them drawn again by patches"
     return f"{what}{read}, seed {run['seed']}"
 
 
