@@ -106,14 +106,12 @@ def steps_for(seconds: float, run: Callable[[int], object]) -> int:
     return max(1, round(seconds / ((spent[1] - spent[0]) / 10)))
 
 
-def drawn(
-    name: str, config: Tries, clips: list[ClipFile], mels: Tensor, four: Autoencoder
-) -> tuple[Tensor, Tensor, int]:
+def drawn(name: str, config: Tries, clips: list[ClipFile], four: Autoencoder) -> tuple[Tensor, Tensor, int]:
     """Train a try and return (mels [n, M, T], labels [n], its steps)."""
     label = torch.arange(len(LABELS)).repeat_interleave(config.clips)
     kept, _ = split_by_recording(clips, BASE.held_out)
     if name in OTHERS:
-        mine, labels = mels_of(kept, clips, mels), label_ids(kept)
+        mine, labels = load_mels(kept, WIDE), label_ids(kept)
         steps = steps_for(config.seconds, lambda steps: OTHERS[name](BASE, four, mine, labels, steps))
         drawn_by = OTHERS[name](BASE, four, mine, labels, steps)
         torch.manual_seed(0)
@@ -131,7 +129,7 @@ def drawn(
     steps = steps_for(seconds, brief)
     model = train(replace(setting, steps=steps), clips)
     if name == FINISHED:
-        mine, labels = mels_of(kept, clips, mels), label_ids(kept)
+        mine, labels = load_mels(kept, WIDE), label_ids(kept)
 
         def last(more: int) -> Patches:
             begun = copy.deepcopy(model).requires_grad_(True)
@@ -146,18 +144,12 @@ def drawn(
     return load_autoencoder(run)[0].decode(draw(model.eval(), label, noise, steps=10)), label, steps
 
 
-def mels_of(kept: list[ClipFile], clips: list[ClipFile], mels: Tensor) -> Tensor:
-    """Return the mels of `kept` out of those of `clips`."""
-    places = {clip.path: place for place, clip in enumerate(clips)}
-    return mels[[places[clip.path] for clip in kept]]
-
-
 @torch.no_grad()
 def main(config: Tries) -> None:
     torch.set_num_threads(1)
     config.work.mkdir(parents=True, exist_ok=True)
     clips = find_clips(f"{config.shared}/data/foley:train")
-    mels, four = load_mels(clips, WIDE), load_autoencoder(config.autoencoder)[0]
+    four = load_autoencoder(config.autoencoder)[0]
     vocoder, _, _ = load_vocoder(config.vocoder)
     ruler = Ruler(clips, load_embedding("mn04"))
     store = config.work / "tries.json"
@@ -165,7 +157,7 @@ def main(config: Tries) -> None:
     for name in config.names:
         if name not in rows:
             with torch.enable_grad():
-                made, label, steps = drawn(name, config, clips, mels, four)
+                made, label, steps = drawn(name, config, clips, four)
             waves = torch.cat([vocoder(part) for part in made.detach().split(8)])
             rows[name] = {"steps": steps, "distances": list(ruler.by_label(waves, label.tolist()).values())}
             write_text(store, json.dumps(rows, indent=1) + "\n")

@@ -259,8 +259,9 @@ def flow(
     said_without = head.of_context(unlabelled) if unlabelled is not None else None
     begun = torch.zeros(1, device=noise.device) if since is None else since
     left = (1 - begun)[:, None]
-    for (lead, lead_of_last), share in zip(leads(steps), times(steps)):
-        time = head.say_time(begun + (1 - begun) * share)
+    clock = begun + (1 - begun) * torch.tensor(times(steps)[:-1], device=noise.device)[:, None]  # [steps, 1 or R]
+    said_of_times = head.say_time(clock.flatten()).unflatten(0, clock.shape)
+    for (lead, lead_of_last), time in zip(leads(steps), said_of_times):
         speed = head(point, said + time)
         if said_without is not None:
             without = head(point, said_without + time)

@@ -156,9 +156,10 @@ def redraw_clips(config: Redrawing, decoded: Decoded, mels_from: Path, kept: lis
 
     def compute() -> Tensor:
         mels, labels = load_mels(clips, WIDE, seconds), label_ids(clips)
-        parts = []
+        parts, console = [], Console(stderr=True)
         torch.manual_seed(0)
-        for mel, label in track(list(zip(mels.split(16), labels.split(16))), "redrawn", console=Console(stderr=True)):
+        batches = list(zip(mels.split(16), labels.split(16)))
+        for mel, label in track(batches, "redrawn", console=console, disable=not console.is_terminal):
             since = torch.empty(len(mel)).uniform_(low, high)
             guidance, temperature = (torch.tensor(each)[label] for each in (config.guidance, config.temperature))
             latents = autoencoder.encode(mel)
