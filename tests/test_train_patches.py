@@ -182,6 +182,19 @@ def test_patches_start_from_those_of_another_run_and_remember_what_it_heard(
         patches.train(replace(config, out=tmp_path / "third", model=replace(SIZE, layers=2)), find_clips(folder))
 
 
+def test_others_may_join_a_run_that_had_none_and_begin_as_what_has_no_label(
+    folder: Path, latents: Path, finished: Path, tmp_path: Path
+) -> None:
+    clips = find_clips(folder)
+    others = [replace(clip, label=None) for clip in clips[::3]]
+    config = replace(of_patches(tmp_path / "joined", latents), start_from=finished, lr=0.0, steps=1)
+    patches.train(config, clips, others)
+    before, after = (load_patches(run)[0].state_dict() for run in (finished, config.out))
+    known, joined = before.pop("label.weight"), after.pop("label.weight")
+    assert equal(before, after)
+    assert joined.equal(known[[*range(OTHER), OTHER, OTHER]])  # the seven, the others, none
+
+
 def test_every_place_that_counts_is_a_row_and_no_other_is() -> None:
     counted = torch.tensor([[True, True, False], [True, False, False]])
     rows = as_many_rows(counted)

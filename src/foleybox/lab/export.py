@@ -21,10 +21,8 @@ from foleybox.lab.graphs import Drawing, build_gan, build_patches, build_vocoder
 from foleybox.lab.models.sagan import refresh_batch_norm
 from foleybox.lab.runs import (
     NUMBERED,
-    fingerprint,
-    load_autoencoder,
     load_generator,
-    load_patches,
+    load_patches_and_autoencoder,
     load_vocoder,
     read_clips,
     read_run_config,
@@ -115,12 +113,9 @@ def main(config: Export) -> int:
     if kind == "patches":
         if config.autoencoder is None:
             raise UserError(f"{config.generator} draws the latents of an autoencoder: name its run with --autoencoder")
-        model, wanted, step = load_patches(config.generator)
-        autoencoder, autoencoder_step = load_autoencoder(config.autoencoder)
-        if fingerprint(autoencoder.components) != wanted:
-            raise UserError(
-                f"{config.generator} draws latents of another autoencoder than {config.autoencoder}: name that"
-            )
+        model, autoencoder, (step, autoencoder_step) = load_patches_and_autoencoder(
+            config.generator, config.autoencoder
+        )
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         samples, form = round(SECONDS * mel.rate), autoencoder.config
         graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.drawing)

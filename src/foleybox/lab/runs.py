@@ -316,6 +316,18 @@ def load_patches(run: Path) -> tuple[Patches, str, int]:
     return model.eval().requires_grad_(False), settings["autoencoder"], int(state["step"])
 
 
+def load_patches_and_autoencoder(run: Path, autoencoder_run: Path) -> tuple[Patches, Autoencoder, tuple[int, int]]:
+    """Return (the averaged patches, the autoencoder whose latents they draw, the step of each), both in eval mode.
+
+    Raises UserError for a bad run or a partial checkpoint, and for patches of another autoencoder's latents.
+    """
+    model, wanted, step = load_patches(run)
+    autoencoder, autoencoder_step = load_autoencoder(autoencoder_run)
+    if fingerprint(autoencoder.components) != wanted:
+        raise UserError(f"{run} draws latents of another autoencoder than {autoencoder_run}: name that")
+    return model, autoencoder, (step, autoencoder_step)
+
+
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of a model's names, shapes and values, 64 hexadecimal digits: the same for the same weights."""
     digest = hashlib.sha256()

@@ -62,7 +62,7 @@ class TrainPatches:
     autoencoder: Path = Path("runs/autoencoder")
     "run folder of `foleybox train autoencoder`, whose latents are learned"
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `train patches` of the same sizes and autoencoder, whose averaged weights to start with"
+    "a run of `train patches` of the same sizes and autoencoder, with or without others, whose averaged weights to start with"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
     held_out: float = 0.04
@@ -246,17 +246,24 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
 def started(config: TrainPatches, latents_of: str) -> Patches:
     """Return the model to begin with: of random weights, or with those of `start_from`.
 
+    Where there are others and `start_from` had none, their label begins as the one that means none, which is what it
+    comes nearest to.
+
     Raises UserError for a run of another size or of latents with another fingerprint than `latents_of`.
     """
     model = Patches(config.model)
     if config.start_from is not None:
         given, theirs, _ = load_patches(config.start_from)
-        if (given.config, theirs) != (config.model, latents_of):
+        weights, size = given.state_dict(), given.config
+        if (size.labels, config.model.labels) == (len(LABELS), OTHER + 1):
+            known = weights["label.weight"]  # the seven and none: [8, C]
+            weights["label.weight"], size = torch.cat([known, known[-1:]]), replace(size, labels=OTHER + 1)
+        if (size, theirs) != (config.model, latents_of):
             found = "latents of another autoencoder" if theirs != latents_of else f"{given.config}"
             raise UserError(
                 f"--start-from {config.start_from} has {found}: expected those of --autoencoder, {config.model}"
             )
-        model.load_state_dict(given.state_dict())
+        model.load_state_dict(weights)
     return model
 
 

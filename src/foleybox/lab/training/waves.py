@@ -20,7 +20,14 @@ from foleybox.lab.features import DCASE, WIDE, LogMel, MelConfig
 from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.patches import GUIDANCE, TEMPERATURE, redraw
 from foleybox.lab.models.vqvae import Vqvae
-from foleybox.lab.runs import fingerprint, load_autoencoder, load_patches, load_vqvae, read_clips, read_run_config
+from foleybox.lab.runs import (
+    fingerprint,
+    load_autoencoder,
+    load_patches_and_autoencoder,
+    load_vqvae,
+    read_clips,
+    read_run_config,
+)
 from foleybox.labels import LABELS
 
 
@@ -141,12 +148,7 @@ def redraw_clips(config: Redrawing, decoded: Decoded, mels_from: Path, kept: lis
         )
     if {len(config.guidance), len(config.temperature)} != {len(LABELS)}:
         raise UserError(f"--guidance and --temperature: expected {len(LABELS)} numbers each, one a label")
-    autoencoder, _ = load_autoencoder(mels_from)
-    model, latents_of, _ = load_patches(config.redrawn_by)
-    if latents_of != fingerprint(autoencoder.components):
-        raise UserError(
-            f"--redrawn-by {config.redrawn_by} draws latents of another autoencoder than {mels_from}: name that"
-        )
+    model, autoencoder, _ = load_patches_and_autoencoder(config.redrawn_by, mels_from)
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0)).tolist()
     mine = [[i for i in order if kept[i].label == label][: config.redrawn_clips] for label in LABELS]
     again = torch.tensor(sorted(itertools.chain(*mine)), dtype=torch.int64)
