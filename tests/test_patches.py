@@ -1,5 +1,6 @@
 """Causal patches and the autoencoder of their latents: what a place may know, what a stream draws, what the flow learns."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +109,17 @@ def test_guidance_of_one_is_none_and_of_zero_ignores_the_label(model: Patches) -
     assert (draw(model, label, noise) - draw(model, label, noise, guidance=2.0)).abs().max() > 1e-6
 
 
+def test_guidance_from_a_time_on_leaves_the_steps_before_it_alone(model: Patches) -> None:
+    """Four steps begin at 0, 0.38, 0.71 and 0.92: from 1 on is none of them, from 0.92 the last, from 0.3 all but one."""
+    noise, label = torch.randn(1, 4, 6).double(), torch.tensor([1])
+    plain, *guided = (
+        draw(model, label, noise, steps=4, guidance=2.0, guided_from=since) for since in (1.0, 0.9, 0.5, 0.3, 0.0)
+    )
+    torch.testing.assert_close(plain, draw(model, label, noise, steps=4), rtol=0, atol=1e-12)
+    torch.testing.assert_close(guided[-1], draw(model, label, noise, steps=4, guidance=2.0), rtol=0, atol=1e-12)
+    assert all((one - other).abs().max() > 1e-6 for one, other in itertools.pairwise([plain, *guided]))
+
+
 def test_the_flow_learns_a_gaussian_whose_mean_it_is_told() -> None:
     """x ~ N(mean, 0.25): what is drawn has that mean and that spread."""
     torch.manual_seed(0)
@@ -185,7 +197,13 @@ def redrawn(model: Patches, latents: Tensor, since: float) -> Tensor:
     torch.manual_seed(3)
     two = torch.tensor([1.0, 1.5]).double()
     return redraw(
-        model, latents, torch.tensor([0, 6]), torch.full((2,), since).double(), guidance=two, temperature=torch.ones(2)
+        model,
+        latents,
+        torch.tensor([0, 6]),
+        torch.full((2,), since).double(),
+        guidance=two,
+        guided_from=0.3,
+        temperature=torch.ones(2),
     )
 
 

@@ -23,7 +23,7 @@ from foleybox.studio.stream import draw, rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2)
-DRAWING = Drawing(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), (1.0, 1.0, 1.3, 1.0, 1.0, 1.0, 1.0))
+DRAWING = Drawing(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), 0.3, (1.0, 1.0, 1.3, 1.0, 1.0, 1.0, 1.0))
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
 
 
@@ -65,11 +65,15 @@ def test_the_graph_draws_what_torch_draws_but_for_rounded_weights(
     label = torch.tensor([3, 5])
     with torch.no_grad():
         plain = draw_in_torch(parts[0], label[:1], noise[:1], steps=4).numpy()
-        guided = draw_in_torch(parts[0], label[1:], noise[1:], steps=4, guidance=2.0).numpy()
-    wanted = np.concatenate([plain, guided])
+        late, whole = (
+            draw_in_torch(parts[0], label[1:], noise[1:], steps=4, guidance=2.0, guided_from=since).numpy()
+            for since in (DRAWING.guided_from, 0.0)
+        )
+    wanted = np.concatenate([plain, late])
     drawn = draw(synth.sessions["next"], label.numpy(), noise.numpy())
     assert np.abs(drawn - wanted).max() < 0.1
     assert np.corrcoef(drawn.ravel(), wanted.ravel())[0, 1] > 0.999
+    assert np.abs(drawn[1:] - late).mean() < np.abs(whole - late).mean() / 2
 
 
 def test_only_a_guided_clip_has_a_second_row_and_clips_never_mix() -> None:
@@ -134,7 +138,9 @@ def test_sharpening_raises_grain_and_leaves_what_is_even(parts: tuple[Patches, A
     [
         (Drawing(guidance=(1.0, 2.0)), "2 numbers of --guidance"),
         (Drawing(temperature=(1.0, 2.0)), "2 numbers of --temperature"),
-        (Drawing(temperature=(1.0,) * 6 + (0.0,)), "temperatures above 0"),
+        (Drawing(temperature=(1.0,) * 6 + (0.0,)), "all above 0"),
+        (Drawing(guidance=(1.0,) * 6 + (0.0,)), "all above 0"),
+        (Drawing(guided_from=1.5), "--guided-from 1.5"),
         (Drawing(flow_steps=0), "--flow-steps 0"),
     ],
 )

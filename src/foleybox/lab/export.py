@@ -291,8 +291,9 @@ def _drawn(made: dict[str, Any]) -> str:
         return f", {made.get('weights', 'average')} weights"
     run = made["autoencoder"]
     guidance, temperature = (", ".join(f"{each:g}" for each in made[name]) for name in ("guidance", "temperature"))
+    since = f" from {made['guided_from']:g} of the flow on" if made.get("guided_from") else ""
     return (
-        f"; {made['flow_steps']} steps a latent, by label guidance {guidance} and temperature {temperature}, "
+        f"; {made['flow_steps']} steps a latent, by label guidance {guidance}{since} and temperature {temperature}, "
         f"sharpened by {made['sharpen']:g}; its latents from an autoencoder of {run['steps']:,} steps of "
         f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
     )

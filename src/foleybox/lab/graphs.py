@@ -22,7 +22,7 @@ from foleybox.doors import UserError
 from foleybox.lab.features import DCASE, SILENCE, WIDE, MelConfig
 from foleybox.lab.models.autoencoder import Autoencoder
 from foleybox.lab.models.hifigan import Hifigan
-from foleybox.lab.models.patches import GUIDANCE, TEMPERATURE, Layer, Patches, leads, times
+from foleybox.lab.models.patches import GUIDANCE, GUIDED_FROM, TEMPERATURE, Layer, Patches, leads, times
 from foleybox.lab.models.sagan import Generator, to_mel
 from foleybox.lab.models.vocos import Vocos
 from foleybox.labels import LABELS
@@ -219,8 +219,9 @@ class NextGraph(nn.Module):
 
     said: Tensor
     leads: Tensor
+    guided: Tensor
 
-    def __init__(self, model: Patches, steps: int) -> None:
+    def __init__(self, model: Patches, steps: int, guided_from: float = 0.0) -> None:
         super().__init__()
         self.model = model
         head, width = model.head, model.config.head_width
@@ -229,6 +230,8 @@ class NextGraph(nn.Module):
             said[..., width : 2 * width] += 1  # the scale is one plus what is said
         self.register_buffer("said", said.flatten(1)[:, None], persistent=False)
         self.register_buffer("leads", torch.tensor(leads(steps))[:, :, None], persistent=False)
+        guided = torch.tensor(times(steps)[:-1])[:, None, None] >= guided_from  # [steps, 1, 1]
+        self.register_buffer("guided", guided, persistent=False)
 
     def forward(self, before: Tensor, label: Tensor, mix: Tensor, place: Tensor, noise: Tensor, *kept: Tensor) -> Any:
         model, R = self.model, len(label)
@@ -254,16 +257,21 @@ class NextGraph(nn.Module):
             past, own = weights.split([len(slots), 1], -1)
             x = layer.finish(x, past[:, :, None] @ values + (own * value)[:, :, None])
             new += [key, value]
-        return self.flow(noise, model.norm(x)[:, 0], mix), *new
+        # Where the flow is not guided yet, both rows of a clip do what the one with a label says.
+        labelled = ((mix != 0) & (label >= 0)).to(mix.dtype)
+        return self.flow(noise, model.norm(x)[:, 0], torch.where(self.guided, mix, labelled)), *new
 
-    def flow(self, noise: Tensor, context: Tensor, mix: Tensor) -> Tensor:
-        """Do what `models.patches.flow` does, all that does not depend on the point worked out at once before it."""
+    def flow(self, noise: Tensor, context: Tensor, mixes: Tensor) -> Tensor:
+        """Do what `models.patches.flow` does, all that does not depend on the point worked out at once before it.
+
+        `mixes` [steps, R, R]: how the speeds of the rows are added up in each step.
+        """
         head = self.model.head
         said = head.of_context(context).repeat(1, len(head.own)) + self.said  # [steps, R, (layers + 1) 3 E]
         told = said.chunk(3 * len(head.own), -1)[:-1]  # shift, scale, gate of each layer; no gate in the end
 
         def step(carry: tuple[Tensor, Tensor], of_step: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
-            (point, last), (lead, lead_of_last, *told) = carry, of_step
+            (point, last), (lead, lead_of_last, mix, *told) = carry, of_step
             x = head.embed(point)
             for index, (rise, fall) in enumerate(zip(head.rises, head.falls, strict=True)):
                 shift, scale, gate = told[3 * index : 3 * index + 3]
@@ -273,7 +281,7 @@ class NextGraph(nn.Module):
             return (point + lead * speed + lead_of_last * last, speed), ()
 
         start = (noise, torch.zeros_like(noise))
-        (point, _), _ = scan(step, start, (*self.leads.unbind(1), *told))  # pyright: ignore[reportGeneralTypeIssues]
+        (point, _), _ = scan(step, start, (*self.leads.unbind(1), mixes, *told))  # pyright: ignore[reportGeneralTypeIssues]
         return point
 
 
@@ -313,6 +321,8 @@ class Drawing:
     "steps in which a latent is drawn"
     guidance: tuple[float, ...] = GUIDANCE
     "of each label, in their order: above 1 more of what the label says; steady sounds lose their grain by it"
+    guided_from: float = GUIDED_FROM
+    "the time of the flow, 0 to 1, from which latents are guided; from 0 on, sounds are more alike"
     temperature: tuple[float, ...] = TEMPERATURE
     "of each label: what the noise of its latents is scaled by; some labels come out too much alike without"
     sharpen: float = 0.0
@@ -327,15 +337,16 @@ def build_patches(
         raise UserError(f"the vocoder reads the mel {mel}, the autoencoder makes {WIDE}: train one with --mel wide")
     config, form = model.config, autoencoder.config
     by_label = {"guidance": drawing.guidance, "temperature": drawing.temperature}
-    if any(len(numbers) != len(LABELS) for numbers in by_label.values()) or min(drawing.temperature) <= 0:
+    if any(len(numbers) != len(LABELS) or min(numbers) <= 0 for numbers in by_label.values()):
         told = ", ".join(f"{len(numbers)} numbers of --{name}" for name, numbers in by_label.items())
-        raise UserError(f"{told}: expected {len(LABELS)} of each, temperatures above 0")
-    if drawing.flow_steps < 1 or drawing.sharpen < 0:
+        raise UserError(f"{told}: expected {len(LABELS)} of each, all above 0")
+    if drawing.flow_steps < 1 or drawing.sharpen < 0 or not 0 <= drawing.guided_from <= 1:
         raise UserError(
-            f"--flow-steps {drawing.flow_steps}, --sharpen {drawing.sharpen:g}: expected 1 or more, 0 or more"
+            f"--flow-steps {drawing.flow_steps}, --sharpen {drawing.sharpen:g}, --guided-from {drawing.guided_from:g}: "
+            "expected 1 or more, 0 or more, 0 to 1"
         )
     places = -(-samples // (mel.hop * form.patch))
-    make, decode = NextGraph(model, drawing.flow_steps), DecoderGraph(autoencoder, drawing.sharpen)
+    make, decode = NextGraph(model, drawing.flow_steps, drawing.guided_from), DecoderGraph(autoencoder, drawing.sharpen)
     torch.manual_seed(0)
     shape = (3, config.heads, places, config.width // config.heads)
     kept = {f"{kind}_{i}": 0.5 * torch.randn(shape) for i in range(config.layers) for kind in ("keys", "values")}

@@ -18,7 +18,7 @@ from foleybox.lab.codes import decode_codes, encode_mels
 from foleybox.lab.data import ClipFile, cached, find_clips, label_ids, load_mels, split_by_recording
 from foleybox.lab.features import DCASE, WIDE, LogMel, MelConfig
 from foleybox.lab.models.autoencoder import Autoencoder
-from foleybox.lab.models.patches import GUIDANCE, TEMPERATURE, redraw
+from foleybox.lab.models.patches import GUIDANCE, GUIDED_FROM, TEMPERATURE, redraw
 from foleybox.lab.models.vqvae import Vqvae
 from foleybox.lab.runs import (
     fingerprint,
@@ -130,6 +130,8 @@ class Redrawing:
     "times of the flow from which they are drawn, evenly: from 0 they would be other sounds, from 1 the clips themselves"
     guidance: tuple[float, ...] = GUIDANCE
     "of each label, as the instrument will have it"
+    guided_from: float = GUIDED_FROM
+    "the time of the flow from which latents are guided, as the instrument will have it"
     temperature: tuple[float, ...] = TEMPERATURE
     "of each label, as the instrument will have it"
 
@@ -165,11 +167,14 @@ def redraw_clips(config: Redrawing, decoded: Decoded, mels_from: Path, kept: lis
             since = torch.empty(len(mel)).uniform_(low, high)
             guidance, temperature = (torch.tensor(each)[label] for each in (config.guidance, config.temperature))
             latents = autoencoder.encode(mel)
-            drawn = redraw(model, latents, label, since, guidance=guidance, temperature=temperature)
+            drawn = redraw(
+                model, latents, label, since, guidance=guidance, guided_from=config.guided_from, temperature=temperature
+            )
             parts.append(autoencoder.decode(drawn).detach())
         return torch.cat(parts)
 
-    key = f"{fingerprint(model)} {decoded.fingerprint} {low} {high} {config.guidance} {config.temperature} {seconds}"
+    how = f"{low} {high} {config.guidance} {config.guided_from} {config.temperature} {seconds}"
+    key = f"{fingerprint(model)} {decoded.fingerprint} {how}"
     mels = cached("redrawn", clips, key, compute)
     name = hashlib.sha256(key.encode()).hexdigest()
     return Decoded(torch.cat([decoded.mels, mels]), decoded.held, name, again)
