@@ -71,11 +71,12 @@ def difference(name: str, module: nn.Module, inputs: dict[str, Tensor]) -> float
 
 def test_the_restored_patches_draw_what_the_instrument_draws(runs: Path) -> None:
     model = load_patches(runs / "patches")[0]
-    steps = read_instrument(SMALL).made_with["flow_steps"]
-    assert difference("next", NextGraph(model, steps), asked(model)) < 1e-3
+    made = read_instrument(SMALL).made_with
+    graph = NextGraph(model, made["flow_steps"], made["guided_from"])
+    assert difference("next", graph, asked(model)) < 1e-3
     with torch.no_grad():
         model.layers[3].out.weight[:, :64].zero_()  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-    assert difference("next", NextGraph(model, steps), asked(model)) > 1e-2  # a quarter of one matrix would be seen
+    assert difference("next", graph, asked(model)) > 1e-2  # a quarter of one matrix would be seen
 
 
 def test_the_restored_autoencoder_and_vocoder_make_the_mels_and_waves_of_the_instrument(runs: Path) -> None:
