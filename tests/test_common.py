@@ -16,6 +16,7 @@ from foleybox.lab.training.common import (
     at_least,
     balanced_indices,
     batch_indices,
+    due,
     seed_step,
     share,
     update_average,
@@ -58,6 +59,10 @@ def test_processes_share_a_batch_without_overlap() -> None:
 @pytest.mark.parametrize("seed", [0, 20_261_120, 2**53])
 def test_any_seed_is_a_seed(seed: int) -> None:
     seed_step(seed, 10**6, rank=7)
+
+
+def test_what_is_due_is_due_at_multiples_and_at_the_last_step() -> None:
+    assert [done for done in range(1, 12) if due(done, 11, 3, 4)] == [3, 4, 6, 8, 9, 11]
 
 
 def test_settings_below_their_lowest_value_are_refused() -> None:

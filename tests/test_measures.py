@@ -141,6 +141,22 @@ def test_intervals_of_distances_are_as_wide_as_other_sets_of_the_same_system_sca
         assert np.mean([span(each[name]) for each in found]) == pytest.approx(scatter, rel=0.4), name
 
 
+def test_intervals_of_neighbours_are_as_wide_as_other_sets_of_the_same_system_scatter() -> None:
+    generator = np.random.default_rng(0)
+
+    def wide(
+        n: int, away: float
+    ) -> EmbeddedClips:  # 16 numbers: in a few, clips have so many neighbours that none counts
+        one = clips(n, int(generator.integers(1 << 30)), windows=1)
+        return one._replace(vectors=(generator.normal(size=(n, 1, 16)) + away).astype(np.float32))
+
+    reference, config = reference_of(wide(100, 0)), MeasureConfig(bootstrap=60)
+    found = [figures(measure(wide(100, 0.3), reference, config), {}, config) for _ in range(40)]
+    for name in ("precision", "recall", "density", "coverage"):
+        scatter = 2 * 1.96 * np.std([each[name].value for each in found])
+        assert np.mean([span(each[name]) for each in found]) == pytest.approx(scatter, rel=0.3), name
+
+
 def test_the_mean_is_the_plain_mean_of_labels() -> None:
     parts = [
         Measured({"frechet": 1.0, "kad": 2.0}, {"frechet": np.array([1.0, 2])}),

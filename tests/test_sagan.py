@@ -35,7 +35,7 @@ from foleybox.lab.models.sagan import (
     to_mel,
     to_network,
 )
-from foleybox.lab.runs import load_generator
+from foleybox.lab.runs import load_generator, read_clips
 from foleybox.lab.systems import KT, KtSystem
 from foleybox.lab.training import sagan as loop
 from foleybox.lab.training.sagan import Anchors, Steadiers, TrainSagan, faded_in, main, train
@@ -334,6 +334,7 @@ def test_the_six_systems_have_the_reports_losses_and_temperatures() -> None:
 
 
 SOURCED = replace(TINY, embedding=128)
+HEARD = {"clip": "Rain/1.wav 9", "label": "Rain", "tier": "nc", "licence": "CC BY-NC", "source": "them"}
 
 
 @pytest.fixture
@@ -342,6 +343,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     torch.manual_seed(1)
     encoder = Encoder(EncoderConfig(width=4)).eval()
     monkeypatch.setattr(loop, "load_encoder", lambda run: (encoder, 1))
+    monkeypatch.setattr(loop, "read_clips", lambda run: [HEARD])
     return encoder
 
 
@@ -359,6 +361,9 @@ def test_a_system_trains_with_its_loss_and_no_other(
     sourced = {"encoder": Path("run"), "model": SOURCED} if KT[system].source else {}
     train(tiny_run(tmp_path / "run", system=system, steps=1, **sourced), find_clips(folder), tmp_path / "run")
     assert calls == [astuple(KT[system])] * 2  # the discriminator's, the generator's
+    assert (HEARD in read_clips(tmp_path / "run")) == bool(
+        KT[system].source
+    )  # what the encoder heard is in the weights
 
 
 def sources_seen(
@@ -493,6 +498,11 @@ def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_pat
         ({"system": "kt-csupcon"}, "--system kt-csupcon needs the frozen encoder"),
         ({"encoder": Path("runs/encoder")}, "--system kt-2c has no encoder in its loss"),
         ({"source": "self"}, "--system kt-2c has no encoder in its loss"),
+        (
+            {"steadiers": Steadiers(transition=(500, 500))},
+            "--transition 500 500: expected a first step and a later last one",
+        ),
+        ({"steadiers": Steadiers(transition=(9, 5))}, "--transition 9 5: expected"),
         ({"d_steps": 0}, "--d-steps 0: expected 1 or more"),
         ({"steadiers": Steadiers(r1=-1.0)}, "--r1 -1.0: expected 0 or more"),
     ],

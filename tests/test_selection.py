@@ -251,6 +251,25 @@ def test_a_selection_that_is_interrupted_leaves_no_folder(
     assert [path.name for path in candidates.parent.iterdir()] == ["candidates"]
 
 
+def test_an_earlier_selection_comes_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "best"
+    selection.write_selection(out, [], {"kept": "the first"})
+    replace = Path.replace
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("no room")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no room"):
+        selection.write_selection(out, [], {"kept": "the second"})
+    assert "the first" in (out / "selection.json").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
 def test_without_an_encoder_clips_are_compared_by_plain_numbers_of_their_mels(
     candidates: Path, run: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import accelerate.state
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers_lab import toy_folder
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from foleybox.lab.runs import load_autoencoder, load_vocoder, open_run, read_cli
 from foleybox.lab.training import vocoder
 from foleybox.lab.training.autoencoder import TrainAutoencoder
 from foleybox.lab.training.vocoder import Crops, TrainVocoder, learning_rate, main, train
-from foleybox.lab.training.waves import decode_clips, measure
+from foleybox.lab.training.waves import Decoded, Redrawing, decode_clips, measure
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +72,65 @@ def test_repetition_is_a_term_of_the_loss_only_where_it_is_asked_for(tmp_path: P
         assert ("repetition" in line) == (weight > 0)
 
 
+def test_what_was_drawn_again_has_no_attacks_to_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch drawn anew begins elsewhere: beside the recording's attack it would teach the vocoder to smear it."""
+    rows = []
+    monkeypatch.setattr(vocoder.losses, "attack_distance", lambda real, fake: (rows.append(len(real)), fake.mean())[1])
+    mels = LogMel(DCASE)(sounds().float() / 32768)
+    decoded = Decoded(torch.cat([mels, mels[:2]]), mels[:2], "0" * 64, torch.tensor([0, 1]))
+    config = settings(tmp_path / "run", steps=2, batch=4, attack_weight=1.0, redrawing=Redrawing(redrawn_share=0.5))
+    train(config, sounds(), sounds(2), [], decoded)
+    assert rows == [2, 2]
+
+
+def test_an_infinite_step_in_fp16_is_skipped_and_halves_the_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def halves(*_: object) -> Accelerator:
+        made = Accelerator(mixed_precision="bf16", cpu=True)
+        made.state._mixed_precision = "fp16"
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)  # type: ignore[assignment]
+        return made
+
+    really, calls = vocoder.losses.mel_distance, []
+
+    def mel_distance(real: Tensor, fake: Tensor) -> Tensor:
+        calls.append(1)
+        return really(real, fake) * (torch.inf if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(vocoder, "accelerator_for", halves)
+    monkeypatch.setattr(vocoder.losses, "mel_distance", mel_distance)
+    train(settings(tmp_path / "run", steps=4, adversarial_from=100), sounds(), sounds(2), [])
+    found = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in found] == [0, 1, 0, 0]
+    assert read_state(tmp_path / "run" / "state.pt")["scaler"]["scale"] == 8
+
+
+def test_what_an_autoencoder_heard_is_heard_by_a_vocoder_that_reads_its_mels(tmp_path: Path) -> None:
+    theirs = [{"clip": "Rain/9.wav 1", "label": "Rain", "tier": "nc", "licence": "CC BY-NC", "source": "them"}]
+    form = AutoencoderConfig(latent=6, width=8, fine=8, coarse_layers=1, fine_layers=1, noise=2)
+    open_run(tmp_path / "ours", "autoencoder", TrainAutoencoder(model=form), theirs)
+    mels = LogMel(DCASE)(sounds().float() / 32768)
+    config = settings(tmp_path / "run", steps=1, mels_from=tmp_path / "ours")
+    train(config, sounds(), sounds(2), [], Decoded(mels, mels[:2], "0" * 64))
+    assert read_clips(tmp_path / "run") == theirs
+
+
+def test_processes_log_at_the_same_steps_whatever_one_of_them_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line asks every process for its numbers, and only the first measures: were it to ask alone, all would hang."""
+    steps: dict[bool, list[int]] = {True: [], False: []}
+    for main_process in (True, False):
+        monkeypatch.setattr(Accelerator, "is_main_process", property(lambda _, main=main_process: main))
+        monkeypatch.setattr(vocoder.Log, "write", lambda _, step, *rest, of=steps[main_process]: of.append(step))
+        monkeypatch.setattr(vocoder, "open_run", lambda *_: None)
+        (tmp_path / f"{main_process}").mkdir()
+        config = settings(tmp_path / f"{main_process}", steps=5, log_every=3, sample_every=2, adversarial_from=100)
+        train(config, sounds(), sounds(2), [])
+    assert steps[True] == steps[False] == [2, 3, 4, 5]
+
+
 def test_a_crop_too_short_to_repeat_itself_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--segment 11 with --repetition-weight: expected 12 frames"):
         train(settings(tmp_path / "run", segment=11, repetition_weight=1.0), sounds(), sounds(2), [])
@@ -108,6 +168,13 @@ def test_given_mels_are_cut_where_the_wave_is_and_move_with_its_gain() -> None:
     expected = torch.stack([marks[2, :, 5:13], marks[0, :, 32:40]]) - torch.log(torch.tensor(2.0))
     torch.testing.assert_close(mel, expected)
     assert float(crops.cut(*places, torch.tensor([0.0, 0.0]))[1].min()) == pytest.approx(SILENCE)
+
+
+def test_silence_stays_silent_however_loud_a_given_mel_is_made() -> None:
+    crops = Crops(torch.zeros(1, 40 * 256, dtype=torch.int16), DCASE, 8, 0.1, torch.full((1, 80, 40), SILENCE))
+    assert torch.equal(
+        crops.cut(torch.tensor([0]), torch.tensor([5]), torch.tensor([2.0]))[1], torch.full((1, 80, 8), SILENCE)
+    )
 
 
 def test_crops_hold_sound_but_for_the_silent_share() -> None:

@@ -7,6 +7,7 @@ import torch
 
 from foleybox.lab.features import LogMel, MelConfig
 from foleybox.lab.losses import (
+    attack_distance,
     feature_matching,
     mel_distance,
     more_repetition,
@@ -153,3 +154,48 @@ def test_no_click_and_no_burst_hides_a_repetition(place: slice) -> None:
     loud[:, place] = 300.0 if place.stop - place.start < 3 else 20 * loud[:, place]
     assert float(repetition(loud)) < 0.6 * float(repetition(buzz))
     assert float(more_repetition(noise, loud)) > 0.9 * float(more_repetition(noise, buzz))
+
+
+def test_no_lag_is_longer_than_the_crop() -> None:
+    """Behind them in an autocorrelation lie the lags below zero, the short ones of which are high in any soft noise."""
+    torch.manual_seed(0)
+    white = torch.randn(8, 12 * 256)
+    soft = torch.nn.functional.avg_pool1d(torch.randn(8, 1, 12 * 256 + 1023), 1024, 1)[:, 0]
+    assert float(more_repetition(white, soft)) == float(more_repetition(white, soft, longest=12 * 256))
+
+
+# --- attacks ------------------------------------------------------------------------------------------------------
+
+
+def clicks(*places: int) -> torch.Tensor:
+    """A wave [1, 16,384] with a burst of 10 ms at each place, over a soft background."""
+    generator = torch.Generator().manual_seed(9)
+    wave, burst = 1e-3 * torch.randn(1, 16_384, generator=generator), torch.randn(220, generator=generator)
+    for place in places:
+        wave[0, place : place + 220] += 0.3 * burst
+    return wave
+
+
+def test_a_click_that_begins_too_early_costs_more_the_earlier_and_one_in_its_place_nothing() -> None:
+    real = clicks(4000, 9000)
+    costs = [float(attack_distance(real, clicks(4000 - early, 9000 - early))) for early in (0, 64, 128, 256)]
+    assert costs[0] == 0
+    assert costs == sorted(costs)
+    assert costs[1] > 0.2
+    smeared = real + torch.nn.functional.pad(0.5 * real[:, 300:], (0, 300))
+    assert float(attack_distance(real, smeared)) > 1
+
+
+def test_another_draw_of_steady_noise_has_no_attacks_to_be_compared() -> None:
+    torch.manual_seed(1)
+    noise, another = torch.randn(2, 4, 16_384)
+    assert float(attack_distance(noise, another)) < 0.1 * float(attack_distance(clicks(4000), 0.3 * another[:1]))
+
+
+def test_what_is_far_from_an_attack_does_not_count_and_the_gradient_is_near_it() -> None:
+    real = clicks(8000)
+    fake = (real + 0.01 * torch.randn(1, 16_384, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    (slope,) = torch.autograd.grad(attack_distance(real, fake), fake)
+    near = slope[0, 8000 - 35 * 22 - 200 : 8000 + 17 * 22 + 200]
+    assert slope.norm() == pytest.approx(float(near.norm()))
+    assert near.norm() > 0

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,22 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, as `write_bytes` does."""
     write_bytes(path, text.encode())
+
+
+def put_in_place(beside: Path, folder: Path) -> None:
+    """Let the folder `beside` take the place of `folder`; what was there goes last, and comes back if that fails."""
+    if not folder.exists():
+        beside.replace(folder)
+        return
+    old = beside.with_suffix(".old")
+    shutil.rmtree(old, ignore_errors=True)  # what kill -9 left of an earlier one
+    folder.replace(old)
+    try:
+        beside.replace(folder)
+    except BaseException:
+        old.replace(folder)
+        raise
+    shutil.rmtree(old)
 
 
 def sha256(path: Path) -> str:

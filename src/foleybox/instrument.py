@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from foleybox.doors import UserError, sha256, write_text
+from foleybox.doors import UserError, put_in_place, sha256, write_text
 
 FORMAT = 1
 MANIFEST, CARD = "instrument.json", "CARD.md"
@@ -189,17 +189,7 @@ def write_instrument(
         (beside / CARD).write_text(card, encoding="utf-8")
         write_text(beside / MANIFEST, json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n")
         read_instrument(beside)  # what the reader would refuse is never put in place
-        if folder.exists():
-            old = beside.with_suffix(".old")
-            folder.replace(old)
-            try:
-                beside.replace(folder)
-            except BaseException:
-                old.replace(folder)
-                raise
-            shutil.rmtree(old)
-        else:
-            beside.replace(folder)
+        put_in_place(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

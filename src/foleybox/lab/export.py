@@ -79,6 +79,10 @@ def commit() -> str:
         return ""
 
 
+FOLDERS = {"clips", "out", "data", "others", "start_from", "encoder", "decoder_from"}
+"settings of a run that say where something lay"
+
+
 def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
     """Count the clips that runs were trained on (`runs.read_clips`); a clip that two of them heard counts once.
 
@@ -127,7 +131,9 @@ def main(config: Export) -> int:
         generator, step = load_generator(config.generator, config.weights)
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         torch.manual_seed(config.seed)
-        if config.draws:
+        if (
+            config.draws and config.weights == "average"
+        ):  # the last weights have the statistics that they were trained with
             refresh_batch_norm(generator, config.draws)
         samples = round(SECONDS * mel.rate)
         graphs, latent = build_gan(generator, vocoder, mel, samples), (generator.config.latent,)
@@ -209,8 +215,8 @@ def revoice(config: Export) -> int:
 
 
 def _settings(run: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return a run's settings for the manifest: the clips are counted in `heard`, paths are nobody's business."""
-    return {**{key: run[key] for key in run if key not in ("clips", "out", "data", "start_from")}, "steps": step}
+    """Return a run's settings for the manifest: the clips are counted in `heard`, folders are nobody's business."""
+    return {**{key: run[key] for key in run if key not in FOLDERS}, "steps": step}
 
 
 def _read_notes(path: Path) -> str:

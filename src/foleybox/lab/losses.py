@@ -3,6 +3,8 @@
 Letters: N batch, E embedding width, B batch, L samples, M mel bands, T frames. No weights here: the loop multiplies.
 """
 
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -158,15 +160,44 @@ def texture_of_waves(real: Tensor, fake: Tensor, windows: tuple[int, ...] = (409
     """
     distances = []
     for n_fft in windows:
-        x, y = (_magnitudes(wave, n_fft, 1e-3).log() for wave in (real, fake))
+        x, y = (_magnitudes(wave, n_fft, n_fft // 4, 1e-3).log() for wave in (real, fake))
         distances.append(texture_distance(x, y, bands=n_fft // 64, frames=8))
     return torch.stack(distances).mean()
 
 
-def _magnitudes(wave: Tensor, n_fft: int, floor: float) -> Tensor:
-    """Return the STFT magnitude [B, N/2+1, T], hop N/4, floored: silence has a finite logarithm and gradient."""
+def attack_distance(real: Tensor, fake: Tensor, n_fft: int = 128, hop: int = 32) -> Tensor:
+    """Return how far apart two waves [B, L] are around the attacks of the real one, in nepers of power; 0 if it has none.
+
+    A mel's window is 46 ms long, and a vocoder that learned by distances of such spectra begins a click 20 ms before it
+    sounds. Here levels of four bands above 500 Hz are compared in windows of 6 ms, but only from 35 ms before to 17 ms after
+    a rise by more than 6 dB within 20 ms: steady noise has none of these, and no fine levels of its own to be compared with.
+    """
+    mine, theirs = (_fine_levels(wave, n_fft, hop) for wave in (real, fake))  # [B, 4, T]
+    weight = _near_attacks(mine)
+    return (weight * (mine - theirs).abs()).sum() / weight.sum().clamp(min=1)
+
+
+def _fine_levels(wave: Tensor, n_fft: int, hop: int) -> Tensor:
+    """Return the natural logarithm of the power [B, 4, T] in four octaves below half the rate."""
+    power = _magnitudes(wave, n_fft, hop, 1e-3).square()
+    edges = [n_fft // 2 >> octave for octave in (4, 3, 2, 1, 0)]
+    return torch.stack([power[:, low:high].mean(1) for low, high in itertools.pairwise(edges)], 1).log()
+
+
+def _near_attacks(level: Tensor) -> Tensor:
+    """Return how much each of the fine levels [B, 4, T] is near an attack, 0 to 1: a rise by 6 dB counts nothing, by 18 all.
+
+    A level has risen when it is above all levels 4 to 16 frames before.
+    """
+    before = F.max_pool1d(F.pad(level, (16, 0), value=torch.inf)[..., :-4], 13, 1)
+    rise = (level - before) * (10 / math.log(10))  # dB
+    return F.max_pool1d(F.pad(((rise - 6) / 12).clamp(0, 1), (12, 24)), 37, 1)
+
+
+def _magnitudes(wave: Tensor, n_fft: int, hop: int, floor: float) -> Tensor:
+    """Return the STFT magnitude [B, N/2+1, T], floored: silence has a finite logarithm and gradient."""
     window = torch.hann_window(n_fft, device=wave.device)
-    spectrum = torch.stft(wave, n_fft, n_fft // 4, window=window, return_complex=True)
+    spectrum = torch.stft(wave, n_fft, hop, window=window, return_complex=True)
     return torch.sqrt((spectrum.real**2 + spectrum.imag**2).clamp(min=floor**2))
 
 
@@ -181,7 +212,7 @@ def multi_resolution_stft(
     """
     convergence, distance = real.new_zeros(()), real.new_zeros(())
     for n_fft in windows:
-        x, y = _magnitudes(real, n_fft, floor), _magnitudes(fake, n_fft, floor)
+        x, y = (_magnitudes(wave, n_fft, n_fft // 4, floor) for wave in (real, fake))
         convergence = convergence + ((x - y).norm(dim=(1, 2)) / x.norm(dim=(1, 2))).mean()
         distance = distance + (x.log() - y.log()).abs().mean()
     return convergence / len(windows), distance / len(windows)
@@ -270,7 +301,8 @@ def evened(wave: Tensor, reach: int = 512) -> Tensor:
 def more_repetition(real: Tensor, fake: Tensor, longest: int = 8000) -> Tensor:
     """Return by how much waves `fake` [B, L] repeat themselves more than the `real` ones, 0 where they do not; the mean.
 
-    Up to a later lag than `repetition` counts: a buzz that may not come back soon learns to come back later. And of waves
-    that were `evened`.
+    Up to a later lag than `repetition` counts, where a crop is so long: a buzz that may not come back soon learns to come
+    back later. And of waves that were `evened`.
     """
+    longest = min(longest, real.shape[1])
     return (repetition(evened(fake), longest=longest) - repetition(evened(real), longest=longest)).relu().mean()

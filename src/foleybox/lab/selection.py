@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from foleybox.doors import UserError, sha256, write_text
+from foleybox.doors import UserError, put_in_place, sha256, write_text
 from foleybox.lab.data import ClipFile, cached, find_clips, load_waves
 from foleybox.lab.features import DCASE, LogMel
 from foleybox.lab.models.encoder import Encoder, encode_mels
@@ -332,8 +332,6 @@ def write_selection(out: Path, copies: list[tuple[Path, Path]], record: dict[str
             (beside / target).parent.mkdir(exist_ok=True)
             shutil.copy2(source, beside / target)
         write_text(beside / SELECTION, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
-        if out.exists():
-            shutil.rmtree(out)
-        beside.rename(out)
+        put_in_place(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

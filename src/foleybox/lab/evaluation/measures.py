@@ -5,7 +5,9 @@ Letters: N clips, W windows, E embedding width, R bootstrap replicates.
 The interval is a bootstrap over the generated clips (never windows: those of one clip are not independent), the
 reference held fixed. A set drawn with replacement holds fewer different clips, which moves every distance up; so the
 replicates are shifted to have the figure as their mean, and the interval says how much the figure would move with
-other clips of the same system at the same n.
+other clips of the same system at the same n. Precision to coverage ask whether any clip is near, which clips that are
+drawn twice cannot answer twice: their replicates are halves of the clips, drawn without replacement (subsampling;
+Politis & Romano 1994: half of the clips without replacement scatter as all of them do), also shifted.
 
 A set may be of any size. FD and accuracy are streamed over every clip (`Whole`); what needs the clips themselves, and
 every interval, is computed on `keep` of them, drawn at random: all of them where there are no more.
@@ -23,7 +25,7 @@ from foleybox.lab.data import ClipFile
 from foleybox.lab.evaluation.embeddings import EmbeddedClips
 from foleybox.lab.evaluation.frechet import Array, Gaussian, Moments, Redrawn, extrapolate, frechet, gaussian, psd_root
 from foleybox.lab.evaluation.kad import bandwidth, clip_kernel, kad, mean_off_diagonal, squared_distances
-from foleybox.lab.evaluation.prdc import neighbours, prdc
+from foleybox.lab.evaluation.prdc import distances, prdc
 from foleybox.labels import LABELS, Label
 
 
@@ -47,7 +49,10 @@ METRICS: dict[str, Metric] = {
     "precision": Metric("precision", +1, 1, "share of generated clips within the reference's k-nearest balls"),
     "recall": Metric("recall", +1, 1, "share of reference clips within the generated clips' k-nearest balls"),
     "density": Metric(
-        "density", +1, np.inf, "reference balls that a generated clip lies in, over k; about 1 for real clips"
+        "density",
+        +1,
+        np.inf,
+        "reference balls that a generated clip lies in, over k; about 1 for clips of one distribution",
     ),
     "coverage": Metric("coverage", +1, 1, "share of reference clips whose ball holds a generated clip"),
     "diversity": Metric(
@@ -209,6 +214,14 @@ def bootstrap_counts(n: int, config: MeasureConfig, stream: int) -> NDArray[np.i
     return generator.multinomial(n, np.full(n, 1 / n), size=config.bootstrap)
 
 
+def halves(n: int, config: MeasureConfig, stream: int) -> list[NDArray[np.int64]]:
+    """Return the half of n clips that each replicate has, without replacement; none where half are not more than k."""
+    if n // 2 <= config.k:
+        return []
+    generator = np.random.default_rng([config.seed, stream, n, 6])
+    return [generator.permutation(n)[: n // 2] for _ in range(config.bootstrap)]
+
+
 def measure(
     clips: EmbeddedClips, reference: Reference, config: MeasureConfig, stream: int = 0, whole: Whole | None = None
 ) -> Measured:
@@ -229,10 +242,11 @@ def measure(
         values["kad"] = kad(within, reference.within, across)
         replicates["kad"] = np.array([kad(within, reference.within, across, row) for row in counts])
         if min(len(clips.vectors), len(known)) > config.k:
-            found = neighbours(clips.vectors.mean(1), known.mean(1), config.k)
+            found = distances(clips.vectors.mean(1), known.mean(1), config.k)
             values |= prdc(found)
-            drawn = [prdc(found, row) for row in counts]
-            replicates |= {name: np.array([each[name] for each in drawn]) for name in prdc(found)}
+            drawn = [prdc(found, half) for half in halves(len(clips.vectors), config, stream)]
+            if drawn:
+                replicates |= {name: np.array([each[name] for each in drawn]) for name in drawn[0]}
         if min(len(clips.vectors), len(known)) > 1:
             apart, usual = _apart(clips), _spread(_apart(reference.clips))
             if usual > 0:

@@ -14,37 +14,47 @@ from numpy.typing import NDArray
 from foleybox.lab.evaluation.kad import squared_distances
 
 
-class Neighbours(NamedTuple):
-    """Who lies in whose ball."""
+class Distances(NamedTuple):
+    """How far clips are from each other."""
 
-    in_real: NDArray[np.bool_]
-    "[N, M] generated clip i lies in the ball of reference clip j"
-    in_generated: NDArray[np.bool_]
-    "[N, M] reference clip j lies in the ball of generated clip i"
+    across: NDArray[np.float64]
+    "[N, M] from each generated clip to each reference clip"
+    within: NDArray[np.float64]
+    "[N, N] between generated clips, 0 to themselves"
+    reach: NDArray[np.float64]
+    "[M] of the ball round each reference clip"
     k: int
 
 
-def neighbours(generated: NDArray, reference: NDArray, k: int) -> Neighbours:
+def distances(generated: NDArray, reference: NDArray, k: int) -> Distances:
     """Compare generated [N, E] with reference [M, E]; both need more than k clips (the caller checks)."""
     generated, reference = generated.astype(np.float64), reference.astype(np.float64)
     across = np.sqrt(squared_distances(generated, reference))
-    return Neighbours(across < radii(reference, k), across < radii(generated, k)[:, None], k)
+    return Distances(across, _between(generated), radii(_between(reference), k), k)
 
 
-def radii(clips: NDArray, k: int) -> NDArray:
-    """Return the distance [N] of each clip [N, E] to its k-th nearest other clip."""
-    within = np.sqrt(squared_distances(clips, clips))
-    np.fill_diagonal(within, 0)
+def _between(clips: NDArray) -> NDArray[np.float64]:
+    """Return the distances [N, N] between clips [N, E]; exactly 0 to itself."""
+    found = np.sqrt(squared_distances(clips, clips))
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def radii(within: NDArray, k: int) -> NDArray:
+    """Return how far it is from each clip to its k-th nearest other one, [N] of distances [N, N]."""
     return np.partition(within, k, axis=1)[:, k]  # place 0 is the clip itself
 
 
-def prdc(found: Neighbours, counts: NDArray | None = None) -> dict[str, float]:
-    """Return the four figures. `counts` [N] are a bootstrap's; the balls stay those of the whole sets."""
-    weight = np.ones(len(found.in_real)) if counts is None else counts.astype(np.float64)
-    share, there = weight / weight.sum(), weight > 0
+def prdc(found: Distances, chosen: NDArray | None = None) -> dict[str, float]:
+    """Return the four figures, of all generated clips or of those `chosen` (indices, more than k), balls and all."""
+    across, within = found.across, found.within
+    if chosen is not None:
+        across, within = across[chosen], within[np.ix_(chosen, chosen)]
+    in_real = across < found.reach
+    in_generated = across < radii(within, found.k)[:, None]
     return {
-        "precision": float(share @ found.in_real.any(1)),
-        "recall": float(found.in_generated[there].any(0).mean()),
-        "density": float(share @ found.in_real.sum(1) / found.k),
-        "coverage": float(found.in_real[there].any(0).mean()),
+        "precision": float(in_real.any(1).mean()),
+        "recall": float(in_generated.any(0).mean()),
+        "density": float(in_real.sum(1).mean() / found.k),
+        "coverage": float(in_real.any(0).mean()),
     }

@@ -27,6 +27,7 @@ from foleybox.lab.training.common import (
     accelerator_for,
     at_least,
     batch_indices,
+    due,
     mel_sheet,
     seed_step,
     share,
@@ -231,7 +232,7 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             if (last or done % config.sample_every == 0) and accelerator.is_main_process:
                 extra = measure(average, held_mels)
                 sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[spread(len(held), 12)])
-            if last or done % config.log_every == 0 or extra:
+            if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(config.out / "state.pt", done, parts)

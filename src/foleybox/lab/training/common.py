@@ -92,6 +92,14 @@ def spread(count: int, wanted: int) -> Tensor:
     return torch.arange(count) if wanted >= count else torch.arange(wanted) * count // wanted
 
 
+def due(done: int, steps: int, *every: int) -> bool:
+    """Return whether something that happens at the last of `steps` and at multiples of each of `every` happens now.
+
+    `Log.write` asks all processes for their numbers: when it is called must not depend on what one of them knows.
+    """
+    return done == steps or any(done % each == 0 for each in every)
+
+
 def all_finite(loss: Tensor, world: int) -> bool:
     """Return whether the loss is finite in every process, so that all of them skip a step or none."""
     finite = torch.isfinite(loss.detach()).float()

@@ -44,12 +44,13 @@ from foleybox.lab.runs import (
     hifigan_config,
     mhifigan_config,
     open_run,
+    read_clips,
     read_official_hifigan,
     resume,
     save_state,
     start_vocoder,
 )
-from foleybox.lab.training.common import Log, accelerator_for, at_least, batch_indices, seed_step, share
+from foleybox.lab.training.common import Log, accelerator_for, at_least, batch_indices, due, seed_step, share
 from foleybox.lab.training.waves import Decoded, cut_frames, decode_clips, draw, find_sources, heard_before, measure
 
 
@@ -283,6 +284,8 @@ def train(
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     record = replace(config, mels_from=Path(decoded.fingerprint)) if decoded else config
     known = heard_before(start_from)
+    if config.mels_from:  # what it heard is in the mels that it makes
+        known = heard_with(known, read_clips(config.mels_from))
     stand_in = "-stand-in" if isinstance(config, TrainMhifigan) and config.features.stand_in else ""
     judge_mel = LogMel(replace(mel, low=0.0, high=mel.rate / 2)).to(device)  # the whole band, whatever is read
 
@@ -377,7 +380,7 @@ def train(
                 extra = measure(generator, held, mel, held_read)
                 sheet = config.out / "samples" / f"step_{done:07d}{stand_in}.png"
                 draw(generator, held[:8], mel, sheet, None if held_read is None else held_read[:8])
-            if extra or last or done % config.log_every == 0:
+            if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, {**extra, "lr": rate, **({"stand_in": 1.0} if stand_in else {})})
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(config.out / "state.pt", done, parts)

@@ -37,6 +37,7 @@ from foleybox.lab.training.common import (
     at_least,
     batch_indices,
     cyclic_rate,
+    due,
     seed_step,
     share,
     spread,
@@ -217,7 +218,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
                 name = f"step-{done:06d}{'-stand-in' if config.features.stand_in else ''}.png"
                 shown = (held_features, held_labels) if held else (features, labels)
                 sheet(out / "samples" / name, mvqvae, *shown, config)
-            if last or done % config.log_every == 0 or done % config.sample_every == 0:
+            if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(out / "state.pt", done, parts)

@@ -38,6 +38,7 @@ from foleybox.lab.training.common import (
     at_least,
     balanced_indices,
     batch_indices,
+    due,
     mel_sheet,
     seed_step,
     share,
@@ -236,7 +237,7 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
                 extra |= look(
                     config.out / "samples" / f"step-{done:06d}.png", average, autoencoder, mels[: len(kept)], labels
                 )
-            if last or done % config.log_every == 0 or extra:
+            if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(config.out / "state.pt", done, parts)

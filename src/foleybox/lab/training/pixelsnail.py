@@ -26,8 +26,10 @@ from foleybox.lab.training.common import (
     at_least,
     batch_indices,
     cyclic_rate,
+    due,
     seed_step,
     share,
+    spread,
 )
 
 PATIENCE = 100
@@ -182,19 +184,22 @@ def train(
             log.advance(done)
             last, extra = done == config.steps, {}
             if (last or done % config.measure_every == 0) and accelerator.is_main_process:
-                some = torch.arange(len(kept.codes))
-                if not last:  # as many as are held out, evenly spread
-                    some = some[:: max(1, len(some) // max(len(held.codes), plan.batch))]
+                count = len(kept.codes)
+                some = torch.arange(count) if last else spread(count, max(len(held.codes), plan.batch))
                 extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
-            now = extra.get("held_out_cross_entropy", torch.inf)
+            now, score_every = (
+                extra.get("held_out_cross_entropy", torch.inf),
+                config.score_every or config.measure_every,
+            )
             if score is not None:
-                due = last or done % (config.score_every or config.measure_every) == 0
-                now = score(snail.eval()) if due and accelerator.is_main_process else torch.inf
+                now = torch.inf
+                if due(done, config.steps, score_every) and accelerator.is_main_process:
+                    now = score(snail.eval())
                 extra |= {"score": now} if math.isfinite(now) else {}
             if now < best.score:
                 best.score.fill_(now)
                 save_state(out / "best.pt", done, {"pixelsnail": snail})
-            if extra or last or done % config.log_every == 0:
+            if due(done, config.steps, config.log_every, config.measure_every, score_every):
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(out / "state.pt", done, parts)

@@ -175,8 +175,10 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     if config.batch % world:
         raise UserError(f"--batch {config.batch} over {world} processes: expected a multiple of {world}")
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        before = read_clips(config.start_from) if config.start_from else []
-        open_run(out, "sagan", config, clips=heard_with(heard(clips), before))
+        told = heard(clips)
+        for run in (config.start_from, config.encoder):  # an encoder's gradients are in the weights too
+            told = heard_with(told, read_clips(run)) if run else told
+        open_run(out, "sagan", config, clips=told)
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)
@@ -349,6 +351,9 @@ def check(config: TrainSagan, clips: list[ClipFile]) -> None:
             raise UserError(f"{label.name} has {count} clip(s): expected at least 2 of each of the seven labels")
     positive = dict.fromkeys(("steps", "d_steps", "log_every", "save_every", "sample_every"), 1)
     at_least(config, batch=len(LABELS), **positive, generator_from=0, threads=0, seed=0)
+    first, last = config.steadiers.transition
+    if not 0 <= first <= last or first == last > 0:
+        raise UserError(f"--transition {first} {last}: expected a first step and a later last one, or 0 0 for none")
     at_least(config.steadiers, lecam=0, lecam_from=0, r1=0, r1_every=1)
     if config.loss.source and config.encoder is None:
         raise UserError(

@@ -17,7 +17,7 @@ import tyro
 from torch import Tensor, nn
 
 from foleybox.doors import UserError
-from foleybox.lab import losses
+from foleybox.lab import augment, losses
 from foleybox.lab.data import heard, load_wave_cache
 from foleybox.lab.features import MELS, SILENCE, WIDE, LogMel, MelConfig
 from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, PeriodConfig
@@ -37,6 +37,7 @@ from foleybox.lab.training.common import (
     accelerator_for,
     at_least,
     batch_indices,
+    due,
     seed_step,
     share,
     update_average,
@@ -109,6 +110,8 @@ class TrainVocoder:
     "of the distance of local statistics, in both phases: noise as rough as it should be, without discriminators"
     repetition_weight: float = 0.0
     "of how much more than the real one a crop repeats itself, in both phases: noise that buzzes, which no mel shows"
+    attack_weight: float = 0.0
+    "of the distance of fine levels around attacks, in both phases: clicks and steps that begin when they sound, not before"
     matching_weight: float = 2.0
     period_width: int = 32
     "channels of the multi-period discriminator's first layer: 4 on a CPU"
@@ -185,8 +188,8 @@ class Crops:
         if self.mels is None:
             mel = self.front_end(wave)[:, :, CONTEXT:-CONTEXT]
         else:
-            mel = cut_frames(self.mels, clips, starts, self.segment) + factor.log()[:, None, None]
-            mel = mel.clamp(min=SILENCE)
+            mel = cut_frames(self.mels, clips, starts, self.segment)
+            mel = augment.gain(mel[:, None], factor.log(), SILENCE)[:, 0]
         return wave[:, CONTEXT * hop : -CONTEXT * hop], mel
 
 
@@ -246,8 +249,8 @@ def train(
             config, mels_from=Path(decoded.fingerprint), redrawing=replace(config.redrawing, redrawn_by=theirs)
         )
     known = heard_before(config.start_from)
-    if config.redrawing.redrawn_by:
-        known = heard_with(known, read_clips(config.redrawing.redrawn_by))
+    for run in (config.mels_from, config.redrawing.redrawn_by):  # what they heard is in the mels that they make
+        known = heard_with(known, read_clips(run)) if run else known
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
@@ -322,7 +325,7 @@ def train(
                 numbers["discriminator"] = judged.detach()
                 accelerator.unscale_gradients(critics_optimizer)
                 norm = nn.utils.clip_grad_norm_(critics.parameters(), config.clip_norm)
-                if torch.isfinite(norm):
+                if torch.isfinite(norm) or accelerator.scaler is not None:  # the scaler skips such a step itself
                     critics_optimizer.step()
                 numbers["discriminator_norm"] = norm
 
@@ -342,6 +345,9 @@ def train(
                 terms["long_texture"] = config.texture_weight * losses.texture_of_waves(real, fake)
             if config.repetition_weight:
                 terms["repetition"] = config.repetition_weight * losses.more_repetition(real, fake)
+            if config.attack_weight:
+                own = len(indices) - int((indices >= count).sum())  # what was drawn again has attacks of its own
+                terms["attack"] = config.attack_weight * losses.attack_distance(real[:own], fake[:own])
             if config.stft_weight and not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence
@@ -352,7 +358,8 @@ def train(
             accelerator.backward(loss)
             accelerator.unscale_gradients(optimizer)
             norm = nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
-            if torch.isfinite(norm):  # a step that is not finite is skipped and counted, and never reaches a checkpoint
+            # A step that is not finite is skipped, by the scaler where there is one, and counted; no checkpoint has it.
+            if torch.isfinite(norm) or accelerator.scaler is not None:
                 optimizer.step()
                 update_average(average, generator, config.decay, step)
             numbers |= {"norm": norm, "skipped": (~torch.isfinite(norm)).float()}
@@ -365,9 +372,9 @@ def train(
                 extra = measure(average, held, crops.mel, held_mels)
                 sheet = config.out / "samples" / f"step_{done:07d}.png"
                 draw(average, held[:8], crops.mel, sheet, None if held_mels is None else held_mels[:8])
-            if extra or done % config.log_every == 0 or done == config.steps:
+            if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, {**extra, "lr": learning_rate(config, step)})
-            if accelerator.is_main_process and (done % config.save_every == 0 or done == config.steps):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
     return average

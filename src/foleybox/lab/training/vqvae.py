@@ -30,6 +30,7 @@ from foleybox.lab.training.common import (
     at_least,
     batch_indices,
     cyclic_rate,
+    due,
     mel_sheet,
     seed_step,
     share,
@@ -218,14 +219,14 @@ def train(
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
                 shown = (held_mels, held_labels) if held else (mels, labels)
                 sheet(out / "samples" / f"step-{done:06d}.png", vqvae, *shown)
-            due = last or done % (config.score_every or config.sample_every) == 0
-            if score is not None and due and accelerator.is_main_process:
+            score_every = config.score_every or config.sample_every
+            if score is not None and due(done, config.steps, score_every) and accelerator.is_main_process:
                 now = score(vqvae.eval())
                 extra |= {"score": now} if math.isfinite(now) else {}
                 if now < best.score:
                     best.score.fill_(now)
                     save_state(out / "best.pt", done, {"vqvae": vqvae})
-            if extra or last or done % config.log_every == 0 or done % config.sample_every == 0:
+            if due(done, config.steps, config.log_every, config.sample_every, score_every):
                 log.write(done, extra)
             if accelerator.is_main_process and (last or done % config.save_every == 0):
                 save_state(out / "state.pt", done, parts)
