@@ -4,6 +4,7 @@ Three protocols that are never put into one column: `default` (any number of cli
 Task 7 tool's own: design/systems-baseline-cmu.md 1.4), `cmu32` (32 clips a label, for use while training).
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,7 +158,7 @@ def run(config: Evaluate) -> dict[str, Any]:
         write_statistics(config.statistics, Statistics(kept, _identity(embedding)))
     result: dict[str, Any] = {
         "foleybox": __version__,
-        "protocol": _protocol(config, source, embedding, references, known),
+        "protocol": _protocol(config, source, _checksum(source, real), embedding, references, known),
         "systems": [],
         "printed": [printed_row(row) for row in PRINTED],
         "notes": [],
@@ -402,12 +403,12 @@ def _names(sources: Sequence[str]) -> dict[str, str]:
 def _protocol(
     config: Evaluate,
     source: str,
+    checksum: str,
     embedding: Embedding,
     references: Mapping[Label | None, Reference],
     known: Source | None,
 ) -> dict[str, Any]:
     labels = [label for label in references if label is not None]
-    file = Path(source)
     return {
         "mode": config.mode,
         "distance": DISTANCES[config.mode],
@@ -417,7 +418,7 @@ def _protocol(
         "weights": embedding.weights,
         "seconds": config.seconds,
         "reference": source,
-        "reference_sha256": sha256(file)[:16] if file.is_file() else None,
+        "reference_sha256": checksum,
         "reference_clips": {label.slug: known.sets[label].whole.clips if known else None for label in labels},
         "reference_windows": {label.slug: references[label].statistics.n for label in labels},
         "floor": config.floor or ("the reference, halved by recording" if None in references else None),
@@ -429,8 +430,19 @@ def _protocol(
     }
 
 
+def _checksum(source: str, clips: Sequence[ClipFile] | None) -> str:
+    """Return a checksum of a reference: its file, or which clips it has wherever they lie (labels, names, sizes)."""
+    if clips is None:
+        return sha256(Path(source))[:16]
+    lines = sorted(f"{clip.label} {clip.path.name} {clip.path.stat().st_size}" for clip in clips)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 DISTANCES = {"default": "FD", "official": "FAD (challenge protocol)", "cmu32": "FD at 32 clips"}
-SAME = ("mode", "embedding", "windows", "weights", "seconds", "reference_clips", "reference_windows", "k", "confidence")
+SAME = (
+    *("mode", "embedding", "windows", "weights", "seconds"),
+    *("reference_clips", "reference_windows", "reference_sha256", "k", "confidence"),
+)
 
 
 def _earlier(path: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -441,7 +453,7 @@ def _earlier(path: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {path} ({error}): --compare expects a JSON file of foleybox evaluate") from None
     for key in SAME:
-        if theirs.get(key) != protocol[key]:
+        if theirs.get(key) != protocol[key] and not (key == "reference_sha256" and theirs.get(key) is None):
             raise UserError(
                 f"{path} was measured with {key} {theirs.get(key)}, this run has {protocol[key]}: such figures do not "
                 "belong side by side"
@@ -489,12 +501,8 @@ def _notes(
             notes.append(
                 f"{record['name']}: precision to coverage need more than {k} clips on both sides: {', '.join(few)}."
             )
-        thin = [slug for slug, part in record["labels"].items() if part["windows"] <= protocol["width"]]
-        if thin:
-            notes.append(
-                f"{record['name']}: no more windows than dimensions ({protocol['width']}) for {', '.join(thin)}: FD is "
-                "exact for these clips, and far above what more of them would give."
-            )
+        notes += _thin(record["name"], {slug: part["windows"] for slug, part in record["labels"].items()}, protocol)
+    notes += _thin("The reference", protocol["reference_windows"], protocol)
     for name, source in sources.items():
         if source.silent:
             notes.append(f"{name}: {source.silent} clips are silent, and measured as they are.")
@@ -503,6 +511,14 @@ def _notes(
     if protocol["embedding"] not in ("mn04", "encoder"):
         notes.append(f"{protocol['embedding']} has no tagger: no accuracy.")
     return notes
+
+
+def _thin(name: str, windows: Mapping[str, int], protocol: Mapping[str, Any]) -> list[str]:
+    thin = [slug for slug, count in windows.items() if count <= protocol["width"]]
+    return [
+        f"{name}: no more windows than dimensions ({protocol['width']}) for {', '.join(thin)}: FD is exact for these clips, "
+        "and far above what more of them would give."
+    ] * bool(thin)
 
 
 def _exceeds(clips: ClipSet) -> bool:
