@@ -29,7 +29,7 @@ from PIL import Image
 from foleybox import cli
 from foleybox.audio import fit, read_wave, write_wave
 from foleybox.doors import UserError, write_text
-from foleybox.instrument import read_instrument
+from foleybox.instrument import find_instrument, read_instrument
 from foleybox.lab.data import ClipFile, find_clips, load_mels, load_waves
 from foleybox.lab.export import commit
 from foleybox.lab.features import WIDE
@@ -37,7 +37,7 @@ from foleybox.lab.losses import repetition, roughness
 from foleybox.lab.runs import load_autoencoder, load_vocoder, read_run_config, read_state
 from foleybox.labels import LABELS
 from foleybox.studio.sheet import picture
-from foleybox.studio.synth import Synth, find_instrument
+from foleybox.studio.synth import Synth
 
 REAL = "licensed-real-clips"
 SHOWN = 12  # sounds of a label on the contact sheet

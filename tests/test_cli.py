@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers import toy_instrument
+from helpers import HEARD, toy_instrument
 
 import foleybox
 from foleybox import cli
-from foleybox.audio import read_wave, true_peak_db
+from foleybox.audio import peak_db, read_wave, true_peak_db
 from foleybox.cli import VERBS, main
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import from_json, read_recipe
@@ -117,6 +118,72 @@ def test_format_rate_and_sheet_are_as_asked(here: Path, toy: str, format: str, c
     assert (here / "pictures" / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_json_says_the_peak_that_the_file_has(here: Path, capsys) -> None:
+    loud = str(toy_instrument(here / "loud"))
+    make = ["generate", "rain", "--rate", "32000", "--instrument", loud, "--json"]  # resampled, it passes full scale
+    assert main([*make, "--count", "4"]) == 0
+    out, err = capsys.readouterr()
+    assert "went above full scale and were turned down" in err
+    for line in map(json.loads, out.splitlines()):
+        assert line["peak_db"] == pytest.approx(peak_db(read_wave(line["file"])[0]), abs=0.01)
+
+
+def test_a_sound_neither_begins_nor_ends_with_a_click_and_is_made_again_so(here: Path, toy: str) -> None:
+    assert main(["generate", "rain", "-n", "4", "--instrument", toy]) == 0
+    assert main(["vary", "rain:1", "-n", "4", "--instrument", toy]) == 0
+    for name in files(here):
+        wave, _ = read_wave(name)
+        assert max(abs(wave[0]), abs(wave[-1])) < 0.01 * np.abs(wave).max()
+    raw = foleybox.load(toy).render("rain", 0).wave  # which is not so by itself
+    assert max(abs(raw[0]), abs(raw[-1])) > 0.1 * np.abs(raw).max()
+    assert main(["verify", "out", "--instrument", toy]) == 0
+
+
+# --- generate, of a recipe ----------------------------------------------------------------------------------------
+
+
+def test_a_recipe_or_its_file_makes_the_very_sound_again(here: Path, toy: str, capsys) -> None:
+    assert main(["generate", "rain", "--seed", "9", "--lufs", "-30", "--trim", "20", "--instrument", toy]) == 0
+    assert main(["vary", "rain:9", "-n", "1", "--seconds", "1", "--instrument", toy]) == 0
+    for name in ("out/Rain/Rain_s9.wav", "out/Rain_s9_v0.wav"):
+        capsys.readouterr()
+        assert main(["info", name, "--recipe"]) == 0
+        (here / "bark.json").write_text(capsys.readouterr().out, encoding="utf-8")
+        assert main(["generate", "bark.json", "--instrument", toy, "-o", "again", "--force"]) == 0
+        assert (here / "again/bark.wav").read_bytes() == (here / name).read_bytes()
+        assert main(["generate", name, "--instrument", toy, "-o", "x.flac", "--force"]) == 0
+        assert main(["verify", "x.flac", "--instrument", toy]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none.json"], "no file none.json: expected a sound file of ours, or a recipe"),
+        (["x.json", "rain"], "rain beside recipes: expected labels alone, or recipes alone"),
+        (["x.json", "--seed", "3"], "--seed with a recipe, which says that itself: drop it"),
+        (["x.json", "--lufs", "-20"], "--lufs with a recipe"),
+        (["x.json", "in/x.json"], "two recipes named x or alike"),
+        (["x.json", "-o", "there"], "there/x.wav exists already: add --force"),
+        (["x.json", "in/y.json", "-o", "x.wav"], "-o x.wav is one file, and 2 sounds were asked for"),
+        (["x.json", "--instrument", "sagan-small"], "made with the instrument toy"),
+        (["lost.wav"], "lost.wav: it lost its recipe"),
+    ],
+)
+def test_a_recipe_that_cannot_be_made_again_is_told(here: Path, toy: str, capsys, arguments, words: str) -> None:
+    clip = foleybox.load(toy).render("rain", 1)
+    for name in ("x.json", "in/x.json", "in/y.json"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(clip.recipe.to_json(), encoding="utf-8")
+    clip.save(here / "lost.wav")
+    (here / "lost.wav").write_bytes((here / "lost.wav").read_bytes().replace(b"fbrc", b"xxxx"))
+    (here / "there").mkdir()
+    (here / "there/x.wav").write_bytes(b"mine")
+    before = files(here)
+    instrument = [] if "--instrument" in arguments else ["--instrument", toy]
+    fails(capsys, "generate", *arguments, *instrument, words=words)
+    assert files(here) == before
+
+
 def test_every_knob_reaches_the_file_and_its_recipe(here: Path, toy: str, capsys) -> None:
     flags = ["--trim", "40", "--seconds", "0.5", "--fade", "0.1", "--rate", "16000", "--lufs", "-40", "--peak", "-50"]
     assert main(["generate", "rain", "--count", "2", "--temperature", "0.7", "--instrument", toy, *flags]) == 0
@@ -170,6 +237,15 @@ def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None
         (["rain", "--lufs", "3"], "--lufs 3.0: expected -70 to 0 LUFS"),
         (["rain", "--seconds", "inf"], "--seconds inf: expected 0.02 to 3600 seconds"),
         (["rain", "--format", "flac", "--subtype", "FLOAT"], "expected PCM_16 or PCM_24"),
+        (["rain", "--format", "ogg", "--subtype", "PCM_24"], "OGG is Vorbis, which counts no bits; drop the subtype"),
+        (["rain", "-o", "x.ogg", "--subtype", "FLOAT"], "OGG is Vorbis"),
+        (
+            ["rain", "-o", "x.mp3"],
+            "-o x.mp3 is a sound file's name: expected a folder, or of `generate` one .wav, .flac",
+        ),
+        (["rain", "--fade", "10"], "--fade 10.0: the sound has 0.225 s; expected 0 to 0.225 seconds"),
+        (["rain", "--fade", "3", "--seconds", "2"], "--fade 3.0: the sound has 2 s; expected 0 to 2 seconds"),
+        (["rain", "--temperature", "1e30"], "--temperature 1e+30: expected 0 to 10"),
         (["rain", "--batch", "0"], "--batch 0"),
         (["rain", "--temperature", "nan"], "--temperature nan"),
         (["rain", "--sheet", "x.jpg"], "ends in .png"),
@@ -194,11 +270,40 @@ def test_a_folder_that_may_not_be_written_to_is_told(here: Path, toy: str, capsy
     fails(capsys, "generate", "rain", "--instrument", toy, words="cannot write to out/Rain (Permission denied)")
 
 
-def test_flags_that_cannot_be_read_exit_with_2(here: Path, toy: str, capsys) -> None:
-    for arguments in (["rain", "--count", "many"], ["rain", "--loud"], ["rain", "--format", "mp3"]):
-        assert main(["generate", *arguments, "--instrument", toy]) == 2
-        assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "rain", "--count", "many"], "-n/--count many: expected a whole number"),
+        (["generate", "rain", "--rate", "44.1"], "--rate 44.1: expected a whole number"),
+        (["generate", "rain", "--lufs", "loud"], "--lufs loud: expected a number"),
+        (
+            ["generate", "rain", "--format", "mp3"],
+            "invalid choice 'mp3' for argument '--format'. Expected one of ('wav',",
+        ),
+        (["generate", "rain", "--ratte", "4"], "Unrecognized options: --ratte, 4; did you mean --rate?"),
+        (["generate", "rain", "--seed"], "Missing value for argument '-s/--seed'"),
+        (["morph", "rain:1"], "OTHER is missing"),
+    ],
+)
+def test_flags_that_cannot_be_read_are_told_in_one_line(here: Path, capsys, arguments: list[str], words: str) -> None:
+    fails(capsys, *arguments, words=f"foleybox: {words}")
     assert files(here) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes the shell's streams")
+def test_a_terminal_that_lacks_a_letter_and_closed_streams_stop_nothing(here: Path, toy: str) -> None:
+    make = ["generate", "rain", "--instrument", toy, "--force", "-o", "雨"]
+    narrow = {**ENVIRONMENT, "PYTHONIOENCODING": "cp1252"}
+    done = command(*make, "--json", cwd=here, env=narrow)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["file"] == "雨/Rain/Rain_s0.wav"
+    done = command(*make, cwd=here, env=narrow)
+    assert (done.returncode, done.stderr) == (0, "")
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        shell = ["sh", "-c", f'"$@" {closed}', "sh", sys.executable, "-m", "foleybox"]
+        done = subprocess.run([*shell, *make], cwd=here, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), closed
+        assert subprocess.run([*shell, "generate", "cat"], cwd=here, env=ENVIRONMENT, timeout=60).returncode == 2
 
 
 def test_a_damaged_instrument_is_told(here: Path, toy: str, capsys) -> None:
@@ -265,6 +370,41 @@ def test_info_of_an_instrument_says_what_it_heard_and_under_which_terms(toy: str
     assert facts["seconds"] == 0.225
 
 
+def test_info_alone_lists_the_instruments_a_line_each_and_first_the_one_that_plays(
+    here: Path, toy: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("foleybox.instrument.SHIPPED", here / "shipped")
+    for name in ("b-open", "a"):
+        toy_instrument(here / "shipped" / name, name=name, heard=HEARD[: 1 if name == "b-open" else 2])
+    monkeypatch.setenv("FOLEYBOX_INSTRUMENT", "b-open")
+    assert main(["info"]) == 0
+    first, second, hint = capsys.readouterr().out.splitlines()
+    assert first.split()[:4] == ["b-open", "version", "1", "CC-BY-4.0"]
+    assert first.endswith("(plays when none is named)")
+    assert second.split()[:4] == ["a", "version", "1", "CC-BY-NC-4.0"]
+    assert "foleybox info NAME says more; --instrument NAME plays one" in hint
+    monkeypatch.setenv("FOLEYBOX_INSTRUMENT", toy)
+    assert main(["info", "--json"]) == 0
+    assert [each["instrument"] for each in json.loads(capsys.readouterr().out)] == ["toy", "a", "b-open"]
+
+
+def test_info_of_an_instrument_is_short_unless_all_is_asked_for(here: Path, capsys) -> None:
+    measured = {"mean": {"frechet": {"value": 4.5, "low": 4, "high": 5, "floor": 2.5}}}
+    toy_instrument(here / "own", measured=measured)
+    assert main(["info", "own"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[:3]] == [
+        ["instrument", "toy"],
+        ["licence", "CC-BY-NC-4.0"],
+        ["size", "0.0"],
+    ]
+    assert "  frechet            4.5 (real recordings 2.5)" in lines
+    assert not any("heard" in line for line in lines[:-1])
+    assert "--all" in lines[-1]
+    assert main(["info", "own", "--all"]) == 0
+    assert {"heard", "made_with"} <= set(capsys.readouterr().out.splitlines())
+
+
 def test_info_of_a_sound_says_its_recipe_and_levels(here: Path, toy: str, capsys) -> None:
     assert main(["generate", "rain", "--seed", "9", "--instrument", toy]) == 0
     capsys.readouterr()
@@ -307,6 +447,7 @@ def test_info_of_neither_is_told(here: Path, capsys) -> None:
     (here / "x.wav").write_text("not audio")
     fails(capsys, "info", "x.wav", words="x.wav is not a sound file")
     fails(capsys, "info", "absent", words="no instrument absent")
+    fails(capsys, "info", "absent.wav", words="no file absent.wav: expected a sound file, or an instrument's name")
     fails(capsys, "info", str(here), words="it has no instrument.json")
 
 
@@ -374,13 +515,29 @@ def test_no_verb_is_told_with_the_usage(capsys) -> None:
     assert "usage: foleybox" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("verb", ["train sagan", "data check", "export"])
+@pytest.mark.parametrize("verb", ["train sagan", "data check", "export", "select --help"])
 def test_a_lab_verb_without_torch_says_what_to_install(capsys, monkeypatch, verb: str) -> None:
     def without(_target: str):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
     monkeypatch.setattr(cli, "_load", without)
-    fails(capsys, *verb.split(), words="torch is not installed: pip install 'foleybox[lab]'")
+    fails(
+        capsys,
+        *verb.split(),
+        words="torch is not installed: in a checkout of foleybox, pip install -c constraints.txt '.[lab]'",
+    )
+
+
+def test_the_studio_and_its_pages_never_tell_to_install_from_an_index_where_foleybox_is_not() -> None:
+    root = Path(__file__).resolve().parents[1]
+    package = root / "src" / "foleybox"
+    places = [
+        *package.glob("*.py"),
+        *(package / "studio").rglob("*.py"),
+        root / "README.md",
+        *(root / "docs").rglob("*.md"),
+    ]
+    assert [path for path in places if "install 'foleybox" in path.read_text(encoding="utf-8")] == []
 
 
 def test_a_bug_of_ours_is_not_dressed_up_as_a_mistake(monkeypatch) -> None:

@@ -16,8 +16,8 @@ import pytest
 import tyro
 
 from foleybox import cli
+from foleybox.instrument import SHIPPED
 from foleybox.labels import LABELS
-from foleybox.studio.synth import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -57,6 +57,10 @@ def test_a_csv_is_read_in_any_order_separator_and_decimal_mark(tmp_path: Path, c
     [
         ("time\n-0.5\n", "line 2: time '-0.5': expected 0 to 7200 seconds"),
         ("time\n0.5\n,\n1e9\n", "line 4: time '1e9': expected 0"),
+        ("time\n1:75\n", "line 2: time '1:75': expected seconds such as 1.25, or minutes:seconds, each part under 60"),
+        ("time\n1:60:05\n", "line 2: time '1:60:05'"),
+        ("time\n1:-5\n", "line 2: time '1:-5'"),
+        ("time,seed\n1,-1\n", "line 2: seed -1: expected a whole number from 0"),
         ("time\nsoon\n", "line 2: time 'soon': expected seconds such as 1.25, or minutes:seconds"),
         ("time\n1:xx\n", "time '1:xx': expected seconds"),
         ("time\nnan\n", "time 'nan': expected seconds"),

@@ -1,7 +1,9 @@
 """The building's rules: every import goes down a floor, and torch stays in the lab (design/architecture.md)."""
 
 import ast
+import re
 import sys
+import tomllib
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -70,7 +72,7 @@ MAY = {
 PACKAGES = {
     "root": set(),
     "ground": {"numpy", "soundfile", "soxr"},
-    "studio": {"numpy", "soundfile", "soxr", "onnxruntime", "tyro", "rich", "starlette", "uvicorn", "mido"},
+    "studio": {"numpy", "soundfile", "soxr", "onnxruntime", "tyro", "rich", "mido"},
     "features": {"torch", "numpy"},
     "losses": {"torch"},
     "models": {"torch"},
@@ -205,3 +207,12 @@ def test_a_planted_wrong_import_is_caught(module: str, source: str) -> None:
 )
 def test_an_import_that_the_rules_allow_passes(module: str, source: str) -> None:
     assert wrongs(module, source, set(FOUND) | {module, "foleybox.lab.models.sagan"}) == []
+
+
+def test_every_dependency_of_the_core_is_imported_by_the_studio_or_the_ground() -> None:
+    text = (SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    asked = {re.split("[<>=~]", each)[0] for each in tomllib.loads(text)["project"]["dependencies"]}
+    assert asked == PACKAGES["studio"]
+    files = [*(SOURCE / "foleybox" / "studio").rglob("*.py"), *(SOURCE / "foleybox").glob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    assert [name for name in sorted(asked) if not re.search(rf"^\s*(import|from) {name}\b", code, re.MULTILINE)] == []

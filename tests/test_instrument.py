@@ -10,6 +10,7 @@ from helpers import HEARD, toy_graphs, toy_instrument, toy_manifest
 from foleybox.doors import UserError
 from foleybox.instrument import (
     NOT_FOR_DISTRIBUTION,
+    SHIPPED,
     Heard,
     _digest,
     check_shippable,
@@ -17,7 +18,6 @@ from foleybox.instrument import (
     roll_up,
     write_instrument,
 )
-from foleybox.studio.synth import SHIPPED
 
 
 def refused(folder: Path, words: str) -> None:

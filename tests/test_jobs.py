@@ -88,6 +88,39 @@ def test_the_manifest_is_one_that_the_lab_reads(here: Path, toy: list[str]) -> N
     assert [(str(clip.label), clip.tier) for clip in clips] == [("DogBark", "nc"), ("Rain", "nc"), ("Rain", "nc")]
 
 
+def listed(folder: Path) -> list[str]:
+    with (folder / "manifest.csv").open(encoding="utf-8", newline="") as file:
+        return [row["file"] for row in csv.DictReader(file)]
+
+
+def test_a_second_table_adds_to_the_manifest_of_the_first_and_a_file_that_is_gone_leaves_it(
+    here: Path, toy: list[str]
+) -> None:
+    first, second = ["Rain/Rain_s0.wav", "Rain/Rain_s1.wav"], ["DogBark/DogBark_s0.wav"]
+    for table in ("label,count\nrain,2\n", "label\ndog\n"):
+        write(table)
+        assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
+    assert listed(here / "aug") == second + first
+    before = (here / "aug/manifest.csv").read_bytes()
+    assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
+    assert (here / "aug/manifest.csv").read_bytes() == before
+    (here / "aug" / first[0]).unlink()
+    assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
+    assert listed(here / "aug") == second + first[1:]
+
+
+@pytest.mark.parametrize("content", [b"file,label\nmine.wav,Rain\n", b"", b"\xff\xfe"])
+def test_a_manifest_of_something_else_stays_unless_forced(here: Path, toy: list[str], content: bytes, capsys) -> None:
+    write("label\nrain\n")
+    (here / "aug").mkdir()
+    (here / "aug/manifest.csv").write_bytes(content)
+    assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 2
+    assert "aug/manifest.csv is not a list that `jobs` wrote: add --force" in capsys.readouterr().err
+    assert set(contents(here / "aug")) == {"manifest.csv"}
+    assert main(["jobs", "jobs.csv", "-o", "aug", "--force", *toy]) == 0
+    assert listed(here / "aug") == ["Rain/Rain_s0.wav"]
+
+
 # --- bad lines ----------------------------------------------------------------------------------------------------
 
 
@@ -106,8 +139,10 @@ def test_the_manifest_is_one_that_the_lab_reads(here: Path, toy: list[str]) -> N
         ("label,count\nrain,999999999\n", "line 2: count 999999999: expected 1 to 1,000,000"),
         ("label,seed\nrain,-1\n", "line 2: seed -1: expected a whole number from 0"),
         (f"label,seed,count\nrain,{2**53 - 1},2\n", "line 2: seed 9007199254740991, count 2: the last seed"),
+        ("label;format;subtype\nrain;ogg;PCM_24\n", "line 2: format ogg subtype PCM_24: OGG is Vorbis"),
+        ("label;fade\nrain;10\n", "line 2: fade 10.0: the sound has 0.225 s"),
         ("label;temperature\nrain;warm\n", "line 2: temperature 'warm': expected a number"),
-        ("label;temperature\nrain;-1\n", "line 2: temperature -1.0: expected 0 or more"),
+        ("label;temperature\nrain;-1\n", "line 2: temperature -1.0: expected 0 to 10"),
         ("label;lufs\nrain;-23\nrain;12\n", "line 3: lufs 12.0: expected -70 to 0 LUFS"),
         ("label;rate\nrain;44,1\n", "line 2: rate '44,1': expected a whole number"),
         ("label;seconds\nrain;0\n", "line 2: seconds 0.0: expected 0.02 to 3600"),

@@ -1,5 +1,6 @@
 """A loop goes round without a seam: in phase where it hums, at equal power where it hisses, and it is measured."""
 
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -14,7 +15,18 @@ from hypothesis import strategies as st
 from foleybox.audio import Wave, read_wave, rms_db, wav_chunk, write_wave
 from foleybox.cli import main
 from foleybox.doors import UserError
-from foleybox.studio.loop import Wrap, find_wrap, looped, material, measure_seam, remake, smpl, steady_clip, wrapped
+from foleybox.studio.loop import (
+    Wrap,
+    find_wrap,
+    longest,
+    looped,
+    material,
+    measure_seam,
+    remake,
+    smpl,
+    steady_clip,
+    wrapped,
+)
 from foleybox.studio.recipe import Recipe, read_recipe
 from foleybox.studio.synth import Clip, Synth
 
@@ -193,12 +205,44 @@ def test_a_loop_that_may_be_heard_exits_with_1_and_says_so(here: Path, capsys) -
     assert json.loads(capsys.readouterr().out)["unheard"] is False
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(4.0, 3.72), (0.5, 0.38), (20.0, 4.0)])
+@pytest.mark.parametrize("rate", [[], ["--rate", "11025"]])
+def test_a_loop_without_a_length_is_4_s_or_as_long_as_the_file_allows(
+    here: Path, seconds: float, expected: float, rate: list[str]
+) -> None:
+    write_wave("rain.wav", noise(seconds), RATE)
+    assert main(["loop", "rain.wav", *rate, "-o", "x.wav"]) in (0, 1)
+    wave, made = read_wave(here / "x.wav")
+    assert expected - 0.05 < len(wave) / made < expected + 0.05
+
+
+def test_the_longest_loop_that_is_named_can_be_made_and_no_longer_one() -> None:
+    for length, fade, multiple in itertools.product((2_000, 4_000, 9_999), (40, 1_000), (1, 147)):
+        seconds = longest(length, RATE, fade, multiple)
+        wave = noise(length / RATE)
+        assert find_wrap(wave, RATE, round(seconds * RATE), fade, multiple).samples > 0
+        with pytest.raises(UserError, match=f"the longest has {seconds:.2f} s"):
+            find_wrap(wave, RATE, round((seconds + 0.03) * RATE), fade, multiple)
+
+
+def test_a_loop_of_several_channels_says_that_it_is_their_mean(here: Path, capsys) -> None:
+    soundfile.write("two.wav", np.stack([noise(2), noise(2, 1)], axis=1), RATE)
+    assert main(["loop", "two.wav", "--seconds", "1", "-o", "x.wav"]) in (0, 1)
+    assert "foleybox: two.wav has 2 channels: the loop is of their mean, one channel\n" in capsys.readouterr().err
+    assert soundfile.info("x.wav").channels == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["piano", "-o", "new/x.wav"], "unknown label 'piano'"),
         (["no.wav"], "no file no.wav: expected a sound file, or a label"),
-        (["short.wav"], "short.wav: 0.50 s of sound: a loop of 4.00 s needs"),
+        (
+            ["short.wav", "--seconds", "4"],
+            "short.wav: 0.50 s of sound: a loop of 4.00 s needs 4.28 s with its crossfade",
+        ),
+        (["short.wav", "--seconds", "0.4"], "the longest has 0.38 s"),
+        (["shorter.wav"], "shorter.wav: 0.10 s of sound: too short for a loop, which has 0.1 s or more"),
         (["rain", "--seconds", "0"], "--seconds 0.0: expected 0.1 to 600"),
         (["rain", "--seconds", "nan"], "--seconds nan"),
         (["rain", "--fade", "-1"], "--fade -1.0: expected 0.005"),
@@ -211,6 +255,7 @@ def test_a_loop_that_may_be_heard_exits_with_1_and_says_so(here: Path, capsys) -
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(toy: Synth, here: Path, capsys, arguments, words) -> None:
     write_wave("short.wav", noise(0.5), RATE)
+    write_wave("shorter.wav", noise(0.1), RATE)
     for name in ("there.wav", "theirs_x3.wav"):
         (here / name).write_bytes(b"mine")
     assert main(["loop", *arguments, "--instrument", str(toy.folder)]) == 2
@@ -218,5 +263,5 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(toy: Synth, here: 
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
-    assert sorted(path.name for path in here.iterdir()) == ["short.wav", "theirs_x3.wav", "there.wav"]
+    assert sorted(path.name for path in here.iterdir()) == ["short.wav", "shorter.wav", "theirs_x3.wav", "there.wav"]
     assert (here / "there.wav").read_bytes() == b"mine"

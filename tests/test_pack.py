@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import HEARD, Drawn, clicks, toy_instrument, toy_manifest
 
-from foleybox.audio import Wave, read_wave, true_peak_db, wav_chunk
+from foleybox.audio import Wave, read_wave, true_peak_db, wav_chunk, write_wave
 from foleybox.cli import main
 from foleybox.instrument import Heard
 from foleybox.studio.engines import UNITY_PLAYER, engine_files
@@ -108,6 +108,9 @@ def test_steady_labels_become_loops_with_loop_points(toy: str, here: Path) -> No
         wave, rate = read_wave(here / "pack" / row["file"])
         assert abs(len(wave) / rate - 0.3) < 0.026
         assert wav_chunk(here / "pack" / row["file"], b"smpl") is not None
+        recipe = read_recipe(here / "pack" / row["file"])
+        assert recipe is not None
+        assert "fade" not in [step["do"] for step in recipe.process]  # its ends meet
         assert abs(event_loudness(wave, rate) + 23) <= 0.5
     assert main(["verify", "pack", "--instrument", toy]) == 0
 
@@ -124,6 +127,64 @@ def test_the_same_pack_twice_is_the_same_bytes(steps: Synth, here: Path) -> None
     assert len(names) == 6 + 2 + 4
     for name in names:
         assert (here / "a" / name).read_bytes() == (here / "b" / name).read_bytes()
+
+
+# --- siblings, and a pack over a pack -----------------------------------------------------------------------------
+
+
+def test_siblings_of_a_one_shot_are_one_shots_as_loud(steps: Synth, here: Path, monkeypatch) -> None:
+    monkeypatch.setattr("foleybox.studio.vary.Synth.of", lambda *_: steps)
+    assert main(["pack", "footstep", "--count", "1", "--lufs", "-24"]) == 0
+    (row,) = manifest(here / "pack")
+    source = str(here / "pack" / row["file"])
+    assert main(["vary", source, "-n", "2", "-o", "v"]) == 0
+    assert main(["walk", source, "-n", "2", "-o", "v"]) == 0
+    assert main(["morph", source, "footstep:3", "-n", "2", "-o", "v"]) == 0
+    assert len(list((here / "v").iterdir())) == 6
+    for path in (here / "v").iterdir():
+        wave, rate = read_wave(path)
+        assert len(wave) < 0.3 * rate  # of clips of a second
+        assert abs(event_loudness(wave, rate) + 24) < 0.1
+        recipe = read_recipe(path)
+        assert recipe is not None
+        assert recipe.asked["kind"] == "one-shot"
+        np.testing.assert_allclose(again(recipe, steps)[0], wave, atol=2**-15)
+    # The first of a walk is the sound itself.
+    (first,) = (here / "v").glob("*_w0.wav")
+    assert read_wave(first)[0].tolist() == read_wave(source)[0].tolist()
+
+
+def everything(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("then", [["footstep", "-n", "2", "--seed", "50"], ["dog_bark", "-n", "2"]])
+def test_a_forced_pack_is_what_its_manifest_says_and_leaves_what_others_wrote(
+    steps: Synth, here: Path, then: list[str]
+) -> None:
+    assert main(["pack", "footstep", "-n", "4", "--engine", "godot"]) == 0
+    edited = here / "pack" / manifest(here / "pack")[3]["file"]
+    write_wave(edited, read_wave(edited)[0], RATE)  # an editor's: without the recipe
+    (here / "pack/Footstep/mine.wav").write_bytes(b"mine")
+    assert main(["pack", *then, "--force"]) == 0
+    rows = {row["file"] for row in manifest(here / "pack")}
+    assert len(rows) == 2
+    mine = {f"Footstep/{edited.name}", "Footstep/mine.wav"}
+    assert everything(here / "pack") == rows | mine | {"manifest.csv", "index.html", "LICENSE.txt"}
+
+
+def test_folders_that_a_forced_pack_empties_go_and_a_manifest_cannot_reach_out_of_its_folder(
+    steps: Synth, here: Path
+) -> None:
+    assert main(["pack", "footstep", "gun", "-n", "2", "--engine", "unity"]) == 0
+    outside = here / "x" / "theirs.wav"
+    outside.parent.mkdir()
+    outside.write_bytes((here / "pack" / manifest(here / "pack")[0]["file"]).read_bytes())
+    with (here / "pack/manifest.csv").open("a") as file:
+        file.write("../x/theirs.wav,Footstep,one-shot\n../theirs.wav,Footstep,one-shot\n")
+    assert main(["pack", "dog_bark", "-n", "2", "--force"]) == 0
+    assert outside.exists()
+    assert {path.name for path in (here / "pack").iterdir()} == {"DogBark", "manifest.csv", "index.html", "LICENSE.txt"}
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -277,6 +338,9 @@ def test_the_manifest_states_each_file_as_it_is(steps: Synth, here: Path, capsys
         (["rain", "--apart", "-1"], "--apart -1.0"),
         (["rain", "--creator", "a/b"], "--creator 'a/b': expected letters, digits and hyphens"),
         (["rain", "--ucs", ""], "--ucs ''"),
+        (["rain", "--ucs", "foo"], "--ucs foo: expected a CatID such as GUNPis or RAIN"),
+        (["rain", "gun", "--ucs", "GUNPis"], "--ucs GUNPis with Rain, GunShot: a category is of one label"),
+        (["rain", "-o", "p.mp3"], "-o p.mp3 is a sound file's name: expected a folder"),
         (["rain", "--seed", "-1"], "seed -1"),
         (["rain", "--temperature", "-1"], "temperature -1"),
         (["rain", "-o", "there"], "there/Rain/x.wav and 1 more exist already: add --force"),

@@ -47,6 +47,25 @@ def test_a_pattern_becomes_a_mix_a_stem_and_markers_that_verify(here: Path, toy:
     assert (here / "s/mix.wav").read_bytes() == before
 
 
+def test_a_forced_scene_leaves_nothing_of_the_one_before_but_what_others_wrote(here: Path, toy: str) -> None:
+    beat = ["perform", "--bpm", "120", "--instrument", toy, "-o", "s"]
+    assert main([*beat, "--label", "dog_bark", "--surface", "rain=0.5", "--format", "flac"]) == 0
+    write_wave(here / "s/stems/mine.wav", clicks([0.1], 0.5), 8_000)
+    (here / "s/stems/Rain.flac").write_bytes(b"mine too")
+    assert main([*beat, "--label", "gunshot", "--force"]) == 0
+    assert files(here / "s") == [
+        "markers.csv", "markers.txt", "mix.wav", "stems/GunShot.wav", "stems/Rain.flac", "stems/mine.wav"
+    ]  # fmt: skip
+
+
+def test_a_stem_whose_rises_are_followed_is_not_removed_with_the_scene_it_was_of(here: Path, toy: str) -> None:
+    (here / "x.csv").write_text("time\n0.2\n0.7\n")
+    assert main(["perform", "x.csv", "--label", "dog", "--instrument", toy, "-o", "s"]) == 0
+    follow = ["perform", "s/stems/DogBark.wav", "--label", "gun", "--instrument", toy, "-o", "s", "--force"]
+    assert main(follow) == 0
+    assert "stems/DogBark.wav" in files(here / "s")
+
+
 @pytest.mark.parametrize("kind", ["csv", "json", "txt", "mid", "wav"])
 def test_every_kind_of_list_is_played_at_its_times(here: Path, toy: str, kind: str) -> None:
     times = [0.25, 0.75, 1.5]
@@ -97,7 +116,13 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
         (["a.csv"], "a.csv has 2 events without a label: give them one with --label"),
         (["a.mid"], "has 1 events without a label: give them one with --label (or --notes NOTE=LABEL)"),
         (["a.csv", "--bpm", "100"], "a.csv and --bpm: expected one of the two"),
-        (["a.csv", "--label", "piano"], "unknown label 'piano'"),
+        (["a.csv", "--label", "piano"], "a.csv, line 3: unknown label 'piano'"),
+        (["bad.csv"], "bad.csv, line 3: unknown label 'piano'"),
+        (["bad.json"], "bad.json, event 1: seed -1: expected a whole number from 0"),
+        (["--bpm", "100"], "--bpm 100: say what is heard with --label"),
+        (["a.csv", "--label", "rain", "--variations", "2", "--no-repeat", "5"], "no-repeat 5 of 2 variations"),
+        (["a.csv", "--label", "rain", "--format", "ogg", "--subtype", "PCM_24"], "OGG is Vorbis, which counts no bits"),
+        (["a.csv", "--label", "rain", "-o", "x.wav"], "-o x.wav is a sound file's name: expected a folder"),
         (["a.csv", "--label", "rain", "--notes", "36=rain"], "--notes with a.csv: expected a MIDI file"),
         (["a.csv", "--label", "rain", "--seconds", "0.5"], "an event at 2 s, beyond the 0.5 s of the scene"),
         (["none.csv", "--label", "rain"], "cannot read none.csv"),
@@ -120,13 +145,21 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(here: Path, toy: str, capsys, arguments, words) -> None:
     (here / "a.csv").write_text("time\n2\n0.1\n")
     (here / "empty.csv").write_text("time,label\n")
+    (here / "bad.csv").write_text("time,label\n1,rain\n0.5,piano\n")
+    (here / "bad.json").write_text('[{"time": 0.5, "label": "rain", "seed": -1}]')
     (here / "a.mid").write_bytes(midi([(240, 36, 100)]))
     assert main(["perform", *arguments, "--instrument", toy]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
-    assert sorted(path.name for path in here.iterdir()) == ["a.csv", "a.mid", "empty.csv"]  # not a folder either
+    assert sorted(path.name for path in here.iterdir()) == [
+        "a.csv",
+        "a.mid",
+        "bad.csv",
+        "bad.json",
+        "empty.csv",
+    ]  # not a folder either
 
 
 def test_a_curve_with_a_bad_line_is_told_with_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from helpers_lab import toy_folder
 from torch import Tensor, nn
 
 from foleybox.doors import UserError
-from foleybox.instrument import read_instrument
+from foleybox.instrument import SHIPPED, read_instrument
 from foleybox.lab import restore
 from foleybox.lab.data import find_clips
 from foleybox.lab.export import heard_by
@@ -39,7 +39,6 @@ from foleybox.lab.training import patches, sagan, vocoder
 from foleybox.lab.training.patches import TrainPatches
 from foleybox.lab.training.sagan import TrainSagan
 from foleybox.lab.training.vocoder import TrainVocoder
-from foleybox.studio.synth import SHIPPED
 
 SMALL = SHIPPED / "foley-small"
 GAN = SHIPPED / "sagan-small"
@@ -51,6 +50,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("restore") / "runs"
     assert restore.main(Restore(SMALL, out)) == 0
     return out
+
+
+def test_an_instrument_that_ships_is_restored_by_its_name(tmp_path: Path) -> None:
+    assert restore.main(Restore(Path("sagan-small"), tmp_path / "runs")) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["sagan", "vocoder"]
+    with pytest.raises(UserError, match=r"no instrument sagan-smal: .* one that ships \(foley-small"):
+        restore.main(Restore(Path("sagan-smal"), tmp_path / "other"))
 
 
 def asked(model: Patches) -> dict[str, Tensor]:

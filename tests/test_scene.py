@@ -144,11 +144,11 @@ def test_all_shots_of_a_label_are_equally_loud(toy: Synth) -> None:
 
 def test_while_there_are_variations_none_is_heard_twice_within_the_window(known: Synth) -> None:
     times = [0.05 * n for n in range(200)]
-    for variations, window in ((6, 4), (3, 4), (2, 1), (1, 4), (8, 0)):
+    for variations, window in ((6, 4), (3, None), (2, 1), (1, None), (8, 0)):
         (track,) = perform(known, times, "rain", style=Style(variations, window)).make["tracks"]
         order = [shot for *_, shot, _ in track["events"]]
         for place, shot in enumerate(order):
-            assert shot not in order[max(0, place - min(window, variations - 1)) : place]
+            assert shot not in order[max(0, place - (variations - 1 if window is None else window)) : place]
         assert set(order) == set(range(variations))
 
 
@@ -296,6 +296,11 @@ def test_a_wav_marks_its_events_as_cue_points_with_labels_and_other_programs_rea
         ([0.1], {"label": "rain", "seed": -1}, "seed -1"),
         ([0.1], {"label": "rain", "style": Style(variations=0)}, "variations 0: expected 1 to"),
         ([0.1], {"label": "rain", "style": Style(no_repeat=-1)}, "no-repeat -1"),
+        (
+            [0.1],
+            {"label": "rain", "style": Style(2, 5)},
+            "no-repeat 5 of 2 variations: expected fewer than there are sounds",
+        ),
         ([0.1], {"label": "rain", "style": Style(humanise=float("nan"))}, "humanise nan"),
         ([0.1], {"label": "rain", "style": Style(amount=2)}, "amount 2"),
         ([], {"surfaces": {"rain": 0.5}}, "has no end: name its seconds"),

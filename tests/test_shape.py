@@ -42,7 +42,9 @@ NUMBERS = {
     "lufs": st.floats(-70, 0),
     "peak": st.floats(-60, 0),
 }
-SHAPES = st.builds(Shape, **{knob: st.none() | numbers for knob, numbers in NUMBERS.items()})  # type: ignore[arg-type]
+SHAPES = st.builds(Shape, **{knob: st.none() | numbers for knob, numbers in NUMBERS.items()}).filter(  # type: ignore[arg-type]
+    lambda shape: (shape.fade or 0) <= (shape.seconds or 2.0)
+)
 
 
 @settings(max_examples=25, deadline=None)
@@ -96,6 +98,36 @@ def test_a_cut_keeps_the_event_and_its_edges_are_quiet() -> None:
     assert np.square(cut).sum() > 0.99 * np.square(burst(0.83, 0.3)).sum()
     assert not cut[: RATE // 50].any()
     assert not cut[-RATE // 25 :].any()
+
+
+# --- ends ---------------------------------------------------------------------------------------------------------
+
+
+def test_ends_that_click_are_faded_over_a_few_ms_when_asked_and_what_is_between_stays() -> None:
+    wave = tone(500, RATE, 1)
+    wave = np.roll(wave, -4)  # begins and ends near its highest sample
+    made, _, steps = shaped(wave, RATE, Shape(), declick=True)
+    assert steps == [{"do": "fade", "in": 12, "out": 40}]  # 1.5 ms: an attack stays sharp
+    assert abs(made[0]) < 0.01 * abs(wave[0])
+    assert abs(made[-1]) < 0.01 * abs(wave[-1])
+    np.testing.assert_array_equal(made[12:-40], wave[12:-40])
+    np.testing.assert_array_equal(shaped(wave, RATE, Shape())[0], wave)  # a loop's ends meet: nobody asked
+
+
+def test_ends_that_do_not_click_stay_as_they_are() -> None:
+    quiet = burst(0.5, 0.3, floor=1e-4)
+    for wave in (quiet, np.zeros(100, np.float32), np.zeros(0, np.float32)):
+        made, _, steps = shaped(wave, RATE, Shape(), declick=True)
+        assert steps == []
+        np.testing.assert_array_equal(made, wave)
+
+
+def test_the_fades_of_a_cut_and_of_a_user_take_the_place_of_those_of_an_end_that_clicks() -> None:
+    wave = np.roll(tone(500, RATE, 1), -4)
+    (fade,) = (step for step in shaped(wave, RATE, Shape(fade=0.5), declick=True)[2] if step["do"] == "fade")
+    assert (fade["in"], fade["out"]) == (12, RATE // 2)
+    cut = burst(0.5, 0.3)
+    assert shaped(cut, RATE, Shape(trim=40), declick=True)[2] == shaped(cut, RATE, Shape(trim=40))[2]
 
 
 # --- the knobs ----------------------------------------------------------------------------------------------------

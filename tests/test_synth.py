@@ -16,11 +16,11 @@ from helpers import FRAMES, HOP, LATENT, toy_graphs, toy_instrument, toy_manifes
 import foleybox
 from foleybox.audio import read_wave
 from foleybox.doors import UserError
-from foleybox.instrument import write_instrument
+from foleybox.instrument import SHIPPED, find_instrument, write_instrument
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.seeds import noise
-from foleybox.studio.synth import SHIPPED, Clip, Synth, find_instrument
+from foleybox.studio.synth import Clip, Synth
 
 STEP = 2**-15
 
@@ -127,7 +127,7 @@ def test_the_instrument_of_a_recipe_is_found_or_named(
         Synth.of(recipe, other.folder)
     with pytest.raises(UserError, match="does not ship"):
         Synth.of(recipe)
-    monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    monkeypatch.setattr("foleybox.instrument.SHIPPED", tmp_path)
     assert Synth.of(other.render("rain", 0).recipe).folder == tmp_path / "other"
 
 
@@ -179,7 +179,7 @@ def test_graphs_of_the_wrong_make_are_refused(tmp_path: Path) -> None:
 def test_an_instrument_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no instrument nowhere"):
         find_instrument("nowhere")
-    monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    monkeypatch.setattr("foleybox.instrument.SHIPPED", tmp_path)
     monkeypatch.delenv("FOLEYBOX_INSTRUMENT", raising=False)
     with pytest.raises(UserError, match="no instrument ships"):
         Synth.load()
@@ -190,7 +190,7 @@ def test_an_instrument_that_is_not_there_is_said(tmp_path: Path, monkeypatch: py
 def test_the_environment_names_the_instrument_that_is_played_if_no_other_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foleybox.studio.synth.SHIPPED", tmp_path)
+    monkeypatch.setattr("foleybox.instrument.SHIPPED", tmp_path)
     toy_instrument(tmp_path / "a")
     toy_instrument(tmp_path / "b")
     monkeypatch.setenv("FOLEYBOX_INSTRUMENT", "b")

@@ -271,6 +271,7 @@ def test_without_torch_a_run_says_what_to_install(runs: Runs) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        done.stderr == "foleybox: `generate` needs the lab, and torch is not installed: pip install 'foleybox[lab]'\n"
+    assert done.stderr == (
+        "foleybox: `generate` needs the lab, and torch is not installed: in a checkout of foleybox, "
+        "pip install -c constraints.txt '.[lab]'\n"
     )

@@ -11,11 +11,12 @@ from helpers import toy_instrument
 
 from foleybox.audio import read_wave, write_wave
 from foleybox.cli import main
+from foleybox.instrument import SHIPPED
 from foleybox.studio.extend import finished
 from foleybox.studio.points import morph, vary, walk
 from foleybox.studio.recipe import CHUNK, from_json, read_recipe, write_clip
 from foleybox.studio.shape import Shape
-from foleybox.studio.synth import SHIPPED, Clip, Synth
+from foleybox.studio.synth import Clip, Synth
 from foleybox.studio.verify import LOSSY_DB, MAKERS, compare, find_sounds, remake, verify_files
 
 STEP = 2.0**-15
@@ -128,6 +129,26 @@ def test_a_cut_or_resampled_file_is_different(synth: Synth, here: Path, change, 
     write_wave(here / "x.wav", wave, rate, chunks={CHUNK: clip.recipe.to_json().encode()})
     found = only([here / "x.wav"], synth)
     assert (found.verdict, found.why) == ("different", words)
+
+
+def test_a_file_that_is_cut_short_or_not_of_numbers_is_told_as_that_by_verify_vary_and_info(
+    synth: Synth, here: Path, capsys
+) -> None:
+    toy = ["--instrument", str(synth.folder)]
+    synth.render("rain", 7).save(here / "whole.wav", "FLOAT")
+    content = (here / "whole.wav").read_bytes()
+    (here / "cut.wav").write_bytes(content[:3_000])
+    samples = content.index(b"data") + 8
+    nan = content[:samples] + np.array([np.nan], "<f4").tobytes() + content[samples + 4 :]
+    (here / "nan.wav").write_bytes(nan.replace(b"fbrc", b"junk"))
+    for name, words in (("cut.wav", "is cut short"), ("nan.wav", "holds 1 samples that are NaN or infinite")):
+        assert main(["verify", name, *toy]) == 1
+        assert words in capsys.readouterr().out
+        for command in (["vary", name, *toy], ["info", name]):
+            assert main(command) == 2
+            err = capsys.readouterr().err
+            assert words in err
+            assert err.count(name) == 1
 
 
 def test_a_file_of_version_1_is_made_again_too(synth: Synth, here: Path) -> None:

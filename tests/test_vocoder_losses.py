@@ -12,6 +12,7 @@ from foleybox.lab.losses import (
     mel_distance,
     more_repetition,
     multi_resolution_stft,
+    own_colour,
     repetition,
     squares_discriminator,
     squares_generator,
@@ -199,3 +200,27 @@ def test_what_is_far_from_an_attack_does_not_count_and_the_gradient_is_near_it()
     near = slope[0, 8000 - 35 * 22 - 200 : 8000 + 17 * 22 + 200]
     assert slope.norm() == pytest.approx(float(near.norm()))
     assert near.norm() > 0
+
+
+# --- colour -------------------------------------------------------------------------------------------------------
+
+
+def rippled(wave: torch.Tensor, depth: float) -> torch.Tensor:
+    spectrum = torch.fft.rfft(wave)
+    return torch.fft.irfft(spectrum * torch.exp(depth * torch.cos(torch.arange(spectrum.shape[1]) / 40)))
+
+
+def test_a_ripple_of_all_sounds_costs_its_mean_depth_and_other_noise_next_to_nothing() -> None:
+    """A cosine of depth 0.25 in the logarithm of the amplitude is one of 0.5 in that of the power: 0.5 x 2 / pi on average."""
+    torch.manual_seed(2)
+    noise, another = 0.1 * torch.randn(2, 16, 16_384)
+    assert float(own_colour(noise, noise)) == 0
+    assert float(own_colour(noise, rippled(noise, 0.25))) == pytest.approx(0.5 * 2 / math.pi, rel=0.05)
+    assert float(own_colour(noise, another)) < 0.06
+
+
+def test_a_colour_that_one_of_the_sounds_has_by_itself_is_not_the_vocoders() -> None:
+    torch.manual_seed(3)
+    noise = 0.1 * torch.randn(16, 16_384)
+    one = torch.cat([rippled(noise[:1], 0.25), noise[1:]])
+    assert float(own_colour(noise, one)) == pytest.approx(float(own_colour(noise[:1], one[:1])) / 16, rel=1e-3)

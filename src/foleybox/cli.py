@@ -5,13 +5,17 @@ Exit codes: 0 done; 1 done, and the answer is no (a check that failed); 2 a mist
 line on stderr; 130 stopped by Ctrl-C. FOLEYBOX_DEBUG=1 (or --debug) shows tracebacks.
 """
 
+import io
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import foleybox
-from foleybox.doors import UserError
+from foleybox.doors import INSTALL_LAB, UserError
 
 VERBS = {
     "generate": ("foleybox.studio.generate:generate", "make sounds: labels and seeds become WAV, FLAC or OGG files"),
@@ -77,6 +81,7 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: sys.argv) and return its exit code."""
+    _mend_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("FOLEYBOX_DEBUG", "0") not in ("", "0")
     if "--debug" in arguments:
@@ -90,6 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug and not isinstance(error, BrokenPipeError):
             raise
         return _tell(error)
+
+
+def _mend_streams() -> None:
+    """Let what a terminal cannot show be escaped, and what was closed be nowhere, so that neither stops the work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: >&-
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        elif stream.errors == "strict" and hasattr(stream, "reconfigure"):  # of JSON, \u96e8 is what it means
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:
@@ -108,9 +123,7 @@ def _run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in LAB:
             raise
-        raise UserError(
-            f"`{verb}` needs the lab, and {error.name} is not installed: pip install 'foleybox[lab]'"
-        ) from None
+        raise UserError(f"`{verb}` needs the lab, and {error.name} is not installed: {INSTALL_LAB}") from None
 
 
 def _unknown(arguments: list[str]) -> str:
@@ -160,11 +173,37 @@ def _call(function: Callable[..., int | None], verb: str, arguments: list[str]) 
 
     (config_type,) = (kind for name, kind in get_type_hints(function).items() if name != "return")
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+    told = io.StringIO()
     try:
-        config = tyro.cli(config_type, args=arguments, prog=f"foleybox {verb}", config=style)
+        with redirect_stderr(told):
+            config = tyro.cli(config_type, args=arguments, prog=f"foleybox {verb}", config=style)
     except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the flags (2)
-        return stop.code if isinstance(stop.code, int) else 2
+        if stop.code == 0:
+            return 0
+        raise UserError(f"{_one_line(told.getvalue())}; `foleybox {verb} --help` shows the flags") from None
+    print(told.getvalue(), end="", file=sys.stderr)  # a warning, if anything
     return function(config) or 0
+
+
+def _one_line(box: str) -> str:
+    """Return what tyro says in a box about wrong flags, in a line."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()][1:]  # the first is a title; boxes may be of ASCII
+
+    def rule(line: str) -> bool:
+        return not line.strip("─-")
+
+    lines = list(itertools.dropwhile(rule, lines))
+    told = list(itertools.takewhile(lambda line: not line or not rule(line), lines))  # what follows is help
+    text = " ".join(" ".join(told).split()).rstrip(". ")
+    if (flag := re.match(r"Error parsing (\S+): ", text)) and (
+        value := re.search(r"(?:from \[|10: |float: )'(.*?)'", text)
+    ):
+        kind = "a whole number" if re.search(r"INT\b|int\(\)", text) else "a number"
+        return f"{flag[1]} {value[1]}: expected {kind}"
+    if lacking := re.match(r"Missing from foleybox [\w ]+?: (\S+)", text):
+        return f"{lacking[1]} is missing"
+    near = [line for line in lines[len(told) + 1 :] if line.startswith("--")]
+    return text + (f"; did you mean {near[0].split()[0]}?" if near and text.startswith("Unrecognized") else "")
 
 
 def _tell(error: BaseException) -> int:

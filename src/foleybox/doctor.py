@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import foleybox
-from foleybox.doors import UserError
+from foleybox.doors import INSTALL_LAB, UserError
 
 CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich")
 
@@ -25,7 +25,7 @@ class Doctor:
     """
 
     instrument: str | None = None
-    "folder of an instrument to try, in place of the one that ships"
+    "instrument to try, by the name of one that ships or by its folder, in place of the default one"
 
 
 def main(config: Doctor) -> int:
@@ -90,7 +90,7 @@ def _instrument(source: str | None) -> str:
 
 def _lab() -> str:
     if find_spec("torch") is None:
-        raise UserError("not installed, and not needed to make sounds; to train: pip install 'foleybox[lab]'")
+        raise UserError(f"not installed, and not needed to make sounds; to train: {INSTALL_LAB}")
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
@@ -98,7 +98,7 @@ def _lab() -> str:
     lacking = [name for name in others if find_spec(name) is None]
     text = f"torch {torch.__version__} on {device}"
     if lacking:
-        raise UserError(f"{text}, but {', '.join(lacking)} missing: pip install 'foleybox[lab]'")
+        raise UserError(f"{text}, but {', '.join(lacking)} missing: {INSTALL_LAB}")
     return text
 
 

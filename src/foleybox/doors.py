@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+INSTALL_LAB = "in a checkout of foleybox, pip install -c constraints.txt '.[lab]'"
+
 
 class UserError(ValueError):
     """A mistake the user can mend: one line with what was found, what was expected and what to do.

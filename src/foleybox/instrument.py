@@ -38,6 +38,8 @@ from foleybox.doors import UserError, put_in_place, sha256, write_text
 
 FORMAT = 1
 MANIFEST, CARD = "instrument.json", "CARD.md"
+SHIPPED = Path(__file__).parent / "studio" / "instruments"
+DEFAULT = "foley-small"  # of those, the one that plays when none is named
 GRAPHS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}  # kind -> the graphs it must have
 
 
@@ -237,6 +239,32 @@ ROWS: dict[str, dict[str, type]] = {
     "graphs": {"file": str, "sha256": str, "bytes": int},
     "heard": {"label": str, "tier": str, "licence": str, "clips": int, "source": str},
 }
+
+
+def shipped() -> list[Path]:
+    """Return the folders of the instruments that ship with the package, the default one first."""
+    found = (path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
+    return sorted(found, key=lambda folder: (folder.name != DEFAULT, folder.name))
+
+
+def find_instrument(source: str | Path | None = None) -> Path:
+    """Return the folder of an instrument: one shipped by that name, else a folder.
+
+    None is what FOLEYBOX_INSTRUMENT names, else the first that ships. Raises UserError if there is no such instrument.
+    """
+    ours = shipped()
+    source = source or os.environ.get("FOLEYBOX_INSTRUMENT") or None
+    if source is None:
+        if not ours:
+            raise UserError("no instrument ships with this copy of foleybox: name a folder with --instrument")
+        return ours[0]
+    named = next((folder for folder in ours if folder.name == str(source)), None)
+    if named is not None and not Path(source).is_dir():
+        return named
+    if not Path(source).is_dir():
+        names = ", ".join(folder.name for folder in ours) or "none"
+        raise UserError(f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names})")
+    return Path(source)
 
 
 def read_instrument(folder: str | Path) -> Instrument:

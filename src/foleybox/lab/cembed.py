@@ -119,7 +119,7 @@ class Mert(nn.Module):
             from transformers.utils import logging  # pyright: ignore[reportMissingImports]
         except ModuleNotFoundError:
             raise UserError(
-                "MERT needs transformers, which is not installed: pip install 'foleybox[mert]', or give --encoder "
+                "MERT needs transformers, which is not installed: pip install -c constraints.txt '.[mert]', or give --encoder "
                 f"{STAND_IN} for random weights in its place"
             ) from None
         where: dict[str, Any] = {} if Path(source).is_dir() else {"revision": revision}

@@ -170,11 +170,22 @@ def attack_distance(real: Tensor, fake: Tensor, n_fft: int = 128, hop: int = 32)
 
     A mel's window is 46 ms long, and a vocoder that learned by distances of such spectra begins a click 20 ms before it
     sounds. Here levels of four bands above 500 Hz are compared in windows of 6 ms, but only from 35 ms before to 17 ms after
-    a rise by more than 6 dB within 20 ms: steady noise has none of these, and no fine levels of its own to be compared with.
+    a rise by more than 10 dB within 20 ms: steady noise has none of these, and no fine levels of its own to be compared with.
     """
     mine, theirs = (_fine_levels(wave, n_fft, hop) for wave in (real, fake))  # [B, 4, T]
     weight = _near_attacks(mine)
     return (weight * (mine - theirs).abs()).sum() / weight.sum().clamp(min=1)
+
+
+def own_colour(real: Tensor, fake: Tensor, n_fft: int = 1024) -> Tensor:
+    """Return how much colour `fake` waves [B, L] have that the `real` ones have not and that is the same in all, in nepers.
+
+    The mean over frequencies of |mean over the batch of ln(power of the fake one / of the real one)|. Between two bands of a
+    mel a vocoder is free, and may give every sound the same ripples of 2 dB, which noise makes audible; of one noise such
+    levels are chance, so what is the same in many of them is asked for.
+    """
+    levels = [_magnitudes(wave, n_fft, n_fft // 4, 1e-3).square().mean(2).log() for wave in (real, fake)]  # [B, K]
+    return (levels[1] - levels[0]).mean(0).abs().mean()
 
 
 def _fine_levels(wave: Tensor, n_fft: int, hop: int) -> Tensor:
@@ -185,13 +196,13 @@ def _fine_levels(wave: Tensor, n_fft: int, hop: int) -> Tensor:
 
 
 def _near_attacks(level: Tensor) -> Tensor:
-    """Return how much each of the fine levels [B, 4, T] is near an attack, 0 to 1: a rise by 6 dB counts nothing, by 18 all.
+    """Return how much each of the fine levels [B, 4, T] is near an attack, 0 to 1: a rise by 10 dB counts nothing, by 20 all.
 
     A level has risen when it is above all levels 4 to 16 frames before.
     """
     before = F.max_pool1d(F.pad(level, (16, 0), value=torch.inf)[..., :-4], 13, 1)
     rise = (level - before) * (10 / math.log(10))  # dB
-    return F.max_pool1d(F.pad(((rise - 6) / 12).clamp(0, 1), (12, 24)), 37, 1)
+    return F.max_pool1d(F.pad(((rise - 10) / 10).clamp(0, 1), (12, 24)), 37, 1)
 
 
 def _magnitudes(wave: Tensor, n_fft: int, hop: int, floor: float) -> Tensor:

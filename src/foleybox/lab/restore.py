@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foleybox.doors import UserError, write_text
-from foleybox.instrument import Instrument, read_instrument
+from foleybox.instrument import Instrument, find_instrument, read_instrument
 from foleybox.lab.features import MELS
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.models.patches import FlowHead, Patches, PatchesConfig, times
@@ -43,11 +43,11 @@ Weights = dict[str, NDArray[np.float32]]
 class Restore:
     """Make run folders of an instrument, to train on from its weights.
 
-    Example: foleybox restore my-instrument -o runs/restored
+    Example: foleybox restore foley-small -o runs/restored
     """
 
     instrument: tyro.conf.Positional[Path]
-    "an instrument's folder"
+    "an instrument's folder, or the name of one that ships"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     "a new folder for the runs: autoencoder, patches and vocoder, or sagan and vocoder"
 
@@ -64,10 +64,11 @@ class Part(NamedTuple):
 
 def main(config: Restore) -> int:
     """`foleybox restore`: write the runs, or nothing."""
-    instrument = read_instrument(config.instrument)
+    folder = find_instrument(config.instrument)
+    instrument = read_instrument(folder)
     if config.out.exists():
         raise UserError(f"{config.out} is there already: name a new folder with -o")
-    graphs = {name: config.instrument / graph.file for name, graph in instrument.graphs.items()}
+    graphs = {name: folder / graph.file for name, graph in instrument.graphs.items()}
     parts = gan_parts(instrument, graphs) if instrument.kind == "gan" else patches_parts(instrument, graphs)
     parts["vocoder"] = vocoder_part(instrument, graphs["vocoder"])
     clips = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in heard_again(instrument))

@@ -5,9 +5,10 @@ project. What each engine reads is described in its own manual; nothing here nee
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 Engine = Literal["godot", "unity", "wwise", "unreal", "none"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def engine_files(engine: Engine, sets: Mapping[str, Sequence[str]], loops: frozenset[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Event:
     label: str = ""  # in any spelling; "" leaves it to the scene
     velocity: float = 1.0  # above 0, up to 1: how hard it is struck
     seed: int | None = None  # a clip of its own; None: one of the label's variations
+    where: str = field(default="", compare=False, repr=False)  # the file and line that it was read from, for errors
 
 
 def read_events(path: str | Path, notes: Mapping[int, str] | None = None) -> list[Event]:
@@ -81,7 +82,9 @@ def make_event(where: str, time: Any, label: Any = "", velocity: Any = None, see
     """
     seconds, loud, whole = _number(time), 1.0 if velocity is None else _number(velocity), _number(seed)
     if seconds is None:
-        raise UserError(f"{where}: time {_short(time)}: expected seconds such as 1.25, or minutes:seconds")
+        raise UserError(
+            f"{where}: time {_short(time)}: expected seconds such as 1.25, or minutes:seconds, each part under 60"
+        )
     if not 0 <= seconds <= LATEST:
         raise UserError(f"{where}: time {_short(time)}: expected 0 to {LATEST:g} seconds")
     if loud is None or not 0 < loud <= 1:
@@ -89,10 +92,13 @@ def make_event(where: str, time: Any, label: Any = "", velocity: Any = None, see
     if not isinstance(label, str):
         raise UserError(f"{where}: label {_short(label)}: expected a name such as footstep")
     if seed is None:
-        return Event(seconds, label.strip(), loud)
+        return Event(seconds, label.strip(), loud, where=where)
     if whole is None or whole != int(whole):
         raise UserError(f"{where}: seed {_short(seed)}: expected a whole number")
-    return Event(seconds, label.strip(), loud, check_seed(int(whole)))
+    try:
+        return Event(seconds, label.strip(), loud, check_seed(int(whole)), where)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _number(value: Any) -> float | None:
@@ -101,8 +107,11 @@ def _number(value: Any) -> float | None:
         if isinstance(value, str):
             *clock, last = value.strip().split(":")
             found = number(last)
-            for place, part in enumerate(reversed(clock), 1):
-                found += 60**place * int(part) if part.isdecimal() and place < 3 else math.nan
+            if clock and not (0 <= found < 60 and all(part.isdecimal() for part in clock)):
+                return None
+            if clock[2:] or any(int(part) >= 60 for part in clock[1:]):  # only the first part may be any number
+                return None
+            found += sum(60**place * int(part) for place, part in enumerate(reversed(clock), 1))
         else:
             found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
     except (UserError, OverflowError, ValueError):

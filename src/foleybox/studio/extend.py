@@ -27,9 +27,12 @@ TRIED = 4  # neighbours in a row that are passed over for being steady where the
 
 
 def finished(synth: Synth, clip: Clip, shape: Shape) -> Clip:
-    """Return the clip as `shape` asks: built longer if it asks for more seconds than the instrument gives, then shaped."""
+    """Return the clip as `shape` asks: built longer if it asks for more seconds than the instrument gives, then shaped.
+
+    Its ends do not click: see `shape.shaped`.
+    """
     samples = round((shape.seconds or 0) * clip.rate)
-    return (extend(synth, clip, samples) if samples > len(clip.wave) else clip).shaped(shape)
+    return (extend(synth, clip, samples) if samples > len(clip.wave) else clip).shaped(shape, declick=True)
 
 
 def steady(wave: Wave, rate: int) -> bool:

@@ -11,17 +11,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from tyro.conf import Positional, arg
 
 from foleybox.audio import BITS, Subtype, peak_db
 from foleybox.doors import UserError
 from foleybox.studio.extend import finished
+from foleybox.studio.recipe import find_recipe
 from foleybox.studio.seeds import SEEDS, check_seed
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.sheet import Sheet, write_png
 from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature
 
 SUFFIXES: dict[str, Literal["wav", "flac", "ogg"]] = {".wav": "wav", ".flac": "flac", ".ogg": "ogg"}
+RECIPES = (".json", *SUFFIXES)  # what carries a recipe
+SOUNDS = (*SUFFIXES, ".mp3", ".aif", ".aiff", ".m4a", ".aac", ".opus", ".wma", ".caf")  # no names of folders
 SHEET_COLUMNS = 12  # as the help of --sheet says
 
 
@@ -42,7 +46,9 @@ class Files:
 
 
 Sheets = Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: no)")]
-Source = Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: the one that ships)")]
+Source = Annotated[
+    str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: the first that `foleybox info` lists)")
+]
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,14 @@ class Generate:
     """Make sounds: OUT/<Label>/<Label>_s<seed>.wav for the seeds S, S+1, ..., S+N-1 of every label.
 
     The same instrument, label and seed always make the same sound. `-o rain.wav` is one sound, in that very file.
+    A recipe (`foleybox info FILE --recipe > x.json`) or a file that carries one, in place of labels, makes that very
+    sound again: OUT/<its name>.wav.
 
     Example: foleybox generate dog_bark rain --count 4 --seed 100 -o out
     """
 
-    labels: Annotated[Positional[tuple[str, ...]], arg(metavar="LABEL...", help_behavior_hint="(required)")]
-    "what to make, in any spelling (dog_bark, DogBark, 0); `all` for every label of the instrument"
+    labels: Annotated[Positional[tuple[str, ...]], arg(metavar="LABEL...|RECIPE...", help_behavior_hint="(required)")]
+    "what to make, in any spelling (dog_bark, DogBark, 0); `all` for every label of the instrument; or recipes"
     count: Annotated[int, arg(aliases=["-n"], metavar="N")] = 1
     "sounds of each label"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
@@ -77,20 +85,58 @@ def generate(config: Generate) -> None:
 
     Raises UserError before the first render for labels, numbers, folders, existing files and lacking disk space.
     """
+    if any(Path(text).suffix.lower() in RECIPES for text in config.labels):
+        _generate_again(config)
+        return
     synth = Synth.load(config.instrument)
     labels = _labels(config, synth)
     _check_numbers(config)
     total = len(labels) * config.count
     if is_file(config.files.out):
         config = _one_file(config, total)
+    else:
+        check_folder(config.files.out)
     seconds = config.shape.seconds or synth.instrument.seconds
+    check_shape(config.shape, "--", synth.instrument.seconds)
     check_files(
-        config.files, config.shape, {_path(config, label, config.seed).parent: None for label in labels},
+        config.files, {_path(config, label, config.seed).parent: None for label in labels},
         existing=_existing(config, labels), bytes=total * seconds * size(config.files, config.shape, synth),
     )  # fmt: skip
     pairs = ((label, seed) for label in labels for seed in _seeds(config))
     clips = (finished(synth, clip, config.shape) for clip in synth.render_many(pairs, config.batch, config.temperature))
     write_clips(config.files, total, ((_path(config, clip.label, clip.seed), clip) for clip in clips), config.sheet)
+
+
+def _generate_again(config: Generate) -> None:
+    """Make the very sounds of some recipes again, as `verify` does."""
+    from foleybox.studio.verify import again
+
+    others = [text for text in config.labels if Path(text).suffix.lower() not in RECIPES]
+    if others:
+        raise UserError(f"{others[0]} beside recipes: expected labels alone, or recipes alone")
+    plain = Generate(config.labels)
+    knobs = ("count", "seed", "temperature")
+    said = [knob for knob in knobs if getattr(config, knob) != getattr(plain, knob)] + list(config.shape.asked())
+    if said:
+        raise UserError(
+            f"--{said[0]} with a recipe, which says that itself: drop it, or use `foleybox vary` for others like it"
+        )
+    _check_numbers(config)
+    sources = [Path(text) for text in config.labels]
+    recipes = [find_recipe(source) for source in sources]
+    synths = {recipe.fingerprint: Synth.of(recipe, config.instrument, threads=1) for recipe in recipes}
+    if is_file(config.files.out):
+        config = _one_file(config, len(sources))
+        paths = [config.files.out]
+    else:
+        check_folder(config.files.out)
+        paths = [config.files.out / f"{source.stem}.{config.files.format}" for source in sources]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"two recipes named {sources[0].stem} or alike: expected another name for each")
+    existing = [path for path in [*paths, *filter(None, [config.sheet])] if path.exists()]
+    check_files(config.files, {path.parent: None for path in paths}, existing, bytes=0)
+    clips = (Clip(again(recipe, synths[recipe.fingerprint])[0], recipe) for recipe in recipes)
+    write_clips(config.files, len(paths), zip(paths, clips), config.sheet)
 
 
 def _labels(config: Generate, synth: Synth) -> list[str]:
@@ -163,6 +209,10 @@ def check_format(format: str, subtype: Subtype, flag: str = "--") -> None:
         raise UserError(
             f"{flag}format flac {flag}subtype FLOAT: FLAC holds whole numbers; expected PCM_16 or PCM_24, or wav"
         )
+    if format == "ogg" and subtype != "PCM_16":
+        raise UserError(
+            f"{flag}format ogg {flag}subtype {subtype}: OGG is Vorbis, which counts no bits; drop the subtype"
+        )
 
 
 def _existing(config: Generate, labels: list[str]) -> list[Path]:
@@ -188,9 +238,16 @@ def size(files: Files, shape: Shape, synth: Synth) -> float:
     return (shape.rate or synth.instrument.rate) * BITS[files.subtype] / 8 * share
 
 
-def check_files(files: Files, shape: Shape, folders: Iterable[Path], existing: list[Path], bytes: float) -> None:
+def check_folder(out: Path) -> None:
+    """Raise UserError if -o has a sound file's name where a folder is meant."""
+    if out.suffix.lower() in SOUNDS and not out.is_dir():
+        raise UserError(
+            f"-o {out} is a sound file's name: expected a folder, or of `generate` one .wav, .flac or .ogg file"
+        )
+
+
+def check_files(files: Files, folders: Iterable[Path], existing: list[Path], bytes: float) -> None:
     """See that nothing is overwritten and that there is room, make the folders, and see that they can be written to."""
-    check_shape(shape, "--")
     check_format(files.format, files.subtype)
     if not files.force and existing:
         others = f" and {len(existing) - 1:,} more exist" if existing[1:] else " exists"
@@ -221,14 +278,15 @@ def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sh
     try:
         with progress(total, lines=files.json) as bar:
             for path, clip in clips:
-                told.add(clip, clip.save(path, files.subtype))
+                gain = clip.save(path, files.subtype)
+                told.add(clip, gain)
                 first = first or path
                 seconds = len(clip.wave) / clip.rate
                 shortest, longest = min(shortest, seconds), max(longest, seconds)
                 if pictures and len(pictures.rows.get(clip.label, [])) < SHEET_COLUMNS:
                     pictures.add(clip)
                 if files.json:
-                    print(_line(path, clip), flush=True)
+                    print(_line(path, clip, gain), flush=True)
                 bar(clip.label)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -296,14 +354,14 @@ def progress(total: int, lines: bool = False) -> Iterator[Callable[[str], None]]
         yield lambda text: bar.update(task, advance=1, description=text)
 
 
-def _line(path: Path, clip: Clip) -> str:
-    peak = peak_db(clip.wave)
+def _line(path: Path, clip: Clip, gain: float) -> str:
+    peak = peak_db(clip.wave * np.float32(gain))  # as the file has it
     facts = {
         "file": str(path),
         "label": clip.label,
         "seed": clip.seed,
         "rate": clip.rate,
         "seconds": round(len(clip.wave) / clip.rate, 4),
-        "peak_db": round(peak, 2) if peak > float("-inf") else None,
+        "peak_db": round(peak, 2) + 0.0 if peak > float("-inf") else None,
     }
     return json_module.dumps(facts, ensure_ascii=False)

@@ -11,23 +11,24 @@ from tyro.conf import Positional, arg
 
 from foleybox.audio import loudness, peak_db, read_wave, rms_db, true_peak_db
 from foleybox.doors import UserError
-from foleybox.instrument import Instrument, read_instrument
+from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
 from foleybox.studio.recipe import lost_recipe, read_recipe
 from foleybox.studio.shape import event_loudness
-from foleybox.studio.synth import find_instrument
 
 
 @dataclass(frozen=True)
 class Info:
-    """Say what an instrument is (labels, what it was trained on, licence, scores), or a sound and its recipe.
+    """Say what an instrument is (licence, size, how it measures), or a sound and its recipe; by itself, list instruments.
 
     Example: foleybox info out/DogBark/DogBark_s0.wav
     """
 
     path: Annotated[
-        Positional[str | None], arg(metavar="[PATH]", help_behavior_hint="(default: the instrument that ships)")
+        Positional[str | None], arg(metavar="[FILE|NAME|FOLDER]", help_behavior_hint="(default: list the instruments)")
     ] = None
-    "an instrument's folder or a sound file"
+    "a sound file, or an instrument: one that ships by its name, another by its folder"
+    all: bool = False
+    "of an instrument: also what it heard by label, all measurements, how it was made"
     json: bool = False
     "print JSON"
     recipe: bool = False
@@ -39,12 +40,61 @@ def info(config: Info) -> None:
     if config.recipe:
         print(_recipe_line(config.path))
         return
-    if config.path is not None and Path(config.path).is_file():
+    if config.path is None:
+        facts = [describe_instrument(read_instrument(folder), folder) for folder in _listed()]
+        lines = _list(facts)
+    elif Path(config.path).is_file():
         facts = describe_sound(Path(config.path))
+        lines = _lines(facts)
     else:
+        if Path(config.path).suffix and not Path(config.path).exists():
+            raise UserError(f"no file {config.path}: expected a sound file, or an instrument's name or folder")
         folder = find_instrument(config.path)
         facts = describe_instrument(read_instrument(folder), folder)
-    print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(_lines(facts)))
+        lines = _lines(_in_short(facts))
+        lines += _lines(facts) if config.all else ["(--all shows what it heard by label, and all measurements)"]
+    print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(lines))
+
+
+def _listed() -> list[Path]:
+    """Return the folders of the instruments that are at hand, the one that plays when none is named first."""
+    default = find_instrument()
+    return [default, *(folder for folder in shipped() if folder != default)]
+
+
+def _list(instruments: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each instrument: name, version, licence, size."""
+    rows = [(each["instrument"], each["version"], each["licence"]["terms"], _size(each)) for each in instruments]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        f"{name:{widths[0]}}  version {version:{widths[1]}}  {terms:{widths[2]}}  {size:>{widths[3]}}"
+        for name, version, terms, size in rows
+    ]
+    lines[0] += "  (plays when none is named)"
+    return [*lines, "foleybox info NAME says more; --instrument NAME plays one, and so does FOLEYBOX_INSTRUMENT=NAME"]
+
+
+def _size(facts: dict[str, Any]) -> str:
+    return f"{sum(facts['bytes'].values()) / 1e6:.1f} MB"
+
+
+def _in_short(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what most people want to know of an instrument."""
+    mean = facts["measured"].get("mean")
+    measured = {
+        name: f"{each['value']} (real recordings {each['floor']})"
+        for name, each in (mean.items() if isinstance(mean, dict) else ())
+        if isinstance(each, dict) and {"value", "floor"} <= set(each)
+    }
+    return {
+        "instrument": f"{facts['instrument']} {facts['version']}",
+        "licence": facts["licence"]["terms"],
+        "size": _size(facts),
+        "sound": f"{facts['seconds']:g} s at {facts['rate']:,} Hz",
+        "labels": facts["labels"],
+        "why this licence": facts["licence"]["why"],
+        **({"measured": measured} if measured else {}),
+    }
 
 
 def _recipe_line(path: str | None) -> str:

@@ -24,7 +24,17 @@ from foleybox.audio import BITS, Subtype
 from foleybox.doors import UserError, write_text
 from foleybox.instrument import TERMS
 from foleybox.studio.extend import finished
-from foleybox.studio.generate import Files, Source, Told, check_format, check_room, progress, safe_name, size
+from foleybox.studio.generate import (
+    Files,
+    Source,
+    Told,
+    check_folder,
+    check_format,
+    check_room,
+    progress,
+    safe_name,
+    size,
+)
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.seeds import SEEDS, check_seed
 from foleybox.studio.shape import Shape, check_shape
@@ -33,6 +43,9 @@ from foleybox.studio.table import Row, number, read_table, whole_number
 
 MANIFEST = "manifest.csv"
 KNOBS = tuple(each.name for each in fields(Shape))
+LISTED = (
+    "file", "label", "seed", "temperature", "seconds", "rate", "line", "instrument", "licence", "licence_tier", "generated",
+)  # fmt: skip
 COLUMNS = ("label", "count", "seed", "name", "temperature", *KNOBS, "format", "subtype")
 
 
@@ -42,7 +55,8 @@ class Jobs:
 
     The table is a CSV with the columns label, and if you like count, seed, name, temperature, trim, seconds, fade, rate,
     lufs, peak, format, subtype. An empty cell is what the flag below says. `name` takes the place of the label in the
-    file's name. The same command again goes on where it stopped, and never makes a file twice.
+    file's name. The same command again goes on where it stopped, and never makes a file twice. Other tables may add to
+    the same folder: the manifest lists them all.
 
     Example: foleybox jobs jobs.csv -o aug --lufs -23 --format flac
     """
@@ -94,6 +108,8 @@ def jobs(config: Jobs) -> None:
     lines = read_jobs(config, synth)
     tasks = list(tasks_of(lines))
     out = config.files.out
+    check_folder(out)
+    earlier = _earlier(config, {task.path.as_posix() for task in tasks})
     todo = _todo(config, tasks, synth)
     told = Told(len(todo))
     needed = sum(
@@ -119,7 +135,7 @@ def jobs(config: Jobs) -> None:
         raise KeyboardInterrupt(
             f"stopped after {told.done:,} of {len(todo):,} files; the same command again goes on from there"
         ) from None
-    write_text(out / MANIFEST, manifest(out, tasks, synth))
+    write_text(out / MANIFEST, manifest(out, tasks, synth, earlier))
     told.tell()
     if not config.files.json:
         before = f", {len(tasks) - len(todo):,} were there" if len(todo) < len(tasks) else ""
@@ -176,9 +192,10 @@ def _job(row: Row, config: Jobs, synth: Synth) -> Job:
             for knob in KNOBS
         }
     )
-    check_shape(shape)
+    check_shape(shape, seconds=synth.instrument.seconds)
     format = row["format"].lower() or config.files.format
-    subtype = row["subtype"].upper() or config.files.subtype
+    # OGG has no subtype: a flag's is that of the other lines.
+    subtype = row["subtype"].upper() or ("PCM_16" if row["format"].lower() == "ogg" else config.files.subtype)
     if format not in ("wav", "flac", "ogg"):
         raise UserError(f"format {row['format']!r}: expected wav, flac or ogg")
     if subtype not in BITS:
@@ -244,6 +261,25 @@ def _is_done(path: Path, task: Task, synth: Synth) -> bool:
     return same and (job.format == "ogg" or soundfile.info(path).subtype == job.subtype)
 
 
+def _earlier(config: Jobs, asked: set[str]) -> list[list[str]]:
+    """Return the manifest's lines of earlier tables: of files that are still there and are none of those asked for.
+
+    Raises UserError for a manifest of something else, unless it may be overwritten.
+    """
+    path = config.files.out / MANIFEST
+    if not path.exists():
+        return []
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+    except (OSError, ValueError, csv.Error):  # ValueError: of the text, and of a file without a line
+        header, rows = [], []
+    if header != list(LISTED) or not all(len(row) == len(LISTED) for row in rows):
+        if config.files.force:
+            return []
+        raise UserError(f"{path} is not a list that `jobs` wrote: add --force to overwrite it, or use another -o")
+    return [row for row in rows if row[0] not in asked and (config.files.out / row[0]).is_file()]
+
+
 def _sweep(out: Path, tasks: list[Task]) -> None:
     """Remove what a killed run left half-written of these files."""
     stems: dict[Path, set[str]] = {}
@@ -277,27 +313,16 @@ def _made(out: Path, tasks: list[Task], synth: Synth, workers: int) -> Iterator[
         pool.shutdown(cancel_futures=True)  # on Ctrl-C and on errors, what is being written is finished
 
 
-def manifest(out: Path, tasks: Iterable[Task], synth: Synth) -> str:
-    """Return the list of files as CSV, a line each; `foleybox data check`, `train` and `evaluate` read it."""
+def manifest(out: Path, tasks: Iterable[Task], synth: Synth, earlier: Iterable[list[str]] = ()) -> str:
+    """Return the list of files as CSV, a line each, those of earlier tables last.
+
+    `foleybox data check`, `train` and `evaluate` read it.
+    """
     made = synth.instrument
     tier = next(tier for tier, terms, _ in TERMS if terms == made.licence.terms)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "file",
-            "label",
-            "seed",
-            "temperature",
-            "seconds",
-            "rate",
-            "line",
-            "instrument",
-            "licence",
-            "licence_tier",
-            "generated",
-        ]
-    )
+    writer.writerow(LISTED)
     for task in tasks:
         about = soundfile.info(out / task.path)
         seconds = f"{about.frames / about.samplerate:.4f}"
@@ -305,4 +330,5 @@ def manifest(out: Path, tasks: Iterable[Task], synth: Synth) -> str:
             [task.path.as_posix(), task.job.label, task.seed, task.job.temperature, seconds, about.samplerate, task.job.line,
              made.name, made.licence.terms, tier, 1]
         )  # fmt: skip
+    writer.writerows(earlier)
     return text.getvalue()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 from tyro.conf import Positional, arg
 
@@ -39,7 +40,11 @@ ROOM = 1.5  # seconds of material beyond the loop, to look for the best place in
 CANDIDATES = 8  # places that are tried and measured
 STEADY_TRIED = 16  # seeds that are looked through for a steady clip
 NEAR = 5.0  # seconds on either side of the wrap that count as its inside
+SECONDS = 4.0  # of a loop whose length is not asked for
 SHORTEST, LONGEST = 0.1, 600.0  # seconds
+
+
+Length = Annotated[float | None, arg(metavar="S", help_behavior_hint="(default: 4, or what a file has room for)")]
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Loop:
     "a label, in any spelling, or a sound file"
     out: Annotated[Path, arg(aliases=["-o"], metavar="FILE.wav")] = Path("loop.wav")
     "the loop"
-    seconds: Annotated[float, arg(metavar="S")] = 4.0
+    seconds: Length = None
     "length; a hum may make it up to 25 ms longer or shorter, to meet itself in phase"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
     "of a label: the first seed that is looked at for a steady sound"
@@ -107,11 +112,12 @@ def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1)
     Raises UserError if the wave is too short.
     """
     samples = max(1, round(samples / multiple)) * multiple
-    slack, fade = round(SLACK * rate), max(1, min(fade, samples // 4))
+    slack, wanted, fade = round(SLACK * rate), fade, max(1, min(fade, samples // 4))
     needed = samples + fade + slack
     if len(wave) < needed:
         raise UserError(
-            f"{len(wave) / rate:.2f} s of sound: a loop of {samples / rate:.2f} s needs {needed / rate:.2f} s with its crossfade"
+            f"{len(wave) / rate:.2f} s of sound: a loop of {samples / rate:.2f} s needs {needed / rate:.2f} s with its "
+            f"crossfade; the longest has {longest(len(wave), rate, wanted, multiple):.2f} s"
         )
     levels, hop = np.maximum(band_levels(wave, rate), -100), max(1, round(HOP * rate))
     apart = round(samples / hop)
@@ -130,6 +136,13 @@ def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1)
         seam = measure_seam(wrapped(wave, wrap), rate, fade)
         found.append((seam.wrap / max(seam.inside, 1e-6), wrap))
     return min(found)[1]
+
+
+def longest(length: int, rate: int, fade: int, multiple: int = 1) -> float:
+    """Return how many seconds a loop of `length` samples may have, to a hundredth below, beside its crossfade."""
+    rest = length - round(SLACK * rate) - multiple // 2
+    samples = max(rest - fade, min(rest * 4 // 5, 4 * fade))  # the crossfade is a quarter of the loop at most
+    return max(0, math.floor(100 * samples / rate)) / 100
 
 
 def _in_phase(wave: Wave, start: int, samples: int, fade: int, slack: int, multiple: int) -> Wrap:
@@ -190,7 +203,7 @@ def smpl(samples: int, rate: int) -> bytes:
 
 
 def looped(
-    source: Clip, seconds: float, *, rate: int | None = None, fade: float = FADE, rounds: int = 1
+    source: Clip, seconds: float | None, *, rate: int | None = None, fade: float = FADE, rounds: int = 1
 ) -> tuple[Clip, Wrap]:
     """Return a loop of a clip, that many times round, at `rate` Hz (None: the clip's), and where it lies.
 
@@ -203,8 +216,13 @@ def looped(
         )
     rate = rate or source.rate
     multiple = source.rate // math.gcd(source.rate, rate)
-    samples = round(seconds * source.rate)
-    wrap = find_wrap(source.wave, source.rate, samples, round(fade * source.rate), multiple)
+    length, faded = len(source.wave), round(fade * source.rate)
+    seconds = seconds or min(SECONDS, longest(length, source.rate, faded, multiple))
+    if seconds < SHORTEST:
+        raise UserError(
+            f"{length / source.rate:.2f} s of sound: too short for a loop, which has {SHORTEST:g} s or more"
+        )
+    wrap = find_wrap(source.wave, source.rate, round(seconds * source.rate), faded, multiple)
     return _round(source, wrap, rate, rounds), wrap
 
 
@@ -264,7 +282,7 @@ def _check(config: Loop) -> Path:
     """Check flags and files; return the name of the audition file."""
     check_seed(config.seed)
     check_shape(Shape(lufs=config.lufs, rate=config.rate), "--")
-    if not SHORTEST <= config.seconds <= LONGEST:
+    if config.seconds is not None and not SHORTEST <= config.seconds <= LONGEST:
         raise UserError(f"--seconds {config.seconds}: expected {SHORTEST:g} to {LONGEST:g}")
     if not 0.005 <= config.fade <= LONGEST:
         raise UserError(f"--fade {config.fade}: expected 0.005 seconds or more")
@@ -274,7 +292,7 @@ def _check(config: Loop) -> Path:
     existing = [path for path in (config.out, audition) if path.exists()]
     if existing and not config.force:
         raise UserError(f"{existing[0]} exists already: add --force to overwrite, or use another -o")
-    check_room(config.out.parent, [config.out.parent], config.seconds * 4 * (config.rate or 48_000) * 2)
+    check_room(config.out.parent, [config.out.parent], (config.seconds or SECONDS) * 4 * (config.rate or 48_000) * 2)
     return audition
 
 
@@ -289,13 +307,15 @@ def _synth(config: Loop) -> Synth:
 
 def _rendered(synth: Synth, config: Loop) -> Clip:
     clip = steady_clip(synth, synth.resolve(config.source), config.seed)
-    return material(synth, clip, config.seconds, config.fade)
+    return material(synth, clip, config.seconds or SECONDS, config.fade)
 
 
 def _read(path: Path) -> tuple[Clip, str]:
     """Return a file as a clip, and why a loop of it carries no recipe ("" if it does)."""
     wave, rate = read_wave(path)
     recipe = read_recipe(path)
+    if (channels := soundfile.info(path).channels) > 1:
+        print(f"foleybox: {path} has {channels} channels: the loop is of their mean, one channel", file=sys.stderr)
     if recipe is None:
         why = "carries none"
     elif path.suffix.lower() == ".ogg":
@@ -336,7 +356,9 @@ def _tell(config: Loop, clip: Clip, wrap: Wrap, rate: int, seam: Seam, why_no_re
         print(json_module.dumps({**facts, "seam": seam._asdict(), "unheard": seam.unheard}, ensure_ascii=False))
         return
     print(f"wrote {config.out}: {seconds:.3f} s from {wrap.start / rate:.2f} s on, and three rounds of it")
-    verdict = "it is not heard" if seam.unheard else "it may be heard: try another --seed, or a longer sound"
+    verdict = (
+        "it is not heard" if seam.unheard else "it may be heard: try another --seed, fewer --seconds, or a longer sound"
+    )
     print(f"seam: flux {seam.wrap:.2f} dB at the wrap, {seam.inside:.2f} dB inside; {verdict}")
     if why_no_recipe:
         print(f"foleybox: the loop carries no recipe, since {why_no_recipe}", file=sys.stderr)

@@ -6,17 +6,20 @@ rises as a loud one.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.audio import Wave
-from foleybox.studio.shape import event, faded
+from foleybox.studio.shape import Step, apply, event, faded
+from foleybox.studio.synth import Clip
 
 RISE_DB = 9.0  # an onset: the loudest 10 ms of the next 40 are at least so much louder than the 50 ms before
 FLOOR_DB = 35.0  # and at most so much quieter than the loudest 10 ms of the recording
 GAP = 0.05  # seconds between two onsets: a faster one belongs to the first
+ONE_SHOT = "one-shot"
 PRE = 0.003  # seconds that a one-shot begins before its rise
 LONGEST = 3.0  # seconds of a one-shot
 SHORTEST = 0.12  # seconds before another event may end it: a step is a heel and a toe
@@ -114,6 +117,18 @@ def clearest(wave: Wave, rate: int) -> Shot:
         clarity = min(onset.rise_db, 30) + onset.level_db - loudest - (0 if alone else 6)
         shots.append(Shot(max(0, onset.sample - round(PRE * rate)), onset.sample, stop, max(clarity, 0.1)))
     return max(shots, key=lambda shot: shot.clarity)
+
+
+def one_shot(clip: Clip) -> tuple[Clip, float]:
+    """Return the clearest event of a clip as a clip of its own, and its clarity; `asked` says so, for its siblings."""
+    start, rise, stop, clarity = clearest(clip.wave, clip.rate)
+    fade_in, fade_out = fades((start, rise, stop), clip.rate)
+    steps: tuple[Step, ...] = (
+        {"do": "cut", "start": start, "samples": stop - start},
+        {"do": "fade", "in": fade_in, "out": fade_out},
+    )
+    recipe = replace(clip.recipe, process=steps, asked={"kind": ONE_SHOT})
+    return Clip(apply(steps, clip.wave, clip.rate)[0], recipe), clarity
 
 
 def fades(shot: Sequence[int], rate: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import json as json_module
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,20 +19,24 @@ from foleybox.audio import BITS, Subtype, true_peak_db
 from foleybox.doors import UserError, write_text
 from foleybox.instrument import NOT_FOR_DISTRIBUTION, Instrument
 from foleybox.labels import LABELS, find_label
-from foleybox.studio.engines import Engine, engine_files
+from foleybox.studio.engines import ENGINES, Engine, engine_files
 from foleybox.studio.extend import steady
-from foleybox.studio.generate import Source, check_room, check_seeds, progress, safe_name
+from foleybox.studio.generate import Source, check_folder, check_room, check_seeds, progress, safe_name
 from foleybox.studio.loop import looped, material, measure_seam, smpl
-from foleybox.studio.onsets import clearest, fades
-from foleybox.studio.shape import Shape, Step, apply, check_shape, event_loudness
+from foleybox.studio.onsets import one_shot
+from foleybox.studio.recipe import is_ours
+from foleybox.studio.shape import Shape, check_shape, event_loudness
 from foleybox.studio.sheet import picture, png
 from foleybox.studio.spectra import Levels, band_levels, distance
 from foleybox.studio.synth import Clip, Synth, check_temperature
+from foleybox.studio.table import read_table
 
 STEADY = {label for label in LABELS if label.name in ("Rain", "MovingMotorVehicle")}  # loops, if --kind is auto
 CLEAR = 10.0  # dB: an event that stands out less from its clip is not taken
 TRIED = 4  # clips tried for each sound of a pack, at most
 TOLERANCE = 0.4  # LU that the ceiling may keep a sound below the others; the set stays within 0.5
+
+CATID = re.compile(r"[A-Z][A-Z0-9]{1,7}[A-Za-z0-9]{0,8}")  # of the Universal Category System
 
 Kind = Literal["one-shot", "loop"]
 
@@ -81,7 +85,7 @@ class Pack:
     instrument: Source = None
     "instrument to play"
     force: bool = False
-    "overwrite existing files"
+    "overwrite existing files; those of an earlier pack in the folder go"
     json: bool = False
     "print a line of JSON for each sound"
 
@@ -142,6 +146,7 @@ def _check(config: Pack, synth: Synth) -> list[str]:
         raise UserError(f"no label: expected one or more of {', '.join(synth.labels)}, or `all`")
     names = synth.labels if "all" in config.labels else [synth.resolve(label) for label in config.labels]
     labels = list(dict.fromkeys(names))
+    check_folder(config.out)
     check_seeds(config.seed, config.count * TRIED)
     check_temperature(config.temperature, "--")
     check_shape(Shape(seconds=config.seconds, lufs=config.lufs, peak=config.peak, rate=config.rate), "--")
@@ -150,6 +155,10 @@ def _check(config: Pack, synth: Synth) -> list[str]:
     for flag, word in (("ucs", config.ucs), ("creator", config.creator)):
         if word is not None and not re.fullmatch(r"[\w-]+", word.replace("_", "")):
             raise UserError(f"--{flag} {word!r}: expected letters, digits and hyphens, as in a file name")
+    if config.ucs is not None and not CATID.fullmatch(config.ucs):
+        raise UserError(f"--ucs {config.ucs}: expected a CatID such as GUNPis or RAIN, a category in capitals first")
+    if config.ucs is not None and labels[1:]:
+        raise UserError(f"--ucs {config.ucs} with {', '.join(labels)}: a category is of one label; make a pack of each")
     folders = [config.out / safe_name(label) for label in labels]
     there = [path for folder in folders for path in sorted(folder.glob("*.wav"))]
     beside = ["manifest.csv", "index.html", "LICENSE.txt"]
@@ -199,15 +208,8 @@ def _sounds(synth: Synth, label: str, kind: Kind, config: Pack, skipped: dict[st
 
 def _one_shot(clip: Clip) -> Clip | str:
     """Return the clearest event of a clip, or why it is not taken."""
-    start, rise, stop, clarity = clearest(clip.wave, clip.rate)
-    if clarity < CLEAR:
-        return "without a clear event"
-    fade_in, fade_out = fades((start, rise, stop), clip.rate)
-    steps: tuple[Step, ...] = (
-        {"do": "cut", "start": start, "samples": stop - start},
-        {"do": "fade", "in": fade_in, "out": fade_out},
-    )
-    return Clip(apply(steps, clip.wave, clip.rate)[0], replace(clip.recipe, process=steps))
+    made, clarity = one_shot(clip)
+    return made if clarity >= CLEAR else "without a clear event"
 
 
 def _loop(synth: Synth, clip: Clip, config: Pack) -> Clip | str:
@@ -249,7 +251,9 @@ def _write(config: Pack, instrument: Instrument, items: list[Item], cards: list[
         folder, name = item.file.split("/")
         sets.setdefault(folder, []).append(name)
         loops |= {folder} if item.kind == "loop" else set()
-    for name, text in engine_files(config.engine, sets, frozenset(loops)).items():
+    texts = engine_files(config.engine, sets, frozenset(loops))
+    _remove_earlier(config.out, {item.file for item in items} | set(texts))
+    for name, text in texts.items():
         write_text(config.out / name, text)
     table = io.StringIO()
     writer = csv.DictWriter(table, list(Item.__annotations__), lineterminator="\n")
@@ -258,6 +262,39 @@ def _write(config: Pack, instrument: Instrument, items: list[Item], cards: list[
     write_text(config.out / "manifest.csv", table.getvalue())
     write_text(config.out / "LICENSE.txt", licence_text(instrument))
     write_text(config.out / "index.html", _page(config, instrument, items, cards))
+
+
+def _remove_earlier(out: Path, kept: set[str]) -> None:
+    """Remove what an earlier pack left in the folder, so that it is what its manifest says.
+
+    Only what foleybox wrote: sounds that the manifest lists and that carry a recipe, and an engine's files as it wrote
+    them. What was edited since, or put there by others, stays.
+    """
+    try:
+        rows = read_table(out / "manifest.csv").rows
+    except UserError:
+        return
+    sets: dict[str, list[str]] = {}
+    loops = set()
+    for row in rows:
+        if re.fullmatch(r"(?!\.)[^/\\]+/(?!\.)[^/\\]+\.wav", row["file"]):
+            folder, name = row["file"].split("/")
+            sets.setdefault(folder, []).append(name)
+            loops |= {folder} if row["kind"] == "loop" else set()
+    stale = [out / folder / name for folder, names in sets.items() for name in names if f"{folder}/{name}" not in kept]
+    stale = [path for path in stale if path.is_file() and is_ours(path)]
+    for engine in ENGINES:
+        texts = engine_files(engine, sets, frozenset(loops)).items()
+        stale += [out / name for name, text in texts if name not in kept and _holds(out / name, text)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    for folder in sets:
+        if (out / folder).is_dir() and not any((out / folder).iterdir()):
+            (out / folder).rmdir()
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_bytes() == text.encode()
 
 
 def licence_text(instrument: Instrument) -> str:

@@ -7,12 +7,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from foleybox.audio import SUFFIXES
 from foleybox.doors import UserError
 from foleybox.studio.events import Event, note_labels, pattern_events, read_events
-from foleybox.studio.generate import Files, Source, check_files, safe_name, size
-from foleybox.studio.scene import Curve, Scene, Style, arranged
+from foleybox.studio.generate import Files, Source, check_files, check_folder, safe_name, size
+from foleybox.studio.recipe import find_recipe, is_ours
+from foleybox.studio.scene import Curve, Scene, Style, arranged, stem_names
 from foleybox.studio.scene import perform as play
-from foleybox.studio.shape import Shape
+from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import Synth
 from foleybox.studio.table import number, read_table
 
@@ -75,21 +77,44 @@ def perform(config: Perform) -> None:
     names = [f"mix.{suffix}", "markers.csv", "markers.txt", *(f"stems/{safe_name(stem)}.{suffix}" for stem in stems)]
     last = config.seconds or max([0.0, *(event.time for event in events)])
     shape = Shape(rate=config.rate)
+    check_shape(shape, "--")
+    check_folder(out)
     check_files(
-        config.files, shape, [out, out / "stems"], existing=[out / name for name in names if (out / name).exists()],
+        config.files, [out, out / "stems"], existing=[out / name for name in names if (out / name).exists()],
         bytes=last * size(config.files, shape, synth) * (1 + len(stems)),
     )  # fmt: skip
     scene = play(
         synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style
     )
+    earlier = _earlier(out)
     paths = scene.save(out, suffix, config.files.subtype, config.rate)
+    kept = [path.resolve() for path in (*paths, config.onsets) if path]
+    for path in earlier:
+        if path.resolve() not in kept:
+            path.unlink(missing_ok=True)
     _tell(config, scene, paths)
+
+
+def _earlier(out: Path) -> set[Path]:
+    """Return the mix and the stems of an earlier scene in the folder: those that the recipe of its mix names."""
+    mixes = [path for kind in SUFFIXES if (path := out / f"mix{kind}").is_file() and is_ours(path, "perform")]
+    found = set(mixes)
+    for mix in mixes:
+        recipe = find_recipe(mix)
+        stems = (safe_name(name) for name in stem_names(recipe.make))
+        paths = (out / "stems" / f"{stem}{mix.suffix}" for stem in stems)
+        found |= {path for path in paths if path.is_file() and is_ours(path, "perform")}
+    return found
 
 
 def _events(config: Perform) -> list[Event]:
     """Return the events that the flags name, one source of them at most."""
     if config.onsets is None:
-        return pattern_events(config.bpm, config.pattern, config.repeat) if config.bpm is not None else []
+        if config.bpm is None:
+            return []
+        if not config.label:
+            raise UserError(f"--bpm {config.bpm:g}: say what is heard with --label")
+        return pattern_events(config.bpm, config.pattern, config.repeat)
     if config.bpm is not None:
         raise UserError(f"{config.onsets} and --bpm: expected one of the two")
     if config.notes and config.onsets.suffix.lower() not in (".mid", ".midi"):

@@ -11,9 +11,10 @@ Version 2 is one line of JSON:
 
 `make` says what drew the wave, at the instrument's rate (`studio/verify.py` holds the table of who makes what).
 `process` is what was done to that wave, in order, every number as it came out: making it again measures nothing
-(`studio/shape.py`). `asked` are the knobs in the user's words. `rate` is the file's. `checksum` is the SHA-256 of the
-text before `, "checksum"`, so that an edited recipe is told, whatever language wrote it. Last of all, a wave above full
-scale is turned down to it in every format but float, as writing does (`audio.write_wave`).
+(`studio/shape.py`). `asked` are the knobs in the user's words; a one-shot of a pack has `"kind": "one-shot"` there, for
+its siblings to be cut out as it was. `rate` is the file's. `checksum` is the SHA-256 of the text before `, "checksum"`,
+so that an edited recipe is told, whatever language wrote it. Last of all, a wave above full scale is turned down to it
+in every format but float, as writing does (`audio.write_wave`).
 
 In a WAV the recipe is a RIFF chunk of its own, `fbrc`, after the samples, beside a short comment that other programs
 show; in FLAC and OGG it is the comment. (libsndfile loses WAV comments above some 2 kB; a chunk has no such limit.)
@@ -30,7 +31,7 @@ from typing import Any
 import soundfile
 
 import foleybox
-from foleybox.audio import Subtype, Wave, wav_chunk, write_wave
+from foleybox.audio import Subtype, Wave, read_wave, wav_chunk, write_wave
 from foleybox.doors import UserError
 
 CHUNK = b"fbrc"
@@ -178,6 +179,25 @@ def read_recipe(path: str | Path) -> Recipe | None:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def find_recipe(path: Path) -> Recipe:
+    """Return the recipe of a sound file, or of a text file (.json); raise UserError if there is none."""
+    if not path.is_file():
+        raise UserError(f"no file {path}: expected a sound file of ours, or a recipe (.json)")
+    recipe = read_recipe_text(path) if path.suffix.lower() == ".json" else read_recipe(path)
+    if recipe is None:
+        raise UserError(f"{path}: {lost_recipe(path)}")
+    return recipe
+
+
+def is_ours(path: Path, do: str | None = None) -> bool:
+    """Say whether a sound file carries a recipe; with `do`, one that was made so."""
+    try:
+        recipe = read_recipe(path)
+    except UserError:
+        return False
+    return recipe is not None and do in (None, recipe.make["do"])
+
+
 def read_recipe_text(path: Path) -> Recipe:
     """Return the recipe that stands alone in a text file; raise UserError for one that cannot be read, with its name."""
     try:
@@ -198,7 +218,11 @@ def read_comment(path: Path) -> str:
 
 
 def lost_recipe(path: Path) -> str:
-    """Say of a file without a recipe whether it had one: the short comment outlives programs that drop the chunk."""
+    """Say of a file without a recipe whether it had one: the short comment outlives programs that drop the chunk.
+
+    Raises UserError for a file that cannot be read: cut short, it has lost what stood after its samples.
+    """
+    read_wave(path)
     comment = read_comment(path)
     if comment.startswith("foleybox "):
         return f"it lost its recipe: a program that rewrote it kept only the comment ({comment})"

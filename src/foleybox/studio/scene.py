@@ -44,6 +44,7 @@ QUIETER_DB, LOUDER_DB = -40.0, 30.0  # that a clip is turned by at most to get t
 ENDING = 0.02  # seconds in which what still sounds is faded out where the scene ends
 DARK_HZ, DARK_DEPTH = 1_200.0, 0.8  # above that, a sound loses so much of its amplitude from velocity 1 to 0
 ANCHORS = 8  # clips of which the clearest is the one that all are near
+NO_REPEAT = 4  # events of a label in which no sound of it comes again
 ROUND = 120.0  # seconds: a longer surface is a loop of so many
 PICKS, MOVES, LABELS = 512, 1024, 512  # streams of the scene's seed, one a label: which variation, how far it is moved
 
@@ -54,7 +55,9 @@ class Style:
 
     variations: Annotated[int, arg(metavar="N")] = 32
     "different sounds of a label at most"
-    no_repeat: Annotated[int, arg(metavar="N")] = 4
+    no_repeat: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint=f"(default: {NO_REPEAT}, or as many as the variations allow)")
+    ] = None
     "a sound is not heard again within the next so many events of its label"
     humanise: Annotated[float, arg(metavar="MS")] = 0.0
     "move each event by up to so many milliseconds, earlier or later"
@@ -96,7 +99,7 @@ class Scene:
     @property
     def stems(self) -> tuple[str, ...]:
         """The names of the stems: `<label>`, and `<label>_surface`."""
-        return tuple(track["label"] + ("" if "events" in track else "_surface") for track in self.make["tracks"])
+        return stem_names(self.make)
 
     def stem(self, name: str) -> Clip:
         """Return one stem at the instrument's rate. Raises UserError for a name that is none of `stems`."""
@@ -161,6 +164,11 @@ class Scene:
     def _repr_html_(self) -> str:
         """Return a player of the mix for notebooks."""
         return self.mix()._repr_html_()
+
+
+def stem_names(make: Json) -> tuple[str, ...]:
+    """Return the names of the stems of a scene's make."""
+    return tuple(track["label"] + ("" if "events" in track else "_surface") for track in make["tracks"])
 
 
 def perform(
@@ -256,16 +264,28 @@ def _check(style: Style, seconds: float | None, seed: int) -> None:
         raise UserError(f"a scene of {seconds} s: expected above 0, up to {LATEST:g}")
     for name, value, low, high in (
         ("variations", style.variations, 1, 10_000),
-        ("no_repeat", style.no_repeat, 0, 10_000),
+        ("no_repeat", style.no_repeat or 0, 0, 10_000),
         ("humanise", style.humanise, 0, 10_000),
     ):
         if not low <= value <= high:
             raise UserError(f"{name.replace('_', '-')} {value}: expected {low} to {high}")
+    if style.no_repeat is not None and style.no_repeat >= style.variations:
+        raise UserError(
+            f"no-repeat {style.no_repeat} of {style.variations} variations: expected fewer than there are sounds "
+            f"(0 to {style.variations - 1})"
+        )
 
 
 def _named(synth: Synth, event: Event | float, label: str | None, seconds: float | None) -> Event:
     """Return an event with the instrument's name of its label, once it can be placed."""
     event = event if isinstance(event, Event) else Event(float(event))
+    try:
+        return _checked(synth, event, label, seconds)
+    except UserError as error:
+        raise UserError(f"{event.where}: {error}" if event.where else str(error)) from None
+
+
+def _checked(synth: Synth, event: Event, label: str | None, seconds: float | None) -> Event:
     if not 0 <= event.time <= LATEST:
         raise UserError(f"an event at {event.time:g} s: expected 0 to {LATEST:g}")
     if seconds is not None and event.time >= seconds:
@@ -375,7 +395,7 @@ def _clips(synth: Synth, label: str, tried: int, seed: int, style: Style) -> Ite
 
 def _picks(synth: Synth, label: str, count: int, seed: int, style: Style) -> Iterator[int]:
     """Yield one of `count` shots at random, again and again, but none of the last `no_repeat` while there are others."""
-    window = min(style.no_repeat, count - 1)
+    window = min(NO_REPEAT if style.no_repeat is None else style.no_repeat, count - 1)
     size, stream = count + count % 2, PICKS + synth.labels.index(label) % LABELS
     recent: list[int] = []
     for place in itertools.count():

@@ -20,6 +20,8 @@ Step = dict[str, Any]  # JSON
 FRAME = 0.01  # seconds, of `levels`
 LEAD, TAIL = 0.005, 0.02  # seconds that are left before and after an event, for its attack and its end
 DECLICK, RELEASE = 0.005, 0.05  # seconds that a cut fades in and out over, where no --fade is asked for
+STEP_DB = -40.0  # of the peak: an end that is louder begins or stops with a step that clicks
+ATTACK, END = 0.0015, 0.005  # seconds that such ends are faded over: an attack stays sharp
 SILENT = 1e-10  # a peak under -200 dB: nothing to be made louder
 CEILING = -1.0  # dBTP, with --lufs and no --peak: what players and codecs need
 
@@ -56,12 +58,17 @@ LIMITS = {
 }
 
 
-def check_shape(shape: Shape, flag: str = "") -> None:
-    """Raise UserError for a knob out of range; `flag` stands before its name: "--"."""
+def check_shape(shape: Shape, flag: str = "", seconds: float = math.inf) -> None:
+    """Raise UserError for a knob out of range; `flag` stands before its name: "--".
+
+    `seconds` is how long a sound is where no length is asked for: a fade may not be longer.
+    """
     for knob, value in shape.asked().items():
         low, high, unit = LIMITS[knob]
         if not low <= float(value) <= high:
             raise UserError(f"{flag}{knob} {value}: expected {low} to {high} {unit}")
+    if shape.fade is not None and shape.fade > (length := shape.seconds or seconds):
+        raise UserError(f"{flag}fade {shape.fade}: the sound has {length:g} s; expected 0 to {length:g} seconds")
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
@@ -114,9 +121,10 @@ def quietest_cut(wave: Wave, rate: int, samples: int) -> int:
 # --- doing --------------------------------------------------------------------------------------------------------
 
 
-def shaped(wave: Wave, rate: int, shape: Shape) -> tuple[Wave, int, list[Step]]:
+def shaped(wave: Wave, rate: int, shape: Shape, declick: bool = False) -> tuple[Wave, int, list[Step]]:
     """Return the wave [L] as `shape` asks, its rate, and the steps that were done to it, for `apply`.
 
+    `declick`: an end that is not cut, and is no silence, is faded too, over a few ms. Not for a loop, whose ends meet.
     Raises UserError for a knob out of range. Silence is left silent, whatever the loudness asked for.
     """
     check_shape(shape)
@@ -133,6 +141,9 @@ def shaped(wave: Wave, rate: int, shape: Shape) -> tuple[Wave, int, list[Step]]:
         steps.append({"do": "cut", "start": start, "samples": end - start})
     fade_in = min(round(DECLICK * rate), end - start) if start else 0
     fade_out = min(round(RELEASE * rate), (end - start) // 4) if end < len(wave) else 0
+    if declick:
+        fade_in = fade_in or clicking(wave, wave[:1], round(ATTACK * rate))
+        fade_out = fade_out or clicking(wave, wave[-1:], round(END * rate))
     if shape.fade is not None:
         fade_out = min(round(shape.fade * rate), end - start)
     if fade_in or fade_out:
@@ -146,6 +157,13 @@ def shaped(wave: Wave, rate: int, shape: Shape) -> tuple[Wave, int, list[Step]]:
         steps.append(gain)
         wave, rate = apply([gain], wave, rate)
     return wave, rate, steps
+
+
+def clicking(wave: Wave, edge: Wave, samples: int) -> int:
+    """Return how many samples an end of a wave [L] is to be faded over: 0 unless it is a step that clicks."""
+    step = float(np.abs(edge).max(initial=0))
+    loud = step > SILENT and step > float(np.abs(wave).max()) * 10 ** (STEP_DB / 20)
+    return min(samples, len(wave) // 4) if loud else 0
 
 
 def _gain(wave: Wave, rate: int, shape: Shape) -> Step | None:

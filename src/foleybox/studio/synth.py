@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from foleybox.audio import Subtype, Wave, fit
 from foleybox.doors import UserError
-from foleybox.instrument import MANIFEST, Instrument, read_instrument
+from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from foleybox.studio.shape import Shape
 
-SHIPPED = Path(__file__).parent / "instruments"
-DEFAULT = "foley-small"  # of those, the one that plays when none is named
 BATCH = 8
 "clips rendered at once: more are hardly faster, and memory grows with them"
 AUDIBLE = 10 ** (-45 / 20)
@@ -44,6 +42,7 @@ INPUTS = {
     "decoder": ["latents", "grain"],
     "vocoder": ["mel"],
 }
+HOTTEST = 10.0  # temperature: nothing that an instrument learned lies so far out
 STREAMS_TRIED = 8
 "streams of a seed that are tried before silence is taken for what the instrument plays"
 
@@ -73,14 +72,16 @@ class Clip:
 
         return self.shaped(Shape(rate=rate))
 
-    def shaped(self, shape: "Shape") -> "Clip":
+    def shaped(self, shape: "Shape", declick: bool = False) -> "Clip":
         """Return the clip trimmed, cut, faded, resampled and made as loud as `shape` says; its recipe says how.
+
+        `declick` also fades an end that is a step, over a few ms, as `foleybox.finished` does. Not for a loop.
 
         A length beyond the clip's is filled with silence; `foleybox.finished` builds one of further variations.
         """
         from foleybox.studio.shape import shaped
 
-        wave, rate, steps = shaped(self.wave, self.rate, shape)
+        wave, rate, steps = shaped(self.wave, self.rate, shape, declick)
         process, asked = (*self.recipe.process, *steps), {**self.recipe.asked, **shape.asked()}
         return Clip(wave, replace(self.recipe, rate=rate, process=process, asked=asked))
 
@@ -98,32 +99,6 @@ class Clip:
         title = html.escape(f"{self.recipe.comment()}, {len(self.wave) / self.rate:.2f} s")
         player = f'<audio controls src="data:audio/wav;base64,{sound}"></audio>'
         return f"<figure><figcaption>{title}</figcaption>{player}</figure>"
-
-
-def shipped() -> list[Path]:
-    """Return the folders of the instruments that ship with the package, the default one first."""
-    found = (path.parent for path in SHIPPED.glob(f"*/{MANIFEST}"))
-    return sorted(found, key=lambda folder: (folder.name != DEFAULT, folder.name))
-
-
-def find_instrument(source: str | Path | None = None) -> Path:
-    """Return the folder of an instrument: one shipped by that name, else a folder.
-
-    None is what FOLEYBOX_INSTRUMENT names, else the first that ships. Raises UserError if there is no such instrument.
-    """
-    ours = shipped()
-    source = source or os.environ.get("FOLEYBOX_INSTRUMENT") or None
-    if source is None:
-        if not ours:
-            raise UserError("no instrument ships with this copy of foleybox: name a folder with --instrument")
-        return ours[0]
-    named = next((folder for folder in ours if folder.name == str(source)), None)
-    if named is not None and not Path(source).is_dir():
-        return named
-    if not Path(source).is_dir():
-        names = ", ".join(folder.name for folder in ours) or "none"
-        raise UserError(f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names})")
-    return Path(source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,9 +255,9 @@ def is_silent(wave: Wave) -> bool:
 
 
 def check_temperature(temperature: float, flag: str = "") -> None:
-    """Raise UserError unless 0 <= temperature < infinity; `flag` stands before its name: "--"."""
-    if not 0 <= temperature < np.inf:
-        raise UserError(f"{flag}temperature {temperature}: expected 0 or more")
+    """Raise UserError unless 0 <= temperature <= HOTTEST; `flag` stands before its name: "--"."""
+    if not 0 <= temperature <= HOTTEST:
+        raise UserError(f"{flag}temperature {temperature}: expected 0 to {HOTTEST:g} (0.6 to 1.4 is usual)")
 
 
 def cores() -> int:

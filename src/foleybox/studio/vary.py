@@ -18,16 +18,18 @@ from foleybox.studio.generate import (
     Sheets,
     Source,
     check_files,
+    check_folder,
     check_seeds,
     check_sheet,
     safe_name,
     size,
     write_clips,
 )
+from foleybox.studio.onsets import ONE_SHOT, one_shot
 from foleybox.studio.points import check_amount, check_steps
-from foleybox.studio.recipe import Json, Recipe, lost_recipe, read_recipe, read_recipe_text
+from foleybox.studio.recipe import Json, Recipe, find_recipe
 from foleybox.studio.seeds import check_seed
-from foleybox.studio.shape import Shape
+from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import BATCH, Clip, Synth
 
 
@@ -68,7 +70,7 @@ def vary(config: Vary) -> None:
 
 @dataclass(frozen=True)
 class Morph:
-    """Go from one sound to another in even steps: OUT/<one>-<other>_m00.wav, ..., the two themselves first and last.
+    """Go from one sound to another in even steps: OUT/<one>-<other>_m0.wav, _m1.wav, ..., the two themselves first and last.
 
     Two sounds of one label are joined through sounds of that label. Between two labels both are played and their
     spectra mixed: in the middle you hear one sound with the timbre of either, not one over the other.
@@ -139,9 +141,7 @@ def find_source(text: str, instrument: str | None) -> tuple[Synth, Recipe, str]:
     """Return the instrument, the recipe and a name of a sound: a file that carries a recipe, a recipe, or LABEL:SEED."""
     path = Path(text)
     if path.is_file():
-        recipe = read_recipe_text(path) if path.suffix.lower() == ".json" else read_recipe(path)
-        if recipe is None:
-            raise UserError(f"{path}: {lost_recipe(path)}")
+        recipe = find_recipe(path)
         try:
             synth = Synth.of(recipe, instrument)
             points.point(_drawn(recipe), synth)  # a loop or a scene is none
@@ -164,13 +164,19 @@ def _drawn(recipe: Recipe) -> Json:
 
 
 def _write(config: Vary | Morph | Walk, synth: Synth, recipe: Recipe, names: list[str], clips: Iterator[Clip]) -> None:
-    shape = Shape(**{**recipe.asked, **config.shape.asked()})
+    asked = {**recipe.asked, **config.shape.asked()}
+    cut_out = asked.pop("kind", "") == ONE_SHOT
+    shape = Shape(**asked)
+    check_shape(shape, "--", synth.instrument.seconds)
+
+    def treated(clip: Clip) -> Clip:
+        return one_shot(clip)[0].shaped(shape) if cut_out else finished(synth, clip, shape)
+
     files, paths = config.files, [config.files.out / f"{name}.{config.files.format}" for name in names]
     check_sheet(config.sheet)
+    check_folder(files.out)
     check_files(
-        files, shape, [files.out], existing=[path for path in [*paths, *filter(None, [config.sheet])] if path.exists()],
+        files, [files.out], existing=[path for path in [*paths, *filter(None, [config.sheet])] if path.exists()],
         bytes=len(paths) * (shape.seconds or synth.instrument.seconds) * size(files, shape, synth),
     )  # fmt: skip
-    write_clips(
-        files, len(paths), ((path, finished(synth, clip, shape)) for path, clip in zip(paths, clips)), config.sheet
-    )
+    write_clips(files, len(paths), ((path, treated(clip)) for path, clip in zip(paths, clips)), config.sheet)

@@ -54,7 +54,9 @@ class Verify:
 
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="(required)")]
     "sound files, and folders of them"
-    instrument: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="(default: those that ship)")] = None
+    instrument: Annotated[str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: those that ship)")] = (
+        None
+    )
     "the instrument that made them"
     json: bool = False
     "print a line of JSON for each file"

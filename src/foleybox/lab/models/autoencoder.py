@@ -210,7 +210,7 @@ class MelDiscriminator(nn.Module):
     """Judge patches of a mel [B, M, T] as a picture: (scores [B, 1, M', T'], the activations before them).
 
     PatchGAN (Isola et al. 2017). A second channel holds the place of each band, since low bands are not like high ones.
-    Each score sees about 35 frames (0.4 s) of 35 bands: grain and edges, not whole events.
+    Each score sees 54 frames (0.63 s) of 54 bands: grain and edges, not whole clips.
     """
 
     def __init__(self, config: MelDiscriminatorConfig | None = None) -> None:

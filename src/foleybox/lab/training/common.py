@@ -239,7 +239,9 @@ def accelerator_for(
     `device`: "auto" or "cpu". `precision`: "no", "bf16" or "fp16" (fp16 needs a GPU).
     """
     if tracker == "wandb" and find_spec("wandb") is None:
-        raise UserError("tracker wandb is not installed: pip install 'foleybox[wandb]', or use --tracker tensorboard")
+        raise UserError(
+            "tracker wandb is not installed: pip install -c constraints.txt '.[wandb]', or use --tracker tensorboard"
+        )
     if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
         raise UserError("precision fp16 needs a GPU: use bf16 or no on a CPU")
     return Accelerator(

@@ -284,7 +284,7 @@ def train(
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     record = replace(config, mels_from=Path(decoded.fingerprint)) if decoded else config
     known = heard_before(start_from)
-    if config.mels_from:  # what it heard is in the mels that it makes
+    if isinstance(config, TrainHifigan) and config.mels_from:  # what it heard is in the mels that it makes
         known = heard_with(known, read_clips(config.mels_from))
     stand_in = "-stand-in" if isinstance(config, TrainMhifigan) and config.features.stand_in else ""
     judge_mel = LogMel(replace(mel, low=0.0, high=mel.rate / 2)).to(device)  # the whole band, whatever is read

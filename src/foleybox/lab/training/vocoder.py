@@ -112,6 +112,8 @@ class TrainVocoder:
     "of how much more than the real one a crop repeats itself, in both phases: noise that buzzes, which no mel shows"
     attack_weight: float = 0.0
     "of the distance of fine levels around attacks, in both phases: clicks and steps that begin when they sound, not before"
+    colour_weight: float = 0.0
+    "of the colour that all crops are given alike, in both phases: no ripples of the vocoder's own"
     matching_weight: float = 2.0
     period_width: int = 32
     "channels of the multi-period discriminator's first layer: 4 on a CPU"
@@ -202,6 +204,8 @@ def learning_rate(config: TrainVocoder, step: int) -> float:
 
 def main(config: TrainVocoder) -> int:
     """`foleybox train vocoder`."""
+    if config.threads:  # what is decoded and drawn again before the first step counts too
+        torch.set_num_threads(config.threads)
     kept, held = find_sources(config.data, config.tiers, config.held_out)
     mel = MELS[config.mel]
     print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
@@ -348,6 +352,8 @@ def train(
             if config.attack_weight:
                 own = len(indices) - int((indices >= count).sum())  # what was drawn again has attacks of its own
                 terms["attack"] = config.attack_weight * losses.attack_distance(real[:own], fake[:own])
+            if config.colour_weight:
+                terms["colour"] = config.colour_weight * losses.own_colour(real, fake)
             if config.stft_weight and not adversarial:
                 convergence, distance = losses.multi_resolution_stft(real, fake)
                 terms["stft_convergence"] = config.stft_weight * convergence
