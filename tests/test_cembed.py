@@ -224,7 +224,7 @@ def test_an_encoder_with_a_weight_missing_or_of_another_shape_is_refused(mert_fo
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(UserError, match=r"pip install 'foleybox\[mert\]', or give --encoder stand-in"):
+    with pytest.raises(UserError, match=r"pip install -c constraints.txt '.\[mert\]', or give --encoder stand-in"):
         load_encoder_of_waves(CembedConfig())
 
 
