@@ -214,7 +214,8 @@ def attacks(clips: list[ClipFile], ms: int = 22) -> dict[str, float]:
     rise = 10 * torch.log10(after / before).where(after > 0.05 * power.amax(1, keepdim=True), -torch.inf)
     found = rise.amax(1)
     return {
-        label.name: float(found[[i for i, clip in enumerate(clips) if clip.label == label]].median()) for label in LABELS
+        label.name: float(found[[i for i, clip in enumerate(clips) if clip.label == label]].median())
+        for label in LABELS
     }
 
 
