@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
@@ -182,41 +183,43 @@ def about_run(run: Path) -> dict[str, str]:
     return dict.fromkeys(COLUMNS, "-") | {"seen": seen(settings), "tiers": tiers(settings)}
 
 
-def rough(clips: list[ClipFile]) -> dict[str, float]:
-    """Return by label the roughness of the wide mel of sounds: mean |frame-to-frame difference|."""
-    mels = load_mels(clips, WIDE)
+def by_label(
+    clips: list[ClipFile], found: torch.Tensor, number: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, float]:
+    """Return a number of what was found of the clips [N, ...] of each label."""
     return {
-        label.name: float(roughness(mels[[i for i, clip in enumerate(clips) if clip.label == label]]))
-        for label in LABELS
+        label.name: float(number(found[[i for i, clip in enumerate(clips) if clip.label == label]])) for label in LABELS
     }
 
 
-def repeated(clips: list[ClipFile]) -> dict[str, float]:
-    """Return by label how far sounds repeat themselves (`losses.repetition`), the mean over clips."""
+def without_reference(clips: list[ClipFile]) -> dict[str, dict[str, float]]:
+    """Return by label what is measured of sounds alone.
+
+    The roughness of their wide mels, mean |frame-to-frame difference|; the mean over clips of how far they repeat themselves
+    (`losses.repetition`); the median over clips of `attacks`.
+    """
     waves = load_waves(clips, 22_050, 88_200)
-    found = torch.cat([repetition(part.float() / 32768) for part in waves.split(16)])
+    repeated = torch.cat([repetition(part.float() / 32768) for part in waves.split(16)])
     return {
-        label.name: float(found[[i for i, clip in enumerate(clips) if clip.label == label]].mean()) for label in LABELS
+        "roughness": by_label(clips, load_mels(clips, WIDE), roughness),
+        "repetition": by_label(clips, repeated, torch.mean),
+        "attacks": by_label(clips, attacks(waves), torch.median),
     }
 
 
-def attacks(clips: list[ClipFile], ms: int = 22) -> dict[str, float]:
-    """Return by label the median over clips of how far the level rises at the sharpest attack, in dB.
+def attacks(waves: torch.Tensor, ms: int = 22) -> torch.Tensor:
+    """Return how far the level of each wave, int16 [N, L], rises at its sharpest attack, in dB [N].
 
     Of the differenced wave (so that a rumble does not count), the mean power of 5 ms over that of the 25 ms before, where the
     5 ms are within 13 dB of the loudest one. `ms`: samples in one.
     """
-    waves = load_waves(clips, 22_050, 88_200).float().diff(dim=1) / 32768
-    power = waves[:, : waves.shape[1] // ms * ms].unflatten(1, (-1, ms)).square().mean(2).double() + 1e-10
+    steps = waves.float().diff(dim=1) / 32768
+    power = steps[:, : steps.shape[1] // ms * ms].unflatten(1, (-1, ms)).square().mean(2).double() + 1e-10
     sums = torch.nn.functional.pad(power.cumsum(1), (1, 0))
     place = torch.arange(25, power.shape[1] - 5)
     after, before = (sums[:, place + 5] - sums[:, place]) / 5, (sums[:, place] - sums[:, place - 25]) / 25
     rise = 10 * torch.log10(after / before).where(after > 0.05 * power.amax(1, keepdim=True), -torch.inf)
-    found = rise.amax(1)
-    return {
-        label.name: float(found[[i for i, clip in enumerate(clips) if clip.label == label]].median())
-        for label in LABELS
-    }
+    return rise.amax(1)
 
 
 def sheet(path: Path, left: list[list[NDArray[np.float32]]], right: list[list[NDArray[np.float32]]]) -> None:
@@ -276,14 +279,12 @@ def measure(config: Benchmark, store: Store) -> None:
     records = evaluate([*folders.values(), *trips.values()], config.shared, config.work)
     made = {"commit": commit() or "unknown", "clips": config.clips, "seed": config.seed}
     for (name, folder), record in zip(folders.items(), records):
-        clips = find_clips(folder)
-        numbers = {"record": kept(record), "roughness": rough(clips), "repetition": repeated(clips)}
-        numbers["attacks"] = attacks(clips)
+        numbers = {"record": kept(record), **without_reference(find_clips(folder))}
         what = store["systems"].get(name, {}).get("what", "-")
         store["systems"][name] = {**made, "about": about[name], "what": what, **numbers}
     for name, record in zip(trips, records[len(folders) :], strict=True):
         store["trips"][name] = made | {"record": kept(record)}
-    store["real"] = {"roughness": rough(dev), "repetition": repeated(dev), "attacks": attacks(dev)}
+    store["real"] = without_reference(dev)
     store["command"] = " ".join(["python benchmarks/systems.py ../shared", *_flags(config)])
     if config.shown in folders:
         store["shown"] = config.shown

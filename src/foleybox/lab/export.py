@@ -131,9 +131,7 @@ def main(config: Export) -> int:
         generator, step = load_generator(config.generator, config.weights)
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         torch.manual_seed(config.seed)
-        if (
-            config.draws and config.weights == "average"
-        ):  # the last weights have the statistics that they were trained with
+        if config.draws and config.weights == "average":  # the last ones have the statistics of their training
             refresh_batch_norm(generator, config.draws)
         samples = round(SECONDS * mel.rate)
         graphs, latent = build_gan(generator, vocoder, mel, samples), (generator.config.latent,)

@@ -137,9 +137,12 @@ def read_clips(run: Path) -> list[dict[str, str]]:
         raise UserError(f"{path} cannot be read ({error}): what a run heard must be known to export it") from None
 
 
-def heard_with(mine: list[dict[str, str]], before: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the rows of a run's own clips (`data.heard`), then those of what was heard before it and is not among them."""
-    return mine + [row for row in before if row not in mine]
+def heard_with(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the rows of a run's own clips (`data.heard`), then those of what others heard and is not among them yet."""
+    told = list(mine)
+    for rows in others:
+        told += [row for row in rows if row not in told]
+    return told
 
 
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:

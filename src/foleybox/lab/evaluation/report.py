@@ -515,10 +515,12 @@ def _notes(
 
 def _thin(name: str, windows: Mapping[str, int], protocol: Mapping[str, Any]) -> list[str]:
     thin = [slug for slug, count in windows.items() if count <= protocol["width"]]
+    if not thin:
+        return []
     return [
         f"{name}: no more windows than dimensions ({protocol['width']}) for {', '.join(thin)}: FD is exact for these clips, "
         "and far above what more of them would give."
-    ] * bool(thin)
+    ]
 
 
 def _exceeds(clips: ClipSet) -> bool:

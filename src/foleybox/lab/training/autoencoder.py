@@ -228,13 +228,13 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             done = step + 1
             log.add({**terms, **numbers})
             log.advance(done)
-            last, extra = done == config.steps, {}
-            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+            extra = {}
+            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
                 extra = measure(average, held_mels)
                 sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[spread(len(held), 12)])
             if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and (last or done % config.save_every == 0):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(config.out / "state.pt", done, parts)
     if start == config.steps == 0 and accelerator.is_main_process:  # of a run that has gone on, nothing is said anew
         save_state(config.out / "state.pt", 0, parts)

@@ -21,7 +21,7 @@ from foleybox.lab.features import DCASE, SILENCE
 from foleybox.lab.losses import supervised_contrastive
 from foleybox.lab.models.encoder import Encoder, EncoderConfig, encode_mels
 from foleybox.lab.runs import open_run, resume, save_state
-from foleybox.lab.training.common import Log, accelerator_for, at_least, balanced_indices, mel_sheet, seed_step
+from foleybox.lab.training.common import Log, accelerator_for, at_least, balanced_indices, due, mel_sheet, seed_step
 from foleybox.labels import LABELS
 
 
@@ -164,7 +164,7 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
                 log.write(done, measure(encoder, mels, labels, held, held_mels))
             elif done % config.log_every == 0 or done == config.contrastive_steps:
                 log.write(done)
-            if done % config.save_every == 0 or done == steps:
+            if due(done, steps, config.save_every):
                 save_state(out / "state.pt", done, parts)
     return encoder.eval()
 

@@ -229,6 +229,8 @@ def learning_rate(config: TrainHifigan | TrainMhifigan, step: int, count: int) -
 
 def main(config: TrainHifigan) -> int:
     """`foleybox train vocoder --vocoder hifigan-v1`."""
+    if config.threads:  # what is decoded before the first step counts too
+        torch.set_num_threads(config.threads)
     kept, held = find_sources(config.data, config.tiers, config.held_out)
     mel = MELS[config.mel]
     print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
@@ -283,7 +285,7 @@ def train(
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     record = replace(config, mels_from=Path(decoded.fingerprint)) if decoded else config
-    known = heard_before(start_from)
+    known = heard_with(clips, heard_before(start_from))
     if isinstance(config, TrainHifigan) and config.mels_from:  # what it heard is in the mels that it makes
         known = heard_with(known, read_clips(config.mels_from))
     stand_in = "-stand-in" if isinstance(config, TrainMhifigan) and config.features.stand_in else ""
@@ -322,7 +324,7 @@ def train(
         elif isinstance(generator, Hifigan):
             read_official_hifigan(start_from, generator)
     with accelerator.main_process_first():
-        open_run(config.out, part, record, heard_with(clips, known))
+        open_run(config.out, part, record, known)
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(*critics, critics_optimizer)
@@ -374,7 +376,6 @@ def train(
             numbers = {"discriminator": judged, "norm": norm, "discriminator_norm": critics_norm}
             log.add({"loss": loss, **terms, **numbers, "skipped": (~finite).float()})
             done = step + 1
-            last = done == config.steps
             extra: dict[str, float] = {}
             if done % config.sample_every == 0 and accelerator.is_main_process:
                 extra = measure(generator, held, mel, held_read)
@@ -382,7 +383,7 @@ def train(
                 draw(generator, held[:8], mel, sheet, None if held_read is None else held_read[:8])
             if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, {**extra, "lr": rate, **({"stand_in": 1.0} if stand_in else {})})
-            if accelerator.is_main_process and (last or done % config.save_every == 0):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
     return generator.eval()

@@ -211,7 +211,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
             log.advance(done)
             last = done == config.steps
             extra = {"stand_in": 1.0} if config.features.stand_in else {}
-            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
                 some = torch.arange(len(features)) if last else spread(len(features), max(len(held), plan.batch))
                 extra |= measure(mvqvae, features, some, labels, "train")
                 extra |= measure(mvqvae, held_features, torch.arange(len(held)), held_labels, "held_out")
@@ -220,7 +220,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
                 sheet(out / "samples" / name, mvqvae, *shown, config)
             if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and (last or done % config.save_every == 0):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(out / "state.pt", done, parts)
     return mvqvae.eval()
 

@@ -231,15 +231,15 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
             done = step + 1
             log.add({"flow": loss.detach(), "norm": norm, "skipped": (~torch.isfinite(norm)).float()})
             log.advance(done)
-            last, extra = done == config.steps, {}
-            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+            extra = {}
+            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
                 extra = measure(average, autoencoder, held_mels, held_labels)
                 extra |= look(
                     config.out / "samples" / f"step-{done:06d}.png", average, autoencoder, mels[: len(kept)], labels
                 )
             if due(done, config.steps, config.log_every, config.sample_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and (last or done % config.save_every == 0):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(config.out / "state.pt", done, parts)
     return average
 

@@ -183,14 +183,12 @@ def train(
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
             last, extra = done == config.steps, {}
-            if (last or done % config.measure_every == 0) and accelerator.is_main_process:
+            if due(done, config.steps, config.measure_every) and accelerator.is_main_process:
                 count = len(kept.codes)
                 some = torch.arange(count) if last else spread(count, max(len(held.codes), plan.batch))
                 extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
-            now, score_every = (
-                extra.get("held_out_cross_entropy", torch.inf),
-                config.score_every or config.measure_every,
-            )
+            now = extra.get("held_out_cross_entropy", torch.inf)
+            score_every = config.score_every or config.measure_every
             if score is not None:
                 now = torch.inf
                 if due(done, config.steps, score_every) and accelerator.is_main_process:
@@ -201,7 +199,7 @@ def train(
                 save_state(out / "best.pt", done, {"pixelsnail": snail})
             if due(done, config.steps, config.log_every, config.measure_every, score_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and (last or done % config.save_every == 0):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(out / "state.pt", done, parts)
     return snail.eval()
 

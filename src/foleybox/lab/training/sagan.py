@@ -40,6 +40,7 @@ from foleybox.lab.training.common import (
     all_finite,
     at_least,
     balanced_indices,
+    due,
     mel_sheet,
     seed_step,
     share,
@@ -175,10 +176,10 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     if config.batch % world:
         raise UserError(f"--batch {config.batch} over {world} processes: expected a multiple of {world}")
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        told = heard(clips)
-        for run in (config.start_from, config.encoder):  # an encoder's gradients are in the weights too
-            told = heard_with(told, read_clips(run)) if run else told
-        open_run(out, "sagan", config, clips=told)
+        before = [
+            read_clips(run) for run in (config.start_from, config.encoder) if run
+        ]  # E's gradients are in the weights
+        open_run(out, "sagan", config, clips=heard_with(heard(clips), *before))
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)
@@ -333,12 +334,12 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
             done = step + 1
             log.add({**judged.terms, **terms_g, "skipped": float(not fine)})
             log.advance(done)
-            if done % config.log_every == 0 or done == config.steps:
+            if due(done, config.steps, config.log_every):
                 log.write(done)
             if accelerator.is_main_process:
-                if done % config.save_every == 0 or done == config.steps:
+                if due(done, config.steps, config.save_every):
                     save_state(out / "state.pt", done, parts)
-                if done % config.sample_every == 0 or done == config.steps:
+                if due(done, config.steps, config.sample_every):
                     sample_sheet(out / "samples" / f"step-{done:06d}.png", average)
     return average
 

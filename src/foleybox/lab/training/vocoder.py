@@ -252,9 +252,8 @@ def train(
         record = replace(
             config, mels_from=Path(decoded.fingerprint), redrawing=replace(config.redrawing, redrawn_by=theirs)
         )
-    known = heard_before(config.start_from)
-    for run in (config.mels_from, config.redrawing.redrawn_by):  # what they heard is in the mels that they make
-        known = heard_with(known, read_clips(run)) if run else known
+    makers = (config.mels_from, config.redrawing.redrawn_by)  # what they heard is in the mels that they make
+    known = heard_with(clips, heard_before(config.start_from), *(read_clips(run) for run in makers if run))
     accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
@@ -286,7 +285,7 @@ def train(
             weights.append(("critics", critics))
         start_vocoder(config.start_from, weights)
     with accelerator.main_process_first():
-        open_run(config.out, "vocoder", record, heard_with(clips, known))
+        open_run(config.out, "vocoder", record, known)
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
@@ -350,7 +349,7 @@ def train(
             if config.repetition_weight:
                 terms["repetition"] = config.repetition_weight * losses.more_repetition(real, fake)
             if config.attack_weight:
-                own = len(indices) - int((indices >= count).sum())  # what was drawn again has attacks of its own
+                own = int((indices < count).sum())  # what was drawn again has attacks of its own
                 terms["attack"] = config.attack_weight * losses.attack_distance(real[:own], fake[:own])
             if config.colour_weight:
                 terms["colour"] = config.colour_weight * losses.own_colour(real, fake)

@@ -213,7 +213,7 @@ def train(
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
             last, extra = done == config.steps, {}
-            if (last or done % config.sample_every == 0) and accelerator.is_main_process:
+            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
                 some = torch.arange(len(mels)) if last else spread(len(mels), max(len(held), plan.batch))
                 extra = measure(vqvae, mels[some], labels[some], "train")
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
@@ -228,7 +228,7 @@ def train(
                     save_state(out / "best.pt", done, {"vqvae": vqvae})
             if due(done, config.steps, config.log_every, config.sample_every, score_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and (last or done % config.save_every == 0):
+            if accelerator.is_main_process and due(done, config.steps, config.save_every):
                 save_state(out / "state.pt", done, parts)
     return vqvae.eval()
 
