@@ -20,7 +20,7 @@ from foleybox.lab.runs import load_autoencoder, load_patches, read_clips, read_r
 from foleybox.lab.training import autoencoder, patches, vocoder
 from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
 from foleybox.lab.training.common import STEADY
-from foleybox.lab.training.patches import OTHER, TrainPatches, as_many_rows, changed
+from foleybox.lab.training.patches import OTHER, TrainPatches, as_many_rows, changed, some_speed
 from foleybox.lab.training.vocoder import TrainVocoder
 from foleybox.lab.training.waves import Decoded, Redrawing, redraw_clips
 from foleybox.labels import LABELS
@@ -137,6 +137,19 @@ def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their
     assert moved[32:].max() == 3
     assert moved[32:].min() == 0
     assert [label.name for label, steady in zip(LABELS, STEADY) if steady] == ["MovingMotorVehicle", "Rain"]
+
+
+def test_every_speed_is_heard_but_no_steady_sound_is_cut_short_by_a_faster_one() -> None:
+    played = [torch.full((2, 1, 1), value) for value in (1.0, 0.8, 1.2)]
+    indices, steady = torch.tensor([0, 1]).repeat(200), torch.tensor([True, False]).repeat(200)
+    chosen = some_speed(TrainPatches(speeds=(0.8, 1.2)), played, indices, steady)[:, 0, 0]
+    assert set(chosen[steady].tolist()) == {1.0, torch.tensor(0.8).item()}
+    assert len(set(chosen[~steady].tolist())) == 3
+
+
+def test_speeds_far_from_one_are_refused(folder: Path, latents: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--speeds 0\.9 3: expected each"):
+        patches.train(replace(of_patches(tmp_path, latents), speeds=(0.9, 3.0)), find_clips(folder))
 
 
 def test_of_two_places_the_louder_is_cropped() -> None:

@@ -143,15 +143,16 @@ def split_by_recording(clips: Sequence[ClipFile], held_out: float) -> tuple[list
     return sides
 
 
-def load_waves(clips: Sequence[ClipFile], rate: int, samples: int) -> Tensor:
+def load_waves(clips: Sequence[ClipFile], rate: int, samples: int, speed: float = 1.0) -> Tensor:
     """Read clips as one int16 tensor [N, L] at `rate`, cut or zero-padded at the end to `samples`.
 
-    Sixteen bits keep 2,000 clips in 350 MB; `wave / 32768` is the wave. Raises UserError for an unreadable file.
+    At another `speed` they are as a tape would play them. Sixteen bits keep 2,000 clips in 350 MB; `wave / 32768` is the
+    wave. Raises UserError for an unreadable file.
     """
     waves = torch.empty(len(clips), samples, dtype=torch.int16)
 
     def read(index: int) -> None:
-        wave, _ = read_wave(clips[index].path, rate)
+        wave, _ = read_wave(clips[index].path, round(rate / speed))
         scaled = np.clip(np.round(fit(wave, samples) * 32768), -32768, 32767)
         waves[index] = torch.from_numpy(scaled.astype(np.int16))
 
@@ -192,15 +193,15 @@ def load_wave_cache(clips: Sequence[ClipFile], rate: int, seconds: float) -> Ten
 
 
 @torch.no_grad()
-def load_mels(clips: Sequence[ClipFile], mel: MelConfig, seconds: float = 4.0) -> Tensor:
-    """Return the log-mels of the clips, float32 [N, M, T], from the cache when they are there."""
+def load_mels(clips: Sequence[ClipFile], mel: MelConfig, seconds: float = 4.0, speed: float = 1.0) -> Tensor:
+    """Return the log-mels of the clips, played at `speed`, float32 [N, M, T], from the cache when they are there."""
 
     def compute() -> Tensor:
         front_end = LogMel(mel)
-        waves = load_waves(clips, mel.rate, round(seconds * mel.rate))
+        waves = load_waves(clips, mel.rate, round(seconds * mel.rate), speed)
         return torch.cat([front_end(chunk.float() / 32768) for chunk in waves.split(64)])
 
-    return cached("mels", clips, f"{mel} {seconds}", compute)
+    return cached("mels", clips, f"{mel} {seconds}" + (f" {speed}" if speed != 1 else ""), compute)
 
 
 def label_ids(clips: Iterable[ClipFile]) -> Tensor:

@@ -83,6 +83,8 @@ class TrainPatches:
     "dB: deviation of a smooth curve over the bands, drawn for each clip, as other microphones and rooms have"
     shift: float = 0.0
     "of the clip, later, drawn for each; steady labels (rain, motor) wrap round by any amount"
+    speeds: tuple[float, ...] = ()
+    "each clip is also played at one of these, as a tape would be: 0.9 is slower and lower; steady labels not faster than 1"
     amid: float = 0.15
     "share of the sequences that begin amid a clip"
     no_label: float = 0.1
@@ -131,6 +133,20 @@ def learning_rate(config: TrainPatches, step: int) -> float:
     return config.lr * min(1.0, (step + 1) / config.warm_up) * 0.5 ** (step / config.half_life)
 
 
+def some_speed(config: TrainPatches, played: list[Tensor], indices: Tensor, steady: Tensor) -> Tensor:
+    """Return mels [B, M, T] of `indices`, each at its own speed or another one; draws from torch's generator.
+
+    `played` are all mels [N, M, T] as they are, and at each of `config.speeds`. What is faster ends sooner, and a steady
+    sound does not end: one that would be is played as it is.
+    """
+    if not config.speeds:
+        return played[0][indices]
+    speed = torch.tensor([1.0, *config.speeds])
+    chosen = torch.randint(len(speed), (len(indices),))
+    chosen = torch.where(steady & (speed[chosen] > 1), 0, chosen)
+    return torch.stack([played[version][index] for version, index in zip(chosen.tolist(), indices.tolist())])
+
+
 def changed(config: TrainPatches, mel: Tensor, steady: Tensor, patch: int) -> Tensor:
     """Return mels [B, M, T] each at another level, a little higher or lower, a little later; draws from torch's generator.
 
@@ -154,6 +170,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
     at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
+    if any(not 0.5 <= speed <= 2 for speed in config.speeds):
+        raise UserError(f"--speeds {' '.join(f'{speed:g}' for speed in config.speeds)}: expected each from 0.5 to 2")
     at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
     autoencoder, _ = load_autoencoder(config.autoencoder)
     if autoencoder.config.latent != config.model.latent:
@@ -184,6 +202,7 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
         told = heard_with(heard([*kept, *others]), before)
         open_run(config.out, "patches", replace(config, autoencoder=latents_of), told)
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
+        played = [mels, *(load_mels([*kept, *others], WIDE, speed=speed) for speed in config.speeds)]
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])
     all_labels, steady = F.pad(labels, (0, len(others)), value=OTHER), F.pad(STEADY, (0, 1))
     beside = round(config.others_share * config.batch) if others else 0
@@ -208,7 +227,9 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
                 indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.seed)])
             indices = share(indices, rank, world)
             label = all_labels[indices]
-            mel = changed(config, mels[indices], steady[label], autoencoder.config.patch)
+            mel = changed(
+                config, some_speed(config, played, indices, steady[label]), steady[label], autoencoder.config.patch
+            )
             with torch.no_grad(), accelerator.autocast():
                 latents = autoencoder.encode(mel.to(device)).float()  # [B, N, D]
             latents, counted, first = some_amid(latents, config.amid)
