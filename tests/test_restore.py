@@ -147,6 +147,17 @@ def test_the_patches_know_whose_latents_they_draw(runs: Path) -> None:
     torch.testing.assert_close(components.axes.T @ components.axes, torch.eye(64), atol=0.02, rtol=0)  # but for 8 bits
 
 
+def test_what_a_model_was_told_of_changes_is_not_asked_of_its_graph(runs: Path) -> None:
+    instrument = read_instrument(SMALL)
+    told = instrument.made_with["generator"]["model"] | {"told": True}
+    made = instrument.made_with | {"generator": instrument.made_with["generator"] | {"model": told}}
+    graphs = {name: SMALL / graph.file for name, graph in instrument.graphs.items()}
+    model, _, settings = restore.patches_parts(replace(instrument, made_with=made), graphs)["patches"]
+    assert settings["model"]["told"] is False
+    theirs = load_patches(runs / "patches")[0].state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
+
+
 def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> None:
     sounds = toy_folder(tmp_path / "sounds", per_label=2)
     common: dict[str, Any] = {"steps": 1, "device": "cpu", "threads": 1, "tracker": "none", "log_every": 1}

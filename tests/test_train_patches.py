@@ -132,7 +132,7 @@ def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their
     mel = torch.full((64, 100, 40), -11.0)
     mel[:, :, 0] = 0.0
     config = TrainPatches(gain=0.0, shift_bands=0)
-    moved = changed(config, mel, torch.arange(64) < 32, patch=4).amax(1).argmax(1)
+    moved = changed(config, mel, torch.arange(64) < 32, patch=4)[0].amax(1).argmax(1)
     assert moved[:32].max() > 20
     assert moved[32:].max() == 3
     assert moved[32:].min() == 0
@@ -142,7 +142,9 @@ def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their
 def test_every_speed_is_heard_but_no_steady_sound_is_cut_short_by_a_faster_one() -> None:
     played = [torch.full((2, 1, 1), value) for value in (1.0, 0.8, 1.2)]
     indices, steady = torch.tensor([0, 1]).repeat(200), torch.tensor([True, False]).repeat(200)
-    chosen = some_speed(TrainPatches(speeds=(0.8, 1.2)), played, indices, steady)[:, 0, 0]
+    mels, speeds = some_speed(TrainPatches(speeds=(0.8, 1.2)), played, indices, steady)
+    chosen = mels[:, 0, 0]
+    assert torch.equal(chosen, speeds)
     assert set(chosen[steady].tolist()) == {1.0, torch.tensor(0.8).item()}
     assert len(set(chosen[~steady].tolist())) == 3
 
@@ -193,6 +195,46 @@ def test_patches_start_from_those_of_another_run_and_remember_what_it_heard(
     assert {row["clip"] for row in read_clips(config.out)} == {row["clip"] for row in read_clips(finished)}
     with pytest.raises(UserError, match="expected those of --autoencoder"):
         patches.train(replace(config, out=tmp_path / "third", model=replace(SIZE, layers=2)), find_clips(folder))
+
+
+def test_a_model_that_is_told_of_changes_begins_by_not_minding_them_and_learns_to(
+    folder: Path, latents: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = replace(of_patches(tmp_path / "told", latents), start_from=finished, model=replace(SIZE, told=True))
+    config = replace(config, speeds=(0.8, 1.25), colour=3.0, decay=0.0)
+    sounds, label = torch.randn(2, 5, SIZE.latent), torch.tensor([0, 2])
+    changes = torch.tensor([[2.0, 0, 0, 0, 0, 0, 0], [0, 0, 3.0, 0, 0, 0, 0]])
+
+    def contexts(run: Path, *changes: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return load_patches(run)[0](sounds, label, torch.tensor([START, START]), *changes)
+
+    patches.train(replace(config, lr=0.0, steps=1), find_clips(folder))
+    assert torch.equal(contexts(config.out, changes), contexts(finished))
+    patches.train(replace(config, out=tmp_path / "longer", lr=1e-2), find_clips(folder))
+    unchanged = contexts(tmp_path / "longer")
+    apart = (contexts(tmp_path / "longer", changes) - unchanged).abs().amax((1, 2))
+    assert apart.min() > 1e-4  # of the speed and of the colour
+    assert torch.equal(contexts(tmp_path / "longer", torch.zeros(2, 7)), unchanged)
+    again = replace(config, out=tmp_path / "untold", start_from=tmp_path / "longer", model=SIZE, lr=0.0, steps=1)
+    patches.train(again, find_clips(folder))
+    assert torch.equal(contexts(again.out), unchanged)
+
+
+def test_what_is_told_is_what_was_done() -> None:
+    torch.manual_seed(0)
+    mel = torch.zeros(40, 100, 8)
+    mel[:, 50] = 3.0
+    config = TrainPatches(gain=0.0, shift_bands=2)
+    moved, told = changed(config, mel, torch.zeros(40, dtype=torch.bool), patch=1)
+    assert torch.equal(moved[:, :, 4].argmax(1) - 50, 2 * told[:, 0])
+    assert told[:, 0].unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    moved, told = changed(
+        replace(config, shift_bands=0, colour=3.0), 0 * mel, torch.zeros(40, dtype=torch.bool), patch=1
+    )
+    decibels = moved[:, [0, -1], 4] * 20 / torch.log(torch.tensor(10.0))
+    torch.testing.assert_close(decibels, 2 * told[:, [1, 5]], atol=0.02, rtol=0.01)
+    assert 2 * told[:, 1:].std() == pytest.approx(3.0, rel=0.2)
 
 
 def test_others_may_join_a_run_that_had_none_and_begin_as_what_has_no_label(

@@ -16,7 +16,7 @@ import math
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -93,8 +93,10 @@ def main(config: Restore) -> int:
 def patches_parts(instrument: Instrument, graphs: dict[str, Path]) -> dict[str, Part]:
     made = instrument.made_with
     autoencoder = restore_autoencoder(graphs["decoder"], AutoencoderConfig(**made["autoencoder"]["model"]))
-    patches = restore_patches(graphs["next"], PatchesConfig(**made["generator"]["model"]), made["flow_steps"])
-    whose = {"autoencoder": fingerprint(autoencoder.components)}
+    # What a model was told of changes is not in its graph, which draws sounds without any.
+    config = replace(PatchesConfig(**made["generator"]["model"]), told=False)
+    patches = restore_patches(graphs["next"], config, made["flow_steps"])
+    whose = {"autoencoder": fingerprint(autoencoder.components), "model": asdict(config)}
     return {
         "autoencoder": Part(autoencoder, ("average",), made["autoencoder"]),
         "patches": Part(patches, ("patches", "average"), made["generator"] | whose),

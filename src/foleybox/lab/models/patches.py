@@ -50,6 +50,13 @@ class PatchesConfig:
     head_width: int = 384
     "E"
     head_layers: int = 3
+    told: bool = False
+    "it is told how each training clip was changed, so that it draws sounds as they were recorded"
+
+
+CHANGES = (
+    7  # numbers that say how a clip was changed, 0 being not at all: its speed, its bands, five points of its colour
+)
 
 
 # --- the transformer ----------------------------------------------------------------------------------------------
@@ -155,6 +162,7 @@ class Patches(nn.Module):
         self.label = nn.Embedding(config.labels + 1, C)
         self.first = nn.Embedding(2, C)
         self.embed = nn.Linear(config.latent, C)
+        self.told = nn.Linear(CHANGES, C, bias=False) if config.told else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(C, bias=False)
         self.head = FlowHead(config)
@@ -164,19 +172,24 @@ class Patches(nn.Module):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.layers))
         nn.init.normal_(self.label.weight, std=0.02)
         nn.init.normal_(self.first.weight, std=0.02)
+        if self.told is not None:
+            nn.init.zeros_(self.told.weight)
 
     @property
     def no_label(self) -> int:
         """The label that stands for none."""
         return self.config.labels
 
-    def forward(self, latents: Tensor, label: Tensor, first: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, label: Tensor, first: Tensor, changes: Tensor | None = None) -> Tensor:
         """Return the context [B, N, C] of each place: place n knows latents 0 to n - 1 of [B, N, D], and no others.
 
-        `label` int64 [B], `first` int64 [B]: START or AMID.
+        `label` int64 [B], `first` int64 [B]: START or AMID. `changes` [B, 7] say how clips were changed, to a model that is
+        told; without them, and in every draw, they were not (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
         """
         before = torch.cat([self.first(first)[:, None], self.embed(latents[:, :-1])], 1)
         x = before + self.label(label)[:, None]
+        if self.told is not None and changes is not None:
+            x = x + self.told(changes)[:, None]
         places = torch.arange(x.shape[1], device=x.device)
         for layer in self.layers:
             x = layer(x, places)

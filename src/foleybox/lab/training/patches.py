@@ -133,33 +133,40 @@ def learning_rate(config: TrainPatches, step: int) -> float:
     return config.lr * min(1.0, (step + 1) / config.warm_up) * 0.5 ** (step / config.half_life)
 
 
-def some_speed(config: TrainPatches, played: list[Tensor], indices: Tensor, steady: Tensor) -> Tensor:
-    """Return mels [B, M, T] of `indices`, each at its own speed or another one; draws from torch's generator.
+def some_speed(config: TrainPatches, played: list[Tensor], indices: Tensor, steady: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (mels [B, M, T] of `indices`, each at its own speed or another one, the speeds [B]); torch's generator draws.
 
     `played` are all mels [N, M, T] as they are, and at each of `config.speeds`. What is faster ends sooner, and a steady
     sound does not end: one that would be is played as it is.
     """
-    if not config.speeds:
-        return played[0][indices]
     speed = torch.tensor([1.0, *config.speeds])
+    if not config.speeds:
+        return played[0][indices], speed.expand(len(indices))
     chosen = torch.randint(len(speed), (len(indices),))
     chosen = torch.where(steady & (speed[chosen] > 1), 0, chosen)
-    return torch.stack([played[version][index] for version, index in zip(chosen.tolist(), indices.tolist())])
+    mels = torch.stack([played[version][index] for version, index in zip(chosen.tolist(), indices.tolist())])
+    return mels, speed[chosen]
 
 
-def changed(config: TrainPatches, mel: Tensor, steady: Tensor, patch: int) -> Tensor:
-    """Return mels [B, M, T] each at another level, a little higher or lower, a little later; draws from torch's generator.
+def changed(config: TrainPatches, mel: Tensor, steady: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """Return (mels [B, M, T] each at another level, a little higher or lower, a little later, what was done [B, 6]).
 
-    All start up to a patch later, so that the grid of patches falls differently on the same event.
+    What was done: bands up, then dB at five points of the colour, each over what is usual; levels and times are not
+    told, since all of them occur. All start up to a patch later, so that the grid of patches falls differently on the
+    same event. Torch's generator draws.
     """
     B, _, T = mel.shape
     image = gain(mel[:, None], torch.empty(B).uniform_(-config.gain, config.gain) * NEPER_PER_DB, SILENCE)
+    points = torch.zeros(B, 5)
     if config.colour:
-        image = colour(image, torch.randn(B, 5) * config.colour * NEPER_PER_DB, SILENCE)
+        points = torch.randn(B, 5)
+        image = colour(image, points * config.colour * NEPER_PER_DB, SILENCE)
     later = torch.randint(int(config.shift * T) + patch, (B,))
     later = torch.where(steady, torch.randint(T, (B,)), later)
     image = shift_time(image, later, steady, SILENCE)
-    return shift_bands(image, torch.randint(-config.shift_bands, config.shift_bands + 1, (B,)))[:, 0]
+    bands = torch.randint(-config.shift_bands, config.shift_bands + 1, (B,))
+    told = torch.cat([bands[:, None] / 2, points * config.colour / 2], 1)
+    return shift_bands(image, bands)[:, 0], told
 
 
 def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile] = ()) -> Patches:
@@ -227,9 +234,9 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
                 indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.seed)])
             indices = share(indices, rank, world)
             label = all_labels[indices]
-            mel = changed(
-                config, some_speed(config, played, indices, steady[label]), steady[label], autoencoder.config.patch
-            )
+            mel, speed = some_speed(config, played, indices, steady[label])
+            mel, done_to_it = changed(config, mel, steady[label], autoencoder.config.patch)
+            changes = torch.cat([speed.log()[:, None] / 0.1, done_to_it], 1).to(device)  # [B, 7]
             with torch.no_grad(), accelerator.autocast():
                 latents = autoencoder.encode(mel.to(device)).float()  # [B, N, D]
             latents, counted, first = some_amid(latents, config.amid)
@@ -238,7 +245,7 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
 
             sigma = config.noise * torch.rand(len(latents), 1, 1, device=device)
             with accelerator.autocast():
-                context = model(latents + sigma * torch.randn_like(latents), label, first)  # [B, N, C]
+                context = model(latents + sigma * torch.randn_like(latents), label, first, changes)  # [B, N, C]
                 rows = as_many_rows(counted)
                 loss = head_loss(bare.head, latents.flatten(0, 1)[rows], context.flatten(0, 1)[rows], config.draws)
 
@@ -269,14 +276,17 @@ def started(config: TrainPatches, latents_of: str) -> Patches:
     """Return the model to begin with: of random weights, or with those of `start_from`.
 
     Where there are others and `start_from` had none, their label begins as the one that means none, which is what it
-    comes nearest to.
+    comes nearest to. A model that is told of changes begins by not minding them where `start_from` was not told.
 
     Raises UserError for a run of another size or of latents with another fingerprint than `latents_of`.
     """
     model = Patches(config.model)
     if config.start_from is not None:
         given, theirs, _ = load_patches(config.start_from)
-        weights, size = given.state_dict(), given.config
+        weights, size = given.state_dict(), replace(given.config, told=config.model.told)
+        weights.pop("told.weight", None)
+        if model.told is not None:
+            weights["told.weight"] = model.told.weight if given.told is None else given.told.weight
         if (size.labels, config.model.labels) == (len(LABELS), OTHER + 1):
             known = weights["label.weight"]  # the seven and none: [8, C]
             weights["label.weight"], size = torch.cat([known, known[-1:]]), replace(size, labels=OTHER + 1)
