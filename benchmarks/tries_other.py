@@ -45,7 +45,8 @@ def learned(
         seed_step(config.seed, step)
         indices = balanced_indices(step, config.batch, labels, config.seed)
         label = labels[indices]
-        loss = loss_of(model.train(), changed(config, mels[indices], STEADY[label], 4), label)
+        mel, _ = changed(config, mels[indices], STEADY[label], 4)
+        loss = loss_of(model.train(), mel, label)
         optimizer.param_groups[0]["lr"] = learning_rate(config, step)
         optimizer.zero_grad()
         loss.backward()

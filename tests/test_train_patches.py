@@ -140,18 +140,21 @@ def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their
 
 
 def test_every_speed_is_heard_but_no_steady_sound_is_cut_short_by_a_faster_one() -> None:
-    played = [torch.full((2, 1, 1), value) for value in (1.0, 0.8, 1.2)]
+    played = [torch.full((2, 1, 1), value) for value in (1.0, 1.1, 1.2)]
     indices, steady = torch.tensor([0, 1]).repeat(200), torch.tensor([True, False]).repeat(200)
-    mels, speeds = some_speed(TrainPatches(speeds=(0.8, 1.2)), played, indices, steady)
+    mels, speeds = some_speed(TrainPatches(speeds=(1.1, 1.2)), played, indices, steady)
     chosen = mels[:, 0, 0]
     assert torch.equal(chosen, speeds)
-    assert set(chosen[steady].tolist()) == {1.0, torch.tensor(0.8).item()}
+    assert set(chosen[steady].tolist()) == {1.0}
     assert len(set(chosen[~steady].tolist())) == 3
 
 
-def test_speeds_far_from_one_are_refused(folder: Path, latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--speeds 0\.9 3: expected each"):
-        patches.train(replace(of_patches(tmp_path, latents), speeds=(0.9, 3.0)), find_clips(folder))
+@pytest.mark.parametrize("speed", [0.9, 1.0, 3.0])
+def test_speeds_that_empty_the_highest_bands_or_change_nothing_are_refused(
+    speed: float, folder: Path, latents: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--speeds 1\.1 .*: expected each above 1"):
+        patches.train(replace(of_patches(tmp_path, latents), speeds=(1.1, speed)), find_clips(folder))
 
 
 def test_of_two_places_the_louder_is_cropped() -> None:
@@ -201,7 +204,7 @@ def test_a_model_that_is_told_of_changes_begins_by_not_minding_them_and_learns_t
     folder: Path, latents: Path, finished: Path, tmp_path: Path
 ) -> None:
     config = replace(of_patches(tmp_path / "told", latents), start_from=finished, model=replace(SIZE, told=True))
-    config = replace(config, speeds=(0.8, 1.25), colour=3.0, decay=0.0)
+    config = replace(config, speeds=(1.2, 1.5), colour=3.0, decay=0.0)
     sounds, label = torch.randn(2, 5, SIZE.latent), torch.tensor([0, 2])
     changes = torch.tensor([[2.0, 0, 0, 0, 0, 0, 0], [0, 0, 3.0, 0, 0, 0, 0]])
 

@@ -84,7 +84,7 @@ class TrainPatches:
     shift: float = 0.0
     "of the clip, later, drawn for each; steady labels (rain, motor) wrap round by any amount"
     speeds: tuple[float, ...] = ()
-    "each clip is also played at one of these, as a tape would be: 0.9 is slower and lower; steady labels not faster than 1"
+    "each clip is also played at one of these, as a tape would be, 1.1 a tenth faster and higher; not those of steady labels"
     amid: float = 0.15
     "share of the sequences that begin amid a clip"
     no_label: float = 0.1
@@ -137,13 +137,13 @@ def some_speed(config: TrainPatches, played: list[Tensor], indices: Tensor, stea
     """Return (mels [B, M, T] of `indices`, each at its own speed or another one, the speeds [B]); torch's generator draws.
 
     `played` are all mels [N, M, T] as they are, and at each of `config.speeds`. What is faster ends sooner, and a steady
-    sound does not end: one that would be is played as it is.
+    sound does not end: it is played as it is.
     """
     speed = torch.tensor([1.0, *config.speeds])
     if not config.speeds:
         return played[0][indices], speed.expand(len(indices))
     chosen = torch.randint(len(speed), (len(indices),))
-    chosen = torch.where(steady & (speed[chosen] > 1), 0, chosen)
+    chosen = torch.where(steady, 0, chosen)
     mels = torch.stack([played[version][index] for version, index in zip(chosen.tolist(), indices.tolist())])
     return mels, speed[chosen]
 
@@ -177,8 +177,12 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
     at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
-    if any(not 0.5 <= speed <= 2 for speed in config.speeds):
-        raise UserError(f"--speeds {' '.join(f'{speed:g}' for speed in config.speeds)}: expected each from 0.5 to 2")
+    if any(not 1 < speed <= 2 for speed in config.speeds):
+        told = " ".join(f"{speed:g}" for speed in config.speeds)
+        raise UserError(
+            f"--speeds {told}: expected each above 1, to 2; slower, a recording has nothing in the highest bands, and sounds "
+            "without them would be drawn"
+        )
     at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
     autoencoder, _ = load_autoencoder(config.autoencoder)
     if autoencoder.config.latent != config.model.latent:
