@@ -54,9 +54,8 @@ class PatchesConfig:
     "it is told how each training clip was changed, so that it draws sounds as they were recorded"
 
 
-CHANGES = (
-    7  # numbers that say how a clip was changed, 0 being not at all: its speed, its bands, five points of its colour
-)
+CHANGES = 7
+"numbers that say how a clip was changed, 0 being not at all: its speed, its bands, five points of its colour"
 
 
 # --- the transformer ----------------------------------------------------------------------------------------------

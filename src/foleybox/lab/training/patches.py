@@ -134,10 +134,10 @@ def learning_rate(config: TrainPatches, step: int) -> float:
 
 
 def some_speed(config: TrainPatches, played: list[Tensor], indices: Tensor, steady: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (mels [B, M, T] of `indices`, each at its own speed or another one, the speeds [B]); torch's generator draws.
+    """Return (mels [B, M, T] of `indices`, each at its own speed or another one, the speeds [B]).
 
     `played` are all mels [N, M, T] as they are, and at each of `config.speeds`. What is faster ends sooner, and a steady
-    sound does not end: it is played as it is.
+    sound does not end: it is played as it is. Torch's generator draws.
     """
     speed = torch.tensor([1.0, *config.speeds])
     if not config.speeds:
@@ -178,10 +178,9 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     """
     at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
     if any(not 1 < speed <= 2 for speed in config.speeds):
-        told = " ".join(f"{speed:g}" for speed in config.speeds)
         raise UserError(
-            f"--speeds {told}: expected each above 1, to 2; slower, a recording has nothing in the highest bands, and sounds "
-            "without them would be drawn"
+            f"--speeds {' '.join(f'{speed:g}' for speed in config.speeds)}: expected each above 1, to 2; slower, a recording "
+            "has nothing in the highest bands, and sounds without them would be drawn"
         )
     at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
     autoencoder, _ = load_autoencoder(config.autoencoder)
