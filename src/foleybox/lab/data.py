@@ -143,16 +143,15 @@ def split_by_recording(clips: Sequence[ClipFile], held_out: float) -> tuple[list
     return sides
 
 
-def load_waves(clips: Sequence[ClipFile], rate: int, samples: int, speed: float = 1.0) -> Tensor:
+def load_waves(clips: Sequence[ClipFile], rate: int, samples: int) -> Tensor:
     """Read clips as one int16 tensor [N, L] at `rate`, cut or zero-padded at the end to `samples`.
 
-    At another `speed` they are as a tape would play them. Sixteen bits keep 2,000 clips in 350 MB; `wave / 32768` is the
-    wave. Raises UserError for an unreadable file.
+    Sixteen bits keep 2,000 clips in 350 MB; `wave / 32768` is the wave. Raises UserError for an unreadable file.
     """
     waves = torch.empty(len(clips), samples, dtype=torch.int16)
 
     def read(index: int) -> None:
-        wave, _ = read_wave(clips[index].path, round(rate / speed))
+        wave, _ = read_wave(clips[index].path, rate)
         scaled = np.clip(np.round(fit(wave, samples) * 32768), -32768, 32767)
         waves[index] = torch.from_numpy(scaled.astype(np.int16))
 
@@ -194,11 +193,14 @@ def load_wave_cache(clips: Sequence[ClipFile], rate: int, seconds: float) -> Ten
 
 @torch.no_grad()
 def load_mels(clips: Sequence[ClipFile], mel: MelConfig, seconds: float = 4.0, speed: float = 1.0) -> Tensor:
-    """Return the log-mels of the clips, played at `speed`, float32 [N, M, T], from the cache when they are there."""
+    """Return the log-mels of the clips, float32 [N, M, T], from the cache when they are there.
+
+    At another `speed` they are as a tape would play them: read at a lower rate, a clip is shorter and higher.
+    """
 
     def compute() -> Tensor:
         front_end = LogMel(mel)
-        waves = load_waves(clips, mel.rate, round(seconds * mel.rate), speed)
+        waves = load_waves(clips, round(mel.rate / speed), round(seconds * mel.rate))
         return torch.cat([front_end(chunk.float() / 32768) for chunk in waves.split(64)])
 
     return cached("mels", clips, f"{mel} {seconds}" + (f" {speed}" if speed != 1 else ""), compute)

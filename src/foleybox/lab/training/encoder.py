@@ -162,7 +162,7 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
             log.advance(done)
             if done == steps:
                 log.write(done, measure(encoder, mels, labels, held, held_mels))
-            elif done % config.log_every == 0 or done == config.contrastive_steps:
+            elif due(done, config.contrastive_steps, config.log_every):
                 log.write(done)
             if due(done, steps, config.save_every):
                 save_state(out / "state.pt", done, parts)

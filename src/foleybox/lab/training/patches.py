@@ -142,8 +142,7 @@ def some_speed(config: TrainPatches, played: list[Tensor], indices: Tensor, stea
     speed = torch.tensor([1.0, *config.speeds])
     if not config.speeds:
         return played[0][indices], speed.expand(len(indices))
-    chosen = torch.randint(len(speed), (len(indices),))
-    chosen = torch.where(steady, 0, chosen)
+    chosen = torch.where(steady, 0, torch.randint(len(speed), (len(indices),)))
     mels = torch.stack([played[version][index] for version, index in zip(chosen.tolist(), indices.tolist())])
     return mels, speed[chosen]
 
@@ -157,15 +156,15 @@ def changed(config: TrainPatches, mel: Tensor, steady: Tensor, patch: int) -> tu
     """
     B, _, T = mel.shape
     image = gain(mel[:, None], torch.empty(B).uniform_(-config.gain, config.gain) * NEPER_PER_DB, SILENCE)
-    points = torch.zeros(B, 5)
+    points = torch.zeros(B, 5)  # dB
     if config.colour:
-        points = torch.randn(B, 5)
-        image = colour(image, points * config.colour * NEPER_PER_DB, SILENCE)
+        points = torch.randn(B, 5) * config.colour
+        image = colour(image, points * NEPER_PER_DB, SILENCE)
     later = torch.randint(int(config.shift * T) + patch, (B,))
     later = torch.where(steady, torch.randint(T, (B,)), later)
     image = shift_time(image, later, steady, SILENCE)
     bands = torch.randint(-config.shift_bands, config.shift_bands + 1, (B,))
-    told = torch.cat([bands[:, None] / 2, points * config.colour / 2], 1)
+    told = torch.cat([bands[:, None] / 2, points / 2], 1)
     return shift_bands(image, bands)[:, 0], told
 
 
@@ -177,12 +176,12 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
     at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
+    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
     if any(not 1 < speed <= 2 for speed in config.speeds):
         raise UserError(
             f"--speeds {' '.join(f'{speed:g}' for speed in config.speeds)}: expected each above 1, to 2; slower, a recording "
             "has nothing in the highest bands, and sounds without them would be drawn"
         )
-    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
     autoencoder, _ = load_autoencoder(config.autoencoder)
     if autoencoder.config.latent != config.model.latent:
         raise UserError(
@@ -237,8 +236,9 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
                 indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.seed)])
             indices = share(indices, rank, world)
             label = all_labels[indices]
-            mel, speed = some_speed(config, played, indices, steady[label])
-            mel, done_to_it = changed(config, mel, steady[label], autoencoder.config.patch)
+            going_on = steady[label]
+            mel, speed = some_speed(config, played, indices, going_on)
+            mel, done_to_it = changed(config, mel, going_on, autoencoder.config.patch)
             changes = torch.cat([speed.log()[:, None] / 0.1, done_to_it], 1).to(device)  # [B, 7]
             with torch.no_grad(), accelerator.autocast():
                 latents = autoencoder.encode(mel.to(device)).float()  # [B, N, D]
@@ -287,9 +287,10 @@ def started(config: TrainPatches, latents_of: str) -> Patches:
     if config.start_from is not None:
         given, theirs, _ = load_patches(config.start_from)
         weights, size = given.state_dict(), replace(given.config, told=config.model.told)
-        weights.pop("told.weight", None)
-        if model.told is not None:
-            weights["told.weight"] = model.told.weight if given.told is None else given.told.weight
+        if model.told is None:
+            weights.pop("told.weight", None)
+        else:
+            weights.setdefault("told.weight", model.told.weight)
         if (size.labels, config.model.labels) == (len(LABELS), OTHER + 1):
             known = weights["label.weight"]  # the seven and none: [8, C]
             weights["label.weight"], size = torch.cat([known, known[-1:]]), replace(size, labels=OTHER + 1)

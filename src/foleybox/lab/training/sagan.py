@@ -176,9 +176,8 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     if config.batch % world:
         raise UserError(f"--batch {config.batch} over {world} processes: expected a multiple of {world}")
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        before = [
-            read_clips(run) for run in (config.start_from, config.encoder) if run
-        ]  # E's gradients are in the weights
+        makers = (config.start_from, config.encoder)  # the encoder's gradients are in the weights too
+        before = [read_clips(run) for run in makers if run]
         open_run(out, "sagan", config, clips=heard_with(heard(clips), *before))
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
