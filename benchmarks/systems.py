@@ -170,7 +170,8 @@ def about_instrument(name: str) -> dict[str, str]:
 
 
 def seen(run: dict[str, Any]) -> str:
-    return f"{run['steps'] * run['batch']:,}"
+    """Return how many clips the generator has seen, those of the runs that it started from included."""
+    return f"{run.get('seen_before', 0) + run['steps'] * run['batch']:,}"
 
 
 def tiers(run: dict[str, Any]) -> str:
@@ -339,7 +340,8 @@ def page(store: Store, picture_name: str) -> str:
         "seeds 0 to 99, reference `dev`, embedding mn04, intervals of 95 % over the sounds; real: `train` clips at the same n. "
         "The commit is the one at which the row was measured; a system whose run is gone keeps its row, with the digits that "
         "its page had. Intervals of precision, recall and coverage in rows of 259ac6d and before are a bootstrap's, half to two "
-        "thirds as wide as other sets would scatter; later ones are right ([measure.md](../docs/measure.md)).",
+        "thirds as wide as other sets would scatter; later ones are right ([measure.md](../docs/measure.md)). Clips seen: by the "
+        "generator, as often as they were in a batch, those of the runs that it started from included.",
         table(
             ["system", *COLUMNS.values(), *(metric for metric, _ in METRICS), "commit", "what it is"],
             [

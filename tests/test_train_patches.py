@@ -16,7 +16,7 @@ from foleybox.lab.features import WIDE
 from foleybox.lab.graphs import NextGraph
 from foleybox.lab.models.autoencoder import AutoencoderConfig
 from foleybox.lab.models.patches import START, Patches, PatchesConfig, flow
-from foleybox.lab.runs import load_autoencoder, load_patches, read_clips, read_run_config
+from foleybox.lab.runs import clips_seen, load_autoencoder, load_patches, read_clips, read_run_config
 from foleybox.lab.training import autoencoder, patches, vocoder
 from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
 from foleybox.lab.training.common import STEADY
@@ -196,6 +196,7 @@ def test_patches_start_from_those_of_another_run_and_remember_what_it_heard(
     patches.train(config, find_clips(folder)[::2])
     assert equal(load_patches(config.out)[0].state_dict(), load_patches(finished)[0].state_dict())
     assert {row["clip"] for row in read_clips(config.out)} == {row["clip"] for row in read_clips(finished)}
+    assert clips_seen(config.out) == clips_seen(finished) + config.batch > config.batch
     with pytest.raises(UserError, match="expected those of --autoencoder"):
         patches.train(replace(config, out=tmp_path / "third", model=replace(SIZE, layers=2)), find_clips(folder))
 

@@ -46,8 +46,9 @@ MAY_CHANGE = {
     "out",
     "data",
     "tracker",
+    "seen_before",
 }
-"settings that a resumed run may be given anew: they do not change what the model or its batches are"
+"what may differ in a resumed run: it does not change what the model or its batches are"
 
 
 class Stateful(Protocol):
@@ -66,15 +67,17 @@ def _json(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]]) -> None:
+def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], started_from: Path | None = None) -> None:
     """Make the run folder, or check that it holds a run of this very part, configuration and clips.
 
     `part` is the loop that trains it (sagan, vocoder ...). `clips` is `data.heard` of the training clips: what an
-    exported instrument will say it was trained on.
+    exported instrument will say it was trained on. `started_from` is the run whose weights it begins with, if any: what
+    those had seen is kept beside the settings as `seen_before`, so that nobody takes the last sitting for all of it.
     """
     path = out / "config.json"
     listed = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in clips)
-    mine = {"part": part, "clips": hashlib.sha256(listed.encode()).hexdigest(), **plain(config)}
+    before = {"seen_before": clips_seen(started_from)} if started_from else {}
+    mine = {"part": part, "clips": hashlib.sha256(listed.encode()).hexdigest(), **before, **plain(config)}
     for half_written in out.glob(".*.partial*"):  # what kill -9 left of an earlier sitting
         half_written.unlink()
     if path.is_file():
@@ -135,6 +138,15 @@ def read_clips(run: Path) -> list[dict[str, str]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): what a run heard must be known to export it") from None
+
+
+def clips_seen(run: Path) -> int:
+    """Return how many clips a run's weights have seen, those of the runs that it started from included.
+
+    A clip counts as often as it was in a batch. Raises UserError for a bad run.
+    """
+    settings = read_run_config(run)
+    return settings.get("seen_before", 0) + read_state(run / "state.pt")["step"] * settings["batch"]
 
 
 def heard_with(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> list[dict[str, str]]:

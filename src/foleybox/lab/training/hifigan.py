@@ -324,7 +324,7 @@ def train(
         elif isinstance(generator, Hifigan):
             read_official_hifigan(start_from, generator)
     with accelerator.main_process_first():
-        open_run(config.out, part, record, known)
+        open_run(config.out, part, record, known, start_from if start_from and start_from.is_dir() else None)
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(*critics, critics_optimizer)

@@ -209,7 +209,7 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
         # The components' fingerprint, not the path: latents mean nothing to others; the decoder may go on learning.
         before = read_clips(config.start_from) if config.start_from else []
         told = heard_with(heard([*kept, *others]), before)
-        open_run(config.out, "patches", replace(config, autoencoder=latents_of), told)
+        open_run(config.out, "patches", replace(config, autoencoder=latents_of), told, config.start_from)
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         played = [mels, *(load_mels([*kept, *others], WIDE, speed=speed) for speed in config.speeds)]
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])

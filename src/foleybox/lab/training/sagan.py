@@ -178,7 +178,7 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
         makers = (config.start_from, config.encoder)  # the encoder's gradients are in the weights too
         before = [read_clips(run) for run in makers if run]
-        open_run(out, "sagan", config, clips=heard_with(heard(clips), *before))
+        open_run(out, "sagan", config, heard_with(heard(clips), *before), config.start_from)
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)

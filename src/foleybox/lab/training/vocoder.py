@@ -285,7 +285,7 @@ def train(
             weights.append(("critics", critics))
         start_vocoder(config.start_from, weights)
     with accelerator.main_process_first():
-        open_run(config.out, "vocoder", record, known)
+        open_run(config.out, "vocoder", record, known, config.start_from)
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
     *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
