@@ -2,26 +2,32 @@
 
 Run from the repository root (about a minute of processor time a folder):
 
-    foleybox generate all --count 100 --seed 1000 -o out/sagan-small
-    PYTHONPATH=src python benchmarks/audit.py ../shared/data/foley --systems out/sagan-small
+    foleybox restore foley-small -o runs/foley-small
+    foleybox generate all --count 100 --seed 1000 -o out/foley-small
+    python benchmarks/audit.py ../shared/data/foley --vocoded-by runs/foley-small --systems out/foley-small
 """
 
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from numpy.typing import NDArray
 
 from foleybox.audio import fit, read_wave, write_wave
 from foleybox.doors import write_text
-from foleybox.lab.data import find_clips
+from foleybox.lab.data import ClipFile, find_clips, load_mels
 from foleybox.lab.evaluation.originality import WAYS, Audit, ranked, run, write_html
+from foleybox.lab.export import commit
+from foleybox.lab.features import WIDE
+from foleybox.lab.runs import load_autoencoder, load_vocoder
+from foleybox.lab.synthesis import vocode
 from foleybox.labels import LABELS
 
 RATE, SAMPLES = 22_050, 88_200
@@ -36,6 +42,8 @@ class AuditBenchmark:
     "a folder with a manifest of splits `train` and `dev`"
     systems: tuple[Path, ...] = ()
     "folders of generated clips"
+    vocoded_by: Path | None = None
+    "what `foleybox restore` wrote: copies that went through its latents and vocoder are planted too"
     output: Path = Path("results/audit.md")
     html: Path | None = None
     "a folder for the page of each system"
@@ -46,15 +54,32 @@ class AuditBenchmark:
     seed: int = 0
 
 
-def copied(wave: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
+def copied(_: ClipFile, wave: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:
     """Return the copy [L] of a wave: later, quieter, with white noise."""
     late = np.concatenate([np.zeros(round(SHIFT * RATE)), wave])[: len(wave)] * 10 ** (GAIN / 20)
     noise = generator.standard_normal(len(wave)) * np.sqrt(np.mean(late**2)) * 10 ** (-NOISE / 20)
     return (late + noise).astype(np.float32)
 
 
-def plant(config: AuditBenchmark, folder: Path) -> Path:
-    """Write copies of train clips as a folder of class folders."""
+def vocoder_of(folder: Path) -> Callable[[ClipFile, NDArray[np.float32], np.random.Generator], NDArray[np.float32]]:
+    """Return what makes a clip again from its latents, with the decoder and the vocoder of a restored instrument."""
+    autoencoder = load_autoencoder(folder / "autoencoder")[0]
+    vocoder = load_vocoder(folder / "vocoder")[0].eval()
+
+    @torch.no_grad()
+    def made_again(clip: ClipFile, _: NDArray[np.float32], __: np.random.Generator) -> NDArray[np.float32]:
+        return vocode(vocoder, autoencoder.reconstruct(load_mels([clip], WIDE)))[0].numpy()
+
+    torch.manual_seed(0)  # of the decoder's grain
+    return made_again
+
+
+def plant(
+    config: AuditBenchmark,
+    folder: Path,
+    change: Callable[[ClipFile, NDArray[np.float32], np.random.Generator], NDArray[np.float32]],
+) -> Path:
+    """Write changed copies of train clips as a folder of class folders."""
     clips = find_clips(config.data, "train")
     for label in LABELS:
         own = [clip for clip in clips if clip.label is label]
@@ -63,7 +88,7 @@ def plant(config: AuditBenchmark, folder: Path) -> Path:
             wave = fit(read_wave(own[index].path, RATE)[0], SAMPLES)
             path = folder / label.name / f"{index:04d}.wav"
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_wave(path, copied(wave, generator), RATE)
+            write_wave(path, change(own[index], wave, generator), RATE)
     return folder
 
 
@@ -112,7 +137,11 @@ def main(config: AuditBenchmark) -> int:
     against = f"{config.data}:train"
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        sources = {"planted copies": str(plant(config, Path(folder))), "real dev clips": f"{config.data}:dev"}
+        sources = {"planted copies": str(plant(config, Path(folder) / "copies", copied))}
+        if config.vocoded_by is not None:
+            change = vocoder_of(config.vocoded_by)
+            sources["vocoded copies"] = str(plant(config, Path(folder) / "vocoded", change))
+        sources["real dev clips"] = f"{config.data}:dev"
         for name, source in [*sources.items(), *((path.name, str(path)) for path in config.systems)]:
             html = config.html / f"{name}.html" if config.html and name not in sources else None
             question = Audit(source, against, html=html)
@@ -122,17 +151,21 @@ def main(config: AuditBenchmark) -> int:
                 write_html(question, results[name], clips, known)
     first = next(iter(results.values()))
     command = shlex.join(
-        ["python", "benchmarks/audit.py", str(config.data), *(["--systems"] if config.systems else [])]
+        ["python", "benchmarks/audit.py", str(config.data)]
+        + (["--vocoded-by", str(config.vocoded_by)] if config.vocoded_by else [])
+        + (["--systems"] if config.systems else [])
         + [str(path) for path in config.systems]
     )
     parts = [
         "# Whether the audit finds copies, and what it says of what we make",
-        f"Made by `PYTHONPATH=src {command}` (foleybox {first['foleybox']}, seed {config.seed}): `foleybox audit` of each "
+        f"Made by `{command}` at commit {commit() or 'unknown'} (seed {config.seed}): `foleybox audit` of each "
         f"folder against the {first['against_clips']:,} train clips, embedding {first['embedding']}, calibrated on "
         f"{first['real_clips']} of them against other recordings ({first['real_flagged']} flagged).",
         f"*Planted copies* are {config.copies} train clips of each label, {1000 * SHIFT:.0f} ms later, at {GAIN} dB, with "
-        f"white noise {NOISE} dB below: each should be called `copy` or `close`. *Real dev clips* are other recordings "
-        "than the train clips: under 2 % should be called so.",
+        f"white noise {NOISE} dB below: each should be called `copy` or `close`. *Vocoded copies* are the same clips made again "
+        "from their latents by the decoder and the vocoder of an instrument, as one that knew them by heart would: no waveform "
+        "is the same, so each should be called `close`. *Real dev clips* are other recordings than the train clips: under 2 % "
+        "should be called so.",
         "## Verdicts",
         grid(
             ["clips", "label", "n", "copy", "close", "own", "flagged"],

@@ -43,12 +43,14 @@ class Benchmark:
     "the line to which the points are added; those of the same clips seen take the place of what was there"
     runs: tuple[Path, ...] = ()
     "copies of a run of `train patches`"
+    rows: tuple[str, ...] = ()
+    "rows of results/systems.md that are later points of the same line: the same run, autoencoder, vocoder and drawing"
     autoencoder: Path | None = None
     vocoder: Path | None = None
     guidance: tuple[float, ...] = GUIDANCE
     temperature: tuple[float, ...] = TEMPERATURE
     real: str = "licensed-real-clips"
-    "row of results/systems.json that real clips of the same tiers have: what the line is taken to lead to"
+    "row of results/systems.md that real clips of the same tiers have, or train for all of it: what a line is taken to lead to"
     work: Path = Path("runs/curve-work")
     clips: int = 100
     "sounds of each label"
@@ -72,12 +74,16 @@ def measure(config: Benchmark, store: Store) -> None:
     """Put the points of `config.runs` into their line."""
     config.work.mkdir(parents=True, exist_ok=True)
     records = evaluate([rendered(run, config) for run in config.runs], config.shared, config.work)
-    real = read_store(ROOT / "results" / "systems.json")["systems"][config.real]["record"]["mean"]["figures"]
+    table_of_all = read_store(ROOT / "results" / "systems.json")
+    real = table_of_all["floor"]["mean"]
+    if config.real != "train":
+        figures = table_of_all["systems"][config.real]["record"]["mean"]["figures"]
+        real = {name: figures[name]["value"] for name in SHOWN}
     line = store["lines"].setdefault(config.line, {"points": []})
     line |= {
         "command": f"`python benchmarks/learning_curve.py ../shared {' '.join(_flags(config))}`",
         "clips": config.clips,
-        "real": {name: real[name]["value"] for name in SHOWN},
+        "real": {name: real[name] for name in SHOWN},
     }
     for run, record in zip(config.runs, records, strict=True):
         step = read_state(run / "state.pt")["step"]
@@ -85,14 +91,20 @@ def measure(config: Benchmark, store: Store) -> None:
         held = next((entry[HELD] for entry in log if entry["step"] == step and HELD in entry), None)
         point = {"seen": clips_seen(run), "commit": commit() or "unknown", "held": held, "record": kept(record)}
         line["points"] = [*(each for each in line["points"] if each["seen"] != point["seen"]), point]
+    for name in config.rows:
+        row = table_of_all["systems"][name]
+        point = {"seen": int(row["about"]["seen"].replace(",", "")), "commit": row["commit"], "held": None}
+        point |= {"record": row["record"]}
+        line["points"] = [*(each for each in line["points"] if each["seen"] != point["seen"]), point]
     line["points"].sort(key=lambda point: point["seen"])
 
 
 def _flags(config: Benchmark) -> list[str]:
-    named = {"line": config.line, "runs": config.runs, "autoencoder": config.autoencoder, "vocoder": config.vocoder}
+    named = {"line": config.line, "runs": config.runs, "rows": config.rows}
+    named |= {"autoencoder": config.autoencoder, "vocoder": config.vocoder}
     named |= {"guidance": config.guidance, "temperature": config.temperature, "real": config.real}
     lists = {name: value if isinstance(value, tuple) else (value,) for name, value in named.items()}
-    return [word for name, value in lists.items() for word in (f"--{name}", *map(str, value))]
+    return [word for name, value in lists.items() if value for word in (f"--{name}", *map(str, value))]
 
 
 # --- where it leads -----------------------------------------------------------------------------------------------
@@ -140,7 +152,9 @@ def leads_to(name: str, line: Store, metric: str) -> str:
 def draw(store: Store, path: Path) -> None:
     """Draw each metric: points with their intervals, and where they lead, dotted; real clips dashed."""
     plot = Figure((12, 4))
-    for axes, (metric, (_, better, words)) in zip(plot.subplots(1, len(SHOWN), sharex=True), SHOWN.items(), strict=True):
+    for axes, (metric, (_, better, words)) in zip(
+        plot.subplots(1, len(SHOWN), sharex=True), SHOWN.items(), strict=True
+    ):
         for number, (name, line) in enumerate(store["lines"].items()):
             seen, values = of(line, metric)
             if not len(seen):
@@ -178,7 +192,7 @@ def page(store: Store, picture_name: str) -> str:
             f"{line['real'][metric]:.{digits}f}" if metric in line["real"] else "-"
             for metric, (digits, *_) in SHOWN.items()
         ]
-        rows.append([f"real clips for `{name}`", "-", *real, "-", "100", "-"])
+        rows.append([f"real clips for `{name}`", "-", *real, "-", str(line["clips"]), "-"])
     commands = "\n".join(f"* `{name}`: {line['command']}" for name, line in store["lines"].items())
     leads = [leads_to(name, line, metric) for name, line in store["lines"].items() for metric in SHOWN]
     parts = [

@@ -260,6 +260,15 @@ def kept(record: dict[str, Any]) -> dict[str, Any]:
     return {"mean": short(record["mean"]), "labels": {slug: short(part) for slug, part in record["labels"].items()}}
 
 
+def floors(record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return what real clips score at the n of a record: by label, and in the mean, each metric."""
+    parts = {**record["labels"], "mean": record["mean"]}
+    return {
+        name: {metric: float(f"{part['figures'][metric]['floor']:.4g}") for metric, _ in METRICS}
+        for name, part in parts.items()
+    }
+
+
 def measure(config: Benchmark, store: Store) -> None:
     """Render, evaluate and audit what the command names, and put it into the store, in place of what was there."""
     config.work.mkdir(parents=True, exist_ok=True)
@@ -278,7 +287,9 @@ def measure(config: Benchmark, store: Store) -> None:
         if config.autoencoder is not None:
             trips["dev through latents and vocoder"] = round_trip(config, dev, latents=True)
     records = evaluate([*folders.values(), *trips.values()], config.shared, config.work)
-    made = {"commit": commit() or "unknown", "clips": config.clips, "seed": config.seed}
+    command = " ".join(["python benchmarks/systems.py ../shared", *_flags(config)])
+    made = {"commit": commit() or "unknown", "clips": config.clips, "seed": config.seed, "command": command}
+    store["floor"] = floors(records[0])
     for (name, folder), record in zip(folders.items(), records):
         numbers = {"record": kept(record), **without_reference(find_clips(folder))}
         what = store["systems"].get(name, {}).get("what", "-")
@@ -286,7 +297,7 @@ def measure(config: Benchmark, store: Store) -> None:
     for name, record in zip(trips, records[len(folders) :], strict=True):
         store["trips"][name] = made | {"record": kept(record)}
     store["real"] = without_reference(dev)
-    store["command"] = " ".join(["python benchmarks/systems.py ../shared", *_flags(config)])
+    store["command"] = command
     if config.shown in folders:
         store["shown"] = config.shown
         drawn = {label: sorted((folders[config.shown] / label.name).glob("*.wav")) for label in LABELS}
@@ -304,16 +315,17 @@ def measure(config: Benchmark, store: Store) -> None:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def across(systems: dict[str, dict[str, Any]], metric: str, digits: int) -> str:
-    """Lay a metric out: a row a system, a column a label, the last row what real `train` clips score at the same n."""
-    rows, real = [], ["real `train`"]
+def across(systems: dict[str, dict[str, Any]], floor: dict[str, dict[str, float]], metric: str, digits: int) -> str:
+    """Lay a metric out: a row a system, a column a label, the last row what 100 real `train` clips score."""
+    rows = []
     for name, system in systems.items():
         parts = [system["record"]["labels"].get(label.slug, {"figures": {}}) for label in LABELS]
         if any(metric in part["figures"] for part in parts):
             rows.append([name, *(figure(part, metric, digits) for part in [*parts, system["record"]["mean"]])])
-    parts = next(system["record"] for system in systems.values() if "seed" in system)
-    for part in [*(parts["labels"][label.slug] for label in LABELS), parts["mean"]]:
-        real.append(f"{part['figures'][metric]['floor']:.{digits}f}")
+    real = [
+        "real `train`",
+        *(f"{floor[name][metric]:.{digits}f}" for name in [*(label.slug for label in LABELS), "mean"]),
+    ]
     return table(["system", *(label.name for label in LABELS), "mean of 7"], [*rows, real])
 
 
@@ -337,7 +349,8 @@ def page(store: Store, picture_name: str) -> str:
     parts = [
         "# All systems side by side",
         f"Written from [systems.json](systems.json), to which `{store['command']}` was the last to add. 100 sounds a label, "
-        "seeds 0 to 99, reference `dev`, embedding mn04, intervals of 95 % over the sounds; real: `train` clips at the same n. "
+        "seeds 0 to 99, reference `dev`, embedding mn04, intervals of 95 % over the sounds; real: 100 `train` clips a label, the "
+        "mean of 20 draws. "
         "The commit is the one at which the row was measured; a system whose run is gone keeps its row, with the digits that "
         "its page had. Intervals of precision, recall and coverage in rows of 259ac6d and before are a bootstrap's, half to two "
         "thirds as wide as other sets would scatter; later ones are right ([measure.md](../docs/measure.md)). Clips seen: by the "
@@ -356,11 +369,11 @@ def page(store: Store, picture_name: str) -> str:
             ],
         ),
         "## FD by label",
-        across(systems, "frechet", 1),
+        across(systems, store["floor"], "frechet", 1),
         "## Heard as its label by the tagger",
-        across(systems, "accuracy", 2),
+        across(systems, store["floor"], "accuracy", 2),
         "## Coverage",
-        across(systems, "coverage", 2),
+        across(systems, store["floor"], "coverage", 2),
         "## Roughness: mean |frame-to-frame difference| of the log-mel",
         plainly(systems, store["real"], "roughness"),
         "## Repetition: largest autocorrelation at lags of 9 to 91 ms, the spectrum made even",
@@ -370,11 +383,14 @@ def page(store: Store, picture_name: str) -> str:
         "A vocoder that begins a click before it sounds has less; no distance of mels minds. The median of the clips.",
         plainly(systems, store["real"], "attacks", 1),
         "## What mel, latents and vocoder cost",
-        across(store["trips"], "frechet", 1),
+        across(store["trips"], store["floor"], "frechet", 1),
         "The same, heard as their label by the tagger:",
-        across(store["trips"], "accuracy", 2),
+        across(store["trips"], store["floor"], "accuracy", 2),
         f"## `{first}` to the left, real `train` clips to the right",
         f"![{SHOWN} sounds a label, and {SHOWN} real clips]({picture_name})",
+        "## Commands",
+        "Of rows that are not here the page that they name has it; before 2026-11-29 only the last command was kept.",
+        "\n".join(f"* `{name}`: `{system['command']}`" for name, system in systems.items() if "command" in system),
         *(f"## Audit of `{name}` against all `train` clips\n\n```\n{audit}\n```" for name, audit in audits.items()),
     ]
     return "\n\n".join(parts) + "\n"

@@ -41,7 +41,7 @@ class Scoring:
     """What sounds are measured against while a model trains."""
 
     reference: str | None = None
-    "real clips (`folder:split`) to measure sounds against while training; the best weights are kept. Default: no score"
+    "real clips (`folder:split`) that choose the best weights while training, so not those that will measure them; default: none"
     score_clips: int = 32
     "clips of each label that are scored, CMU's 32; scores of another number are not comparable"
     vocoder: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None

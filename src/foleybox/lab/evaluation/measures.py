@@ -328,7 +328,7 @@ def _frechet_replicates(
 
 
 def floor(
-    real: EmbeddedClips, reference: Reference, n: int, config: MeasureConfig, stream: int = 0, draws: int = 5
+    real: EmbeddedClips, reference: Reference, n: int, config: MeasureConfig, stream: int = 0, draws: int = 20
 ) -> tuple[dict[str, float], int]:
     """Return what real clips score, as the mean of `draws` subsets of n clips, and the n that was possible."""
     size = min(n, len(real.clips))
