@@ -133,6 +133,7 @@ def main(config: FirstInstrument) -> int:
     if shutil.which("git") and run("git", "status", "--porcelain", "src"):
         print("note: the source tree has uncommitted changes", file=sys.stderr)
     RESULTS.mkdir(exist_ok=True)
+    os.environ["FOLEYBOX_INSTRUMENT"] = "sagan-small"  # the first one; of this command and of all that it runs
     synth = Synth.load()
     made = synth.instrument
     global SHARED

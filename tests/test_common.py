@@ -1,6 +1,7 @@
 """The clock of every loop: batches, averages and noise are functions of the step; a run folder is never half-written."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from foleybox import cli
 from foleybox.doors import UserError
-from foleybox.lab.runs import open_run, read_run_config, resume, save_state
+from foleybox.lab.runs import clips_seen, open_run, read_run_config, resume, save_state
 from foleybox.lab.training.common import (
     at_least,
     balanced_indices,
@@ -27,6 +28,7 @@ from foleybox.lab.training.common import (
 class Toy:
     lr: float = 1e-3
     steps: int = 10
+    batch: int = 4
 
 
 def test_an_epoch_holds_every_clip_once_even_across_batches() -> None:
@@ -59,16 +61,30 @@ def test_processes_share_a_batch_without_overlap() -> None:
 @pytest.mark.parametrize("seed", [0, 20_261_120, 2**53])
 def test_any_seed_is_a_seed(seed: int) -> None:
     seed_step(seed, 10**6, rank=7)
+    labels = torch.tensor([0, 1] * 3)
+    assert (
+        sorted(batch_indices(0, 6, 6, seed).tolist())
+        == sorted(balanced_indices(0, 6, labels, seed).tolist())
+        == [*range(6)]
+    )
 
 
 def test_what_is_due_is_due_at_multiples_and_at_the_last_step() -> None:
     assert [done for done in range(1, 12) if due(done, 11, 3, 4)] == [3, 4, 6, 8, 9, 11]
 
 
+@dataclass(frozen=True)
+class Seeded:
+    seed: int
+
+
 def test_settings_below_their_lowest_value_are_refused() -> None:
     at_least(Toy(), steps=10)
     with pytest.raises(UserError, match="--steps 10: expected 11 or more"):
         at_least(Toy(), steps=11)
+    at_least(Seeded(2**53 - 1), seed=0)
+    with pytest.raises(UserError, match=r"--seed 9007199254740992: expected below 2\*\*53"):
+        at_least(Seeded(2**53), seed=0)
 
 
 def test_every_step_has_its_own_noise() -> None:
@@ -145,6 +161,38 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed" / ".config.abc.partial.json").write_text("{")
     open_run(tmp_path / "killed", "toy", Toy(), [])  # killed before its first file was whole: not somebody's folder
+    assert not [path for path in (tmp_path / "killed").iterdir() if ".partial" in path.name]
+    (tmp_path / "killed" / "clips.jsonl").unlink()
+    open_run(tmp_path / "killed", "toy", Toy(), [])  # killed between its two files
+    assert (tmp_path / "killed" / "clips.jsonl").is_file()
+
+
+def test_processes_that_open_one_run_at_once_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    open_run(tmp_path, "toy", Toy(), [])  # the first process has been here
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: open_run(tmp_path, "toy", Toy(), []), range(64)))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before  # nothing was written again
+
+
+def test_what_a_run_had_seen_before_it_began_stays_what_it_was(tmp_path: Path) -> None:
+    open_run(tmp_path / "first", "toy", Toy(), [])
+    save_state(tmp_path / "first" / "state.pt", 5, {})
+    open_run(tmp_path / "second", "toy", Toy(), [], tmp_path / "first")
+    save_state(tmp_path / "second" / "state.pt", 2, {})
+    assert clips_seen(tmp_path / "second") == 7 * Toy().batch
+    save_state(tmp_path / "first" / "state.pt", 500, {})  # it went on
+    open_run(tmp_path / "second", "toy", Toy(), [], tmp_path / "first")
+    (tmp_path / "first" / "state.pt").unlink()  # and is gone
+    open_run(tmp_path / "second", "toy", Toy(), [], tmp_path / "first")
+    assert clips_seen(tmp_path / "second") == 7 * Toy().batch
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "3"])
+def test_settings_that_are_none_are_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="does not hold the settings of a run"):
+        read_run_config(tmp_path)
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,16 @@ def test_cached_mels_are_those_of_the_waves_and_a_changed_file_is_computed_anew(
     assert not torch.equal(load_mels(clips, DCASE)[0], first[0])
 
 
+@pytest.mark.parametrize("content", [b"", b"NUMPY"])
+def test_a_cache_that_was_lost_on_the_disk_is_made_again(tmp_path: Path, content: bytes) -> None:
+    clips = find_clips(toy_folder(tmp_path / "sounds", 1, 0.2))
+    cached("toy", clips, "", lambda: torch.zeros(3))
+    (path,) = (tmp_path / "cache").iterdir()
+    path.write_bytes(content)
+    assert torch.equal(cached("toy", clips, "", lambda: torch.ones(3)), torch.ones(3))
+    assert torch.equal(cached("toy", clips, "", lambda: torch.zeros(3)), torch.ones(3))
+
+
 def test_a_cache_interrupted_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = find_clips(toy_folder(tmp_path / "sounds", 1, 0.2))
     monkeypatch.setattr("numpy.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from foleybox.doors import UserError
-from foleybox.instrument import read_instrument
+from foleybox.instrument import read_instrument, roll_up
 from foleybox.lab import export, graphs
 from foleybox.lab.export import Export, heard_by
 from foleybox.lab.features import DCASE, WIDE
@@ -151,6 +151,15 @@ def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
     (mine / "instrument.json").write_text("{}")
     with pytest.raises(UserError, match="holds an instrument: name another folder, or replace it with --force"):
         export.main(Export(*runs, mine, draws=1))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_no_term_is_lost_where_two_clips_have_one_name_and_size(order: int) -> None:
+    rows = [{**CLIPS[0], "tier": "nc"}, {**CLIPS[0], "tier": "open"}][::order]
+    heard = heard_by(rows)
+    assert [(row.tier, row.clips) for row in heard] == [("nc", 1), ("open", 1)]
+    assert roll_up(heard).terms == "CC-BY-NC-4.0"
+    assert heard_by(rows[:1], rows[:1])[0].clips == 1  # two parts heard one clip
 
 
 def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, tmp_path: Path) -> None:

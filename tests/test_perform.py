@@ -58,6 +58,17 @@ def test_a_forced_scene_leaves_nothing_of_the_one_before_but_what_others_wrote(h
     ]  # fmt: skip
 
 
+def test_a_scene_of_another_format_is_not_removed_without_force(here: Path, toy: str, capsys) -> None:
+    beat = ["perform", "--bpm", "120", "--instrument", toy, "-o", "s", "--label", "dog_bark"]
+    assert main([*beat, "--format", "flac"]) == 0
+    for markers in (here / "s").glob("markers.*"):
+        markers.unlink()
+    capsys.readouterr()
+    assert main(beat) == 2
+    assert "s/mix.flac and 1 more exist already: add --force" in capsys.readouterr().err
+    assert files(here / "s") == ["mix.flac", "stems/DogBark.flac"]
+
+
 def test_a_stem_whose_rises_are_followed_is_not_removed_with_the_scene_it_was_of(here: Path, toy: str) -> None:
     (here / "x.csv").write_text("time\n0.2\n0.7\n")
     assert main(["perform", "x.csv", "--label", "dog", "--instrument", toy, "-o", "s"]) == 0

@@ -9,7 +9,7 @@ from helpers import tone
 from foleybox.doors import UserError
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import Recipe
-from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, picture, write_png, write_sheet
+from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, picture, write_png
 from foleybox.studio.synth import Clip
 
 RATE = 22_050
@@ -78,7 +78,7 @@ def test_a_sheet_has_a_row_a_label_and_a_column_a_seed(tmp_path: Path) -> None:
 
 def test_a_sheet_of_nothing_or_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no clips"):
-        write_sheet(tmp_path / "x.png", [])
+        Sheet().image()
     with pytest.raises(UserError, match=r"ends in \.png"):
-        write_sheet(tmp_path / "x.jpg", [clip(tone(440, RATE, 0.1))])
+        write_png(tmp_path / "x.jpg", picture(tone(440, RATE, 0.1), RATE))
     assert not list(tmp_path.iterdir())

@@ -197,6 +197,8 @@ def test_what_has_no_recipe_or_an_edited_one_or_no_instrument_is_a_line_each(syn
     write_clip(here / "f.wav", wave, replace(clip.recipe, make={**clip.recipe.make, "do": "sing"}))
     (here / "g.wav").write_bytes(b"RIFF")
     clip.save(here / "h.wav")
+    write_clip(here / "i.wav", wave, replace(clip.recipe, make={"do": "render", "label": "Rain"}))
+    write_clip(here / "j.wav", wave, replace(clip.recipe, process=({"do": "fade", "in": "long"},)))
     assert main(["verify", ".", "--instrument", str(synth.folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
     expected = [
@@ -208,7 +210,9 @@ def test_what_has_no_recipe_or_an_edited_one_or_no_instrument_is_a_line_each(syn
         "cannot tell      f.wav  the recipe says to 'sing', which this foleybox does not know: update foleybox",
         "cannot tell      g.wav  ",
         "identical        h.wav",
-        "8 files: 2 no recipe, 5 cannot tell, 1 identical",
+        "cannot tell      i.wav  the recipe cannot be followed (KeyError: 'seed'): was it written by foleybox?",
+        "cannot tell      j.wav  the recipe cannot be followed (",
+        "10 files: 2 no recipe, 7 cannot tell, 1 identical",
     ]
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import foleybox
 from foleybox.doors import INSTALL_LAB, UserError
 
-CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich")
+CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich", "mido")
 
 
 @dataclass(frozen=True)

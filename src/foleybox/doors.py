@@ -49,6 +49,19 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def make_room(*files: Path | None) -> None:
+    """Make the folders of files that a long job will write at its end. Raises UserError for one that cannot be written."""
+    for path in files:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a file in it")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}): name another file") from None
+
+
 def put_in_place(beside: Path, folder: Path) -> None:
     """Let the folder `beside` take the place of `folder`; what was there goes last, and comes back if that fails."""
     if not folder.exists():

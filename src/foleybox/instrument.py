@@ -113,6 +113,16 @@ def roll_up(heard: Iterable[Heard]) -> Licence:
     return Licence(rows[0][0], tuple(why)) if rows else Licence(NOT_FOR_DISTRIBUTION, ("nothing is stated",))
 
 
+def check_told(instrument: "Instrument") -> None:
+    """Raise UserError for an instrument that does not say how its parts were trained: nothing can be built on it."""
+    parts = ("generator", "vocoder", *(("autoencoder",) if instrument.kind == "patches" else ()))
+    for part in parts:
+        if not isinstance(instrument.made_with.get(part), dict):
+            raise UserError(
+                f"{instrument.name} does not say how its {part} was trained: expected one that `export` wrote"
+            )
+
+
 def check_shippable(instrument: "Instrument") -> None:
     """Raise UserError if the instrument heard clips that nobody licensed: such weights are not given to users."""
     if instrument.licence.terms == NOT_FOR_DISTRIBUTION:
@@ -172,7 +182,7 @@ def write_instrument(
 
     Raises UserError if the graphs are not those of the kind, or `folder` holds something other than an instrument.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # "." has no name
     if set(files) != set(GRAPHS.get(instrument.kind, ())):
         wanted = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
         raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {wanted}")

@@ -229,7 +229,7 @@ def load_cembeds(clips: Sequence[ClipFile], config: CembedConfig, batch: int = 4
         state = clip.path.stat()
         key = f"{settings}\n{clip.path.resolve()} {state.st_size} {state.st_mtime_ns}"
         paths.append(folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy")
-    missing = [index for index, path in enumerate(paths) if not path.is_file()]
+    missing = [index for index, path in enumerate(paths) if not path.is_file() or not path.stat().st_size]
     if missing:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         cembed = Cembed(load_encoder_of_waves(config), config).to(device)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foleybox.audio import fit, read_wave
-from foleybox.doors import UserError, write_beside, write_text
+from foleybox.doors import UserError, make_room, write_beside, write_text
 from foleybox.lab.features import LogMel, MelConfig
 from foleybox.labels import LABELS, Label, find_folder_label
 
@@ -176,9 +176,10 @@ def cached(name: str, clips: Sequence[ClipFile], settings: str, compute: Callabl
         state = clip.path.stat()
         key.update(f"\n{clip.path.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
     path = cache_folder() / f"{name}-{key.hexdigest()[:24]}.npy"
-    if path.is_file():
+    try:
         return torch.from_numpy(np.load(path))
-    tensor = compute()
+    except (FileNotFoundError, EOFError, ValueError):  # not there, or a loss of power left it empty
+        tensor = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_beside(path) as beside:
         np.save(beside, tensor.numpy())
@@ -321,6 +322,7 @@ def _longest_run(flags: NDArray[np.bool_]) -> int:
 def check(config: DataCheck) -> int:
     """Print the report of `inspect`; 0 if every clip can be read and no label has fewer than two clips, else 1."""
     folder = Path(config.source) if Path(config.source).exists() else Path(config.source.rsplit(":", 1)[0])
+    make_room(config.json)
     find_clips(config.source)  # refuses a folder without any clip of the seven
     found = inspect(find_clips(config.source, any_label=True), folder, config.seconds)
     known = {clip.path.resolve() for clip in find_clips(folder, any_label=True)}

@@ -16,7 +16,16 @@ import tyro
 
 import foleybox
 from foleybox.doors import UserError
-from foleybox.instrument import MANIFEST, Heard, Instrument, check_place, read_instrument, roll_up, write_instrument
+from foleybox.instrument import (
+    MANIFEST,
+    Heard,
+    Instrument,
+    check_place,
+    check_told,
+    read_instrument,
+    roll_up,
+    write_instrument,
+)
 from foleybox.lab.graphs import Drawing, build_gan, build_patches, build_vocoder, stored_small
 from foleybox.lab.models.sagan import refresh_batch_norm
 from foleybox.lab.runs import (
@@ -86,15 +95,15 @@ FOLDERS = {"clips", "out", "data", "others", "start_from", "encoder", "decoder_f
 def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
     """Count the clips that runs were trained on (`runs.read_clips`); a clip that two of them heard counts once.
 
+    Two clips of one name and size under other terms are two: a term is never lost to another's.
+
     Of some only the number is known (`foleybox restore`). They may be among those that are known by name: of each kind the
     larger number counts.
     """
-    clips = {row["clip"]: row for rows in runs for row in rows}
+    clips = {(row["clip"], row["label"], row["tier"], row["licence"], row["source"]) for rows in runs for row in rows}
     named, numbered = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
-    for clip, row in clips.items():
-        (numbered if clip.startswith(NUMBERED) else named)[
-            row["label"], row["tier"], row["licence"], row["source"]
-        ] += 1
+    for clip, *terms in clips:
+        (numbered if clip.startswith(NUMBERED) else named)[tuple(terms)] += 1
     return tuple(
         Heard(label, tier, licence, count, source)
         for (label, tier, licence, source), count in sorted((named | numbered).items())
@@ -184,6 +193,7 @@ def tools() -> dict[str, Any]:
 def revoice(config: Export) -> int:
     """Write an instrument that is there with another vocoder; its other graphs stay what they are."""
     old = read_instrument(config.generator)
+    check_told(old)
     check_free(config, old.kind)
     measured = _read_json(config.measured) if config.measured else {}
     notes = _read_notes(config.notes) if config.notes else ""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foleybox.doors import UserError, write_text
-from foleybox.instrument import Instrument, find_instrument, read_instrument
+from foleybox.instrument import Instrument, check_told, find_instrument, read_instrument
 from foleybox.lab.features import MELS
 from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.models.patches import FlowHead, Patches, PatchesConfig, times
@@ -66,6 +66,7 @@ def main(config: Restore) -> int:
     """`foleybox restore`: write the runs, or nothing."""
     folder = find_instrument(config.instrument)
     instrument = read_instrument(folder)
+    check_told(instrument)
     if config.out.exists():
         raise UserError(f"{config.out} is there already: name a new folder with -o")
     graphs = {name: folder / graph.file for name, graph in instrument.graphs.items()}

@@ -46,9 +46,8 @@ MAY_CHANGE = {
     "out",
     "data",
     "tracker",
-    "seen_before",
 }
-"what may differ in a resumed run: it does not change what the model or its batches are"
+"settings that a resumed run may be given anew: they do not change what the model or its batches are"
 
 
 class Stateful(Protocol):
@@ -76,12 +75,12 @@ def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], sta
     """
     path = out / "config.json"
     listed = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in clips)
-    before = {"seen_before": clips_seen(started_from)} if started_from else {}
-    mine = {"part": part, "clips": hashlib.sha256(listed.encode()).hexdigest(), **before, **plain(config)}
-    for half_written in out.glob(".*.partial*"):  # what kill -9 left of an earlier sitting
-        half_written.unlink()
+    mine = {"part": part, "clips": hashlib.sha256(listed.encode()).hexdigest(), **plain(config)}
     if path.is_file():
-        theirs = _completed(read_run_config(out), config)
+        stored = read_run_config(out)
+        if "seen_before" in stored:  # the run that it started from may have gone on, or be gone
+            mine["seen_before"] = stored["seen_before"]
+        theirs = _completed(stored, config)
         if theirs.get("part") != part:
             raise UserError(f"{out} is a run of {theirs.get('part')!r}, not of {part!r}: give another folder with -o")
         differing = [
@@ -96,11 +95,22 @@ def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], sta
                 + (f" (and {len(differing) - 1} more differ)" if len(differing) > 1 else "")
                 + ": give the same settings to resume it, or another folder with -o"
             )
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and not all(half_written(each) for each in out.iterdir()):
         raise UserError(f"{out} is not empty and not a run folder: give another folder with -o")
+    elif started_from is not None:
+        mine["seen_before"] = clips_seen(started_from)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / CLIPS, listed)
-    write_text(path, json.dumps(mine, indent=1) + "\n")
+    # The settings first: they make it a run folder. The other processes of a run find all as they would write it.
+    for name, text in ((path.name, json.dumps(mine, indent=1) + "\n"), (CLIPS, listed)):
+        if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
+            for each in filter(half_written, out.iterdir()):  # what kill -9 left of an earlier sitting
+                each.unlink(missing_ok=True)
+            write_text(out / name, text)
+
+
+def half_written(path: Path) -> bool:
+    """Say whether a file is what a write that was killed left."""
+    return path.name.startswith(".") and ".partial" in path.name
 
 
 def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
@@ -126,9 +136,12 @@ def read_run_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{run} is not a run folder (no config.json): expected the -o folder of `foleybox train`")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): restore it, or train into another folder") from error
+    if not isinstance(settings, dict) or "part" not in settings:
+        raise UserError(f"{path} does not hold the settings of a run: restore it, or name another folder")
+    return settings
 
 
 def read_clips(run: Path) -> list[dict[str, str]]:

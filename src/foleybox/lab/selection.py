@@ -324,6 +324,7 @@ def summary(label: Label, found: dict[str, Any], *, asked: bool) -> str:
 
 def write_selection(out: Path, copies: list[tuple[Path, Path]], record: dict[str, Any]) -> None:
     """Copy the files and write selection.json into a folder beside `out`, which then takes its place."""
+    out = out.resolve()  # "." has no name
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)  # what kill -9 left of an earlier one
     try:

@@ -79,14 +79,15 @@ def perform(config: Perform) -> None:
     shape = Shape(rate=config.rate)
     check_shape(shape, "--")
     check_folder(out)
+    earlier = _earlier(out)
     check_files(
-        config.files, [out, out / "stems"], existing=[out / name for name in names if (out / name).exists()],
+        config.files, [out, out / "stems"],
+        existing=list(dict.fromkeys([*(path for name in names if (path := out / name).exists()), *sorted(earlier)])),
         bytes=last * size(config.files, shape, synth) * (1 + len(stems)),
     )  # fmt: skip
     scene = play(
         synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style
     )
-    earlier = _earlier(out)
     paths = scene.save(out, suffix, config.files.subtype, config.rate)
     kept = [path.resolve() for path in (*paths, config.onsets) if path]
     for path in earlier:

@@ -3,7 +3,6 @@
 import itertools
 import struct
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -105,17 +104,6 @@ class Sheet:
                     draw_text(image, x + WIDTH - len(str(seed)) * SIGN, y + 2, str(seed))
             draw_text(image, GAP, y + 2, label)
         return image
-
-
-def write_sheet(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write the contact sheet of some clips as a PNG, whole or not at all.
-
-    Raises UserError for no clips, or a name that does not end in .png.
-    """
-    sheet = Sheet()
-    for clip in clips:
-        sheet.add(clip)
-    write_png(path, sheet.image())
 
 
 def write_png(path: str | Path, image: Image) -> None:

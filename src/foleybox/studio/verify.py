@@ -152,8 +152,18 @@ def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
 
 
 def again(recipe: Recipe, synth: Synth) -> tuple[Wave, int]:
-    """Return the wave [L] of a recipe, and its rate in Hz."""
-    return apply(recipe.process, remake(recipe.make, synth), synth.instrument.rate)
+    """Return the wave [L] of a recipe, and its rate in Hz.
+
+    Raises UserError for a recipe that does not say all that its make and its steps need, as another program may write it.
+    """
+    try:
+        return apply(recipe.process, remake(recipe.make, synth), synth.instrument.rate)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"the recipe cannot be followed ({type(error).__name__}: {error}): was it written by foleybox?"
+        ) from error
 
 
 def remake(make: Json, synth: Synth) -> Wave:

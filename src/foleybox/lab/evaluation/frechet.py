@@ -49,11 +49,6 @@ class Moments:
             self._combine(len(chunk), mean, (chunk - mean).T @ (chunk - mean))
         return self
 
-    def merge(self, other: "Moments") -> "Moments":
-        """Add all that `other` has seen."""
-        self._combine(other.n, other.mean, other.scatter)
-        return self
-
     def _combine(self, n: int, mean: Array, scatter: Array) -> None:
         if n == 0:
             return

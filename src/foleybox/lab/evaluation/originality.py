@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foleybox import __version__
-from foleybox.doors import UserError, write_text
+from foleybox.doors import UserError, make_room, write_text
 from foleybox.lab.data import ClipFile, find_clips, load_wave_cache, load_waves
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.embeddings import beside, embed_clips, load_embedding
@@ -77,6 +77,7 @@ class Audit:
 
 def audit(config: Audit) -> int:
     """Compare, print a summary, write what was asked for; 1 if a copy was found, else 0."""
+    make_room(config.json, config.html)
     result, clips, known = run(config)
     print(summary(result))
     if config.json:

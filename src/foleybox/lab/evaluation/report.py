@@ -18,7 +18,7 @@ import soundfile
 import tyro
 
 from foleybox import __version__
-from foleybox.doors import UserError, sha256, write_text
+from foleybox.doors import UserError, make_room, sha256, write_text
 from foleybox.lab.data import ClipFile, find_clips
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.embeddings import (
@@ -99,6 +99,7 @@ class Evaluate:
 
 def evaluate(config: Evaluate) -> int:
     """Measure, print the tables, write what was asked for; 0. Raises UserError where there is no honest figure."""
+    make_room(config.json, config.markdown, config.html)
     result = run(config)
     text = markdown(result)
     print(text)

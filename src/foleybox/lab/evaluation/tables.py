@@ -176,8 +176,8 @@ def protocol_entries(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("floor", protocol["floor"] or "none: name further real clips with --floor"),
         (
             "interval",
-            f"{protocol['confidence']:.0%}, {protocol['bootstrap']} bootstrap replicates over generated clips, seed "
-            f"{protocol['seed']}, centred on the figure",
+            f"{protocol['confidence']:.0%}, {protocol['bootstrap']} replicates over generated clips (a bootstrap; precision to "
+            f"coverage: halves drawn without replacement), seed {protocol['seed']}, centred on the figure",
         ),
         ("k", f"{protocol['k']} nearest neighbours, of clips (means of their windows)"),
     ]

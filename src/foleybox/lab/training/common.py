@@ -40,7 +40,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
 
 
 def _order(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return torch.randperm(count, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63))
 
 
 def batch_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
@@ -258,6 +258,8 @@ def at_least(config: object, **lowest: float) -> None:
     for name, bound in lowest.items():
         if getattr(config, name) < bound:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: expected {bound:g} or more")
+        if name == "seed" and getattr(config, name) >= 2**53:
+            raise UserError(f"--seed {getattr(config, name)}: expected below 2**53, as everywhere here")
 
 
 # --- looking ------------------------------------------------------------------------------------------------------

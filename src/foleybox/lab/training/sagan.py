@@ -363,9 +363,7 @@ def check(config: TrainSagan, clips: list[ClipFile]) -> None:
     if not config.loss.source and (config.encoder is not None or config.source != "paired"):
         raise UserError(f"--system {config.system} has no encoder in its loss: leave out --encoder and --source")
     if config.loss.source and config.model.embedding != 128:
-        raise UserError(
-            f"--model.embedding {config.model.embedding}: expected 128, the width of the encoder's embeddings"
-        )
+        raise UserError(f"--embedding {config.model.embedding}: expected 128, the width of the encoder's embeddings")
 
 
 def begin(config: TrainSagan) -> tuple[Generator, Discriminator]:
