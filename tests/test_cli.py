@@ -249,6 +249,12 @@ def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None
         (["rain", "--batch", "0"], "--batch 0"),
         (["rain", "--temperature", "nan"], "--temperature nan"),
         (["rain", "--sheet", "x.jpg"], "ends in .png"),
+        (["rain", "--sheet", "file/x.png"], "cannot write to file (File exists): name another --sheet file/x.png"),
+        (
+            ["rain", "--rate", "384000", "--format", "ogg"],
+            "--rate 384000 --format ogg: expected 200,000 Hz or less, or wav",
+        ),
+        (["rain", "--rate", "768000", "--format", "flac"], "expected 655,350 Hz or less, or wav"),
         (["rain", "--count", "1000000000000"], "MB free, the sounds need some"),
         (["rain", "--out", "file"], "cannot write to file"),
         (["rain", "--out", "/dev/null/out"], "cannot write to /dev/null/out/Rain (Not a directory)"),
@@ -260,6 +266,19 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(
     (here / "file").write_text("in the way")
     fails(capsys, "generate", *arguments, "--instrument", toy, words=words)
     assert files(here) == ["file"]
+
+
+def test_a_sheet_that_is_a_folder_and_more_neighbours_than_can_be_listed_are_told(here: Path, toy: str, capsys) -> None:
+    (here / "x.png").mkdir()
+    fails(
+        capsys, "generate", "rain", "--sheet", "x.png", "--force", "--instrument", toy,
+        words="--sheet x.png is a folder: name a .png in it",
+    )  # fmt: skip
+    for verb, flag in (("vary", "--count"), ("walk", "--steps")):
+        fails(
+            capsys, verb, "rain:7", "-n", "1000001", "--instrument", toy, words=f"{flag} 1,000,001: expected 1,000,000"
+        )
+    assert files(here) == []
 
 
 def test_a_folder_that_may_not_be_written_to_is_told(here: Path, toy: str, capsys, monkeypatch) -> None:

@@ -265,3 +265,17 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(toy: Synth, here: 
     assert words in err
     assert sorted(path.name for path in here.iterdir()) == ["short.wav", "shorter.wav", "theirs_x3.wav", "there.wav"]
     assert (here / "there.wav").read_bytes() == b"mine"
+
+
+def test_a_loop_that_stays_below_the_loudness_asked_for_says_so(toy: Synth, here: Path, capsys) -> None:
+    command = ["loop", "rain", "--seconds", "0.3", "--instrument", str(toy.folder), "--lufs", "0", "-o", "loud.wav"]
+    main(command)
+    assert "1 of 1 sounds stay below the loudness asked for" in capsys.readouterr().err
+    main([*command, "--force", "--json"])
+    assert json.loads(capsys.readouterr().out)["withheld"] > 0
+
+
+def test_a_loop_of_what_is_not_steady_says_so(toy: Synth, here: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("foleybox.studio.loop.steady", lambda *_: False)
+    main(["loop", "rain", "--seconds", "0.3", "--instrument", str(toy.folder), "-o", "x.wav"])
+    assert "none of 16 sounds of Rain is steady" in capsys.readouterr().err

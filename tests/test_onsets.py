@@ -84,8 +84,17 @@ def test_of_two_much_alike_the_one_is_taken_that_dies_away_by_itself() -> None:
 def test_a_clip_without_an_event_is_taken_from_its_beginning_with_no_clarity() -> None:
     steady = (0.1 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
     shot = clearest(steady, RATE)
-    assert (shot.start, shot.rise, shot.stop, shot.clarity) == (0, 0, RATE, 0.0)
+    assert (shot.start, shot.rise, shot.stop, shot.clarity) == (0, 12, RATE, 0.0)  # faded in over 1.5 ms
     assert clearest(np.zeros(100, np.float32), RATE).clarity == 0.0
+
+
+def test_a_one_shot_that_begins_with_its_clip_begins_without_a_click() -> None:
+    wave = clicks([0.0], 0.5, RATE)
+    shot = clearest(wave, RATE)
+    made = cut_out(wave, shot, RATE)
+    assert shot.start == 0
+    assert abs(made[0]) < 0.01 * np.abs(made).max() < 0.01 * abs(wave[0]) * 2
+    assert np.argmax(np.abs(made)) < 0.004 * RATE  # the attack is still one
 
 
 @settings(deadline=None, max_examples=40)

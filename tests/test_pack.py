@@ -187,6 +187,26 @@ def test_folders_that_a_forced_pack_empties_go_and_a_manifest_cannot_reach_out_o
     assert {path.name for path in (here / "pack").iterdir()} == {"DogBark", "manifest.csv", "index.html", "LICENSE.txt"}
 
 
+def test_what_a_stopped_pack_left_is_in_the_way_and_goes_with_force_whatever_made_it(
+    steps: Synth, here: Path, capsys, monkeypatch
+) -> None:
+    assert main(["pack", "footstep", "-n", "3"]) == 0
+    for name in ("manifest.csv", "index.html", "LICENSE.txt"):  # as if it had been stopped before them
+        (here / "pack" / name).unlink()
+    left = sorted((here / "pack/Footstep").iterdir())
+    (here / "pack/Footstep/mine.wav").write_bytes(left[0].read_bytes())  # somebody's copy, by a name of theirs
+    capsys.readouterr()
+    assert main(["pack", "dog_bark", "-n", "2"]) == 2
+    assert "exist already: add --force" in capsys.readouterr().err
+    assert main(["pack", "dog_bark", "-n", "2", "--force"]) == 0
+    assert {path.name for path in (here / "pack/Footstep").iterdir()} == {"mine.wav"}
+
+
+def test_the_advice_is_about_what_was_wrong(steps: Synth, here: Path, capsys) -> None:
+    assert main(["pack", "footstep", "--count", "2", "--kind", "loop"]) == 1
+    assert "8 not steady; try --kind one-shot or another --seed" in capsys.readouterr().err
+
+
 # --- names --------------------------------------------------------------------------------------------------------
 
 

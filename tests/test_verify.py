@@ -1,6 +1,8 @@
 """A file is made again from its recipe: identical, within a step, or different, and never taken for what it is not."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,6 +225,29 @@ def test_what_has_no_recipe_or_an_edited_one_or_no_instrument_is_a_line_each(syn
 def test_nothing_to_verify_is_a_mistake(here: Path, capsys, arguments: list[str], words: str) -> None:
     assert main(["verify", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_looked_into_is_a_mistake(synth: Synth, here: Path, capsys, monkeypatch) -> None:
+    synth.render("rain", 7).save(here / "a.wav")
+    (here / "locked").mkdir()
+    look = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    assert main(["verify", "."]) == 2
+    assert "/locked (Permission denied)" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_a_name_that_is_no_text_is_written_and_read(synth: Synth, here: Path, capsys) -> None:
+    path = Path(os.fsdecode(b"bad\xff.wav"))
+    synth.render("rain", 7).save(path)
+    assert main(["verify", os.fsdecode(b"bad\xff.wav"), "--instrument", str(synth.folder)]) == 0
+    assert main(["info", os.fsdecode(b"bad\xff.wav")]) == 0
 
 
 def test_every_maker_is_there_or_not_written_yet(synth: Synth) -> None:

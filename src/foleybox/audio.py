@@ -35,7 +35,7 @@ def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     path = Path(path)
     missing = _missing(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(named(path)) as file:
             promised, found_rate = file.frames, file.samplerate
             channels = cast(NDArray[np.float32], file.read(dtype="float32", always_2d=True))  # [L, channels]
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which states no rate
@@ -110,8 +110,15 @@ def _missing_in_ogg(file: BinaryIO, size: int) -> str:
 # --- writing ------------------------------------------------------------------------------------------------------
 
 SUFFIXES = (".wav", ".flac", ".ogg")
+HIGHEST = {"ogg": 200_000, "flac": 655_350}
+"Hz that libsndfile writes; above, its Vorbis encoder ends the whole process"
 BITS = {"PCM_16": 16, "PCM_24": 24, "FLOAT": 32}
 INFO = {"title": b"INAM", "comment": b"ICMT", "license": b"ICOP", "software": b"ISFT"}
+
+
+def named(path: Path) -> bytes | str:
+    """Return a path as libsndfile takes it: soundfile alone fails on a name that is not of the locale's encoding."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
 
 
 def write_wave(
@@ -209,6 +216,8 @@ def wav_chunk(path: Path, wanted: bytes) -> bytes | None:
 def _encoded(suffix: str, wave: Wave, rate: int, subtype: str, tags: Mapping[str, str]) -> bytes:
     memory = io.BytesIO()
     kind, coding = ("OGG", "VORBIS") if suffix == ".ogg" else ("FLAC", subtype)
+    if rate > HIGHEST[suffix[1:]]:
+        raise UserError(f"cannot write {kind} at {rate} Hz: expected {HIGHEST[suffix[1:]]:,} Hz or less, or .wav")
     try:
         with soundfile.SoundFile(memory, "w", rate, 1, coding, format=kind) as file:
             for name, text in tags.items():

@@ -135,7 +135,8 @@ def _unknown(arguments: list[str]) -> str:
             f"unknown verb {' '.join(arguments[:2])!r}" if arguments[1:] else f"`{arguments[0]}` needs a second word"
         )
         return f"{found}: expected {' or '.join(family)}"
-    near = difflib.get_close_matches(arguments[0], VERBS, 1)
+    about = {"licence", "license", "licences", "list", "show", "card"}  # what people ask of an instrument
+    near = ["info"] if arguments[0] in about else difflib.get_close_matches(arguments[0], VERBS, 1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
     return f"unknown verb {arguments[0]!r}: {hint}"
 

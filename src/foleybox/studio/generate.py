@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from foleybox.audio import BITS, Subtype, peak_db
+from foleybox.audio import BITS, HIGHEST, Subtype, peak_db
 from foleybox.doors import UserError
 from foleybox.studio.extend import finished
 from foleybox.studio.recipe import find_recipe
@@ -101,6 +101,7 @@ def generate(config: Generate) -> None:
     check_files(
         config.files, {_path(config, label, config.seed).parent: None for label in labels},
         existing=_existing(config, labels), bytes=total * seconds * size(config.files, config.shape, synth),
+        rate=config.shape.rate,
     )  # fmt: skip
     pairs = ((label, seed) for label in labels for seed in _seeds(config))
     clips = (finished(synth, clip, config.shape) for clip in synth.render_many(pairs, config.batch, config.temperature))
@@ -134,7 +135,8 @@ def _generate_again(config: Generate) -> None:
     if len(set(paths)) < len(paths):
         raise UserError(f"two recipes named {sources[0].stem} or alike: expected another name for each")
     existing = [path for path in [*paths, *filter(None, [config.sheet])] if path.exists()]
-    check_files(config.files, {path.parent: None for path in paths}, existing, bytes=0)
+    highest = max(recipe.rate for recipe in recipes)
+    check_files(config.files, {path.parent: None for path in paths}, existing, bytes=0, rate=highest)
     clips = (Clip(again(recipe, synths[recipe.fingerprint])[0], recipe) for recipe in recipes)
     write_clips(config.files, len(paths), zip(paths, clips), config.sheet)
 
@@ -197,14 +199,23 @@ def check_seeds(seed: int, count: int) -> None:
         raise UserError(f"--seed {seed} --count {count}: the last seed would exceed {SEEDS - 1}")
 
 
+MOST = 1_000_000  # sounds of one line of a table, or of one sound's neighbours
+
+
 def check_sheet(sheet: Path | None) -> None:
-    """Raise UserError unless the sheet, if any, is a PNG."""
+    """Raise UserError unless the sheet, if any, is a PNG that can be written."""
     if sheet and sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet {sheet}: expected a name that ends in .png")
+    if sheet and sheet.is_dir():
+        raise UserError(f"--sheet {sheet} is a folder: name a .png in it")
+    if sheet:
+        make_folders([sheet.parent], f"--sheet {sheet}")
 
 
-def check_format(format: str, subtype: Subtype, flag: str = "--") -> None:
-    """Raise UserError for a kind of file that cannot hold such samples."""
+def check_format(format: str, subtype: Subtype, flag: str = "--", rate: int | None = None) -> None:
+    """Raise UserError for a kind of file that cannot hold such samples, or at such a rate."""
+    if rate is not None and rate > HIGHEST.get(format, rate):
+        raise UserError(f"{flag}rate {rate} {flag}format {format}: expected {HIGHEST[format]:,} Hz or less, or wav")
     if format == "flac" and subtype == "FLOAT":
         raise UserError(
             f"{flag}format flac {flag}subtype FLOAT: FLAC holds whole numbers; expected PCM_16 or PCM_24, or wav"
@@ -246,9 +257,14 @@ def check_folder(out: Path) -> None:
         )
 
 
-def check_files(files: Files, folders: Iterable[Path], existing: list[Path], bytes: float) -> None:
-    """See that nothing is overwritten and that there is room, make the folders, and see that they can be written to."""
-    check_format(files.format, files.subtype)
+def check_files(
+    files: Files, folders: Iterable[Path], existing: list[Path], bytes: float, rate: int | None = None
+) -> None:
+    """See that nothing is overwritten and that there is room, make the folders, and see that they can be written to.
+
+    `rate`: that of the files, if another than the instrument's is asked for.
+    """
+    check_format(files.format, files.subtype, rate=rate)
     if not files.force and existing:
         others = f" and {len(existing) - 1:,} more exist" if existing[1:] else " exists"
         raise UserError(f"{existing[0]}{others} already: add --force to overwrite, or use another --seed or -o")
@@ -261,13 +277,18 @@ def check_room(out: Path, folders: Iterable[Path], bytes: float) -> None:
     free = shutil.disk_usage(there).free
     if bytes > free:
         raise UserError(f"{out} has {free / 1e6:,.0f} MB free, the sounds need some {bytes / 1e6:,.0f} MB")
-    try:
-        for folder in folders:
+    make_folders(folders, "-o")
+
+
+def make_folders(folders: Iterable[Path], flag: str) -> None:
+    """Make folders and see that they can be written to; raise UserError, which names the `flag`, for one that cannot."""
+    for folder in folders:
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-    except OSError as error:
-        raise UserError(f"cannot write to {error.filename or out} ({error.strerror}): name another -o") from None
+        except OSError as error:
+            raise UserError(f"cannot write to {folder} ({error.strerror}): name another {flag}") from None
 
 
 def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None) -> None:
@@ -292,10 +313,9 @@ def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sh
         raise KeyboardInterrupt(
             f"stopped after {told.done:,} of {total:,} files; those in {files.out} are whole"
         ) from None
-    if pictures and sheet:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        write_png(sheet, pictures.image())
     told.tell()
+    if pictures and sheet:
+        write_png(sheet, pictures.image())
     if not files.json:
         length = " to ".join(dict.fromkeys((f"{shortest:.3g}", f"{longest:.3g}")))
         place = files.out if first == files.out else f"{files.out}/ (the first: {first})"

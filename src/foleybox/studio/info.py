@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import loudness, peak_db, read_wave, rms_db, true_peak_db
+from foleybox.audio import loudness, named, peak_db, read_wave, rms_db, true_peak_db
 from foleybox.doors import UserError
 from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
 from foleybox.studio.recipe import lost_recipe, read_recipe
@@ -52,6 +52,8 @@ def info(config: Info) -> None:
         folder = find_instrument(config.path)
         facts = describe_instrument(read_instrument(folder), folder)
         lines = _lines(_in_short(facts))
+        if (card := folder / "CARD.md").is_file():
+            lines.append(f"(whom to credit: {card})")
         lines += _lines(facts) if config.all else ["(--all shows what it heard by label, and all measurements)"]
     print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(lines))
 
@@ -134,7 +136,7 @@ def describe_sound(path: Path) -> dict[str, Any]:
     """Return the facts of a sound file as JSON values; a level of silence is None."""
     wave, rate = read_wave(path)
     recipe = read_recipe(path)
-    about = soundfile.info(path)
+    about = soundfile.info(named(path))
 
     def level(value: float) -> float | None:
         return round(value, 2) if math.isfinite(value) else None

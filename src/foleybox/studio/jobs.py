@@ -20,11 +20,12 @@ from typing import Annotated, Any, Literal, cast
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import BITS, Subtype
+from foleybox.audio import BITS, Subtype, named
 from foleybox.doors import UserError, write_text
 from foleybox.instrument import TERMS
 from foleybox.studio.extend import finished
 from foleybox.studio.generate import (
+    MOST,
     Files,
     Source,
     Told,
@@ -200,15 +201,12 @@ def _job(row: Row, config: Jobs, synth: Synth) -> Job:
         raise UserError(f"format {row['format']!r}: expected wav, flac or ogg")
     if subtype not in BITS:
         raise UserError(f"subtype {row['subtype']!r}: expected {', '.join(BITS)}")
-    check_format(format, cast(Subtype, subtype), "")
+    check_format(format, cast(Subtype, subtype), "", shape.rate)
     if row["name"] != safe_name(row["name"]) or len(row["name"].encode()) > 200:
         raise UserError(
             f"name {row['name'][:60]!r}: expected a file's name, without any of / \\ : * ? \" < > | or a dot in front"
         )
     return Job(row.line, label, count, seed, row["name"], temperature, shape, format, cast(Subtype, subtype))
-
-
-MOST = 1_000_000  # sounds of one line
 
 
 def _cell(row: Row, column: str, read: Any, otherwise: Any) -> Any:
@@ -258,7 +256,7 @@ def _is_done(path: Path, task: Task, synth: Synth) -> bool:
     found = (recipe.fingerprint, drawn.get("label"), drawn.get("seed"), drawn.get("temperature"), recipe.asked)
     job = task.job
     same = found == (synth.instrument.fingerprint, job.label, task.seed, job.temperature, job.shape.asked())
-    return same and (job.format == "ogg" or soundfile.info(path).subtype == job.subtype)
+    return same and (job.format == "ogg" or soundfile.info(named(path)).subtype == job.subtype)
 
 
 def _earlier(config: Jobs, asked: set[str]) -> list[list[str]]:
@@ -324,7 +322,7 @@ def manifest(out: Path, tasks: Iterable[Task], synth: Synth, earlier: Iterable[l
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(LISTED)
     for task in tasks:
-        about = soundfile.info(out / task.path)
+        about = soundfile.info(named(out / task.path))
         seconds = f"{about.frames / about.samplerate:.4f}"
         writer.writerow(
             [task.path.as_posix(), task.job.label, task.seed, task.job.temperature, seconds, about.samplerate, task.job.line,

@@ -22,15 +22,15 @@ import soundfile
 from numpy.typing import NDArray
 from tyro.conf import Positional, arg
 
-from foleybox.audio import Subtype, Wave, read_wave, write_wave
+from foleybox.audio import Subtype, Wave, named, read_wave, write_wave
 from foleybox.doors import UserError
 from foleybox.studio.extend import extend, steady
-from foleybox.studio.generate import Source, check_room
+from foleybox.studio.generate import Source, Told, check_room
 from foleybox.studio.recipe import Json, Recipe, read_recipe
 from foleybox.studio.seeds import check_seed
 from foleybox.studio.shape import Shape, Step, apply, check_shape
 from foleybox.studio.spectra import HOP, WINDOW, band_levels, flux
-from foleybox.studio.synth import Clip, Synth
+from foleybox.studio.synth import Clip, Synth, is_silent
 
 FADE = 0.25  # seconds of the crossfade, a quarter of the loop at most
 SLACK = 0.025  # seconds that the loop may be longer or shorter, for a hum to meet itself in phase
@@ -274,6 +274,11 @@ def loop(config: Loop) -> int:
             write_wave(path, each.wave, each.rate, config.subtype, comment, chunks)
         else:
             each.save(path, config.subtype, chunks)
+    if synth is not None and not steady(source.wave, source.rate):
+        print(
+            f"foleybox: none of {STEADY_TRIED} sounds of {source.label} is steady: the loop is of one that is not",
+            file=sys.stderr,
+        )
     _tell(config, clip, wrap, source.rate, seam, why_no_recipe)
     return 0 if seam.unheard else 1
 
@@ -314,7 +319,7 @@ def _read(path: Path) -> tuple[Clip, str]:
     """Return a file as a clip, and why a loop of it carries no recipe ("" if it does)."""
     wave, rate = read_wave(path)
     recipe = read_recipe(path)
-    if (channels := soundfile.info(path).channels) > 1:
+    if (channels := soundfile.info(named(path)).channels) > 1:
         print(f"foleybox: {path} has {channels} channels: the loop is of their mean, one channel", file=sys.stderr)
     if recipe is None:
         why = "carries none"
@@ -353,12 +358,18 @@ def _tell(config: Loop, clip: Clip, wrap: Wrap, rate: int, seam: Seam, why_no_re
     seconds = len(clip.wave) / clip.rate
     if config.json:
         facts = {"file": str(config.out), "seconds": round(seconds, 4), "rate": clip.rate, **wrap._asdict()}
+        facts["withheld"] = sum(step.get("withheld", 0.0) for step in clip.recipe.process)
         print(json_module.dumps({**facts, "seam": seam._asdict(), "unheard": seam.unheard}, ensure_ascii=False))
         return
     print(f"wrote {config.out}: {seconds:.3f} s from {wrap.start / rate:.2f} s on, and three rounds of it")
     verdict = (
         "it is not heard" if seam.unheard else "it may be heard: try another --seed, fewer --seconds, or a longer sound"
     )
+    if is_silent(clip.wave):
+        print("foleybox: the loop is silence: name a sound that lasts", file=sys.stderr)
+    told = Told(1)
+    told.add(clip, 1.0)
+    told.tell()
     print(f"seam: flux {seam.wrap:.2f} dB at the wrap, {seam.inside:.2f} dB inside; {verdict}")
     if why_no_recipe:
         print(f"foleybox: the loop carries no recipe, since {why_no_recipe}", file=sys.stderr)

@@ -21,6 +21,7 @@ FLOOR_DB = 35.0  # and at most so much quieter than the loudest 10 ms of the rec
 GAP = 0.05  # seconds between two onsets: a faster one belongs to the first
 ONE_SHOT = "one-shot"
 PRE = 0.003  # seconds that a one-shot begins before its rise
+SOONEST = 0.0015  # or this, where the clip itself begins with it: what is there is faded in, or it would click
 LONGEST = 3.0  # seconds of a one-shot
 SHORTEST = 0.12  # seconds before another event may end it: a step is a heel and a toe
 OTHER_DB = 20.0  # an event that comes after it ends it, if at most so much quieter
@@ -109,13 +110,16 @@ def clearest(wave: Wave, rate: int) -> Shot:
     onsets = find_onsets(wave, rate)
     if not onsets:
         there = event(wave, rate)
-        return Shot(there.start, there.start, min(there.stop, there.start + round(LONGEST * rate)), 0.0)
+        stop = min(there.stop, there.start + round(LONGEST * rate))
+        return Shot(there.start, min(there.start + round(SOONEST * rate), stop - 1), stop, 0.0)
     loudest = max(onset.level_db for onset in onsets)
     shots = []
     for place, onset in enumerate(onsets):
         stop, alone = _stop(wave, rate, onsets, place)
         clarity = min(onset.rise_db, 30) + onset.level_db - loudest - (0 if alone else 6)
-        shots.append(Shot(max(0, onset.sample - round(PRE * rate)), onset.sample, stop, max(clarity, 0.1)))
+        start = max(0, onset.sample - round(PRE * rate))
+        rise = min(max(onset.sample, start + round(SOONEST * rate)), stop - 1)
+        shots.append(Shot(start, rise, stop, max(clarity, 0.1)))
     return max(shots, key=lambda shot: shot.clarity)
 
 

@@ -23,8 +23,8 @@ from foleybox.studio.engines import ENGINES, Engine, engine_files
 from foleybox.studio.extend import steady
 from foleybox.studio.generate import Source, check_folder, check_room, check_seeds, progress, safe_name
 from foleybox.studio.loop import looped, material, measure_seam, smpl
-from foleybox.studio.onsets import one_shot
-from foleybox.studio.recipe import is_ours
+from foleybox.studio.onsets import ONE_SHOT, one_shot
+from foleybox.studio.recipe import is_ours, read_recipe
 from foleybox.studio.shape import Shape, check_shape, event_loudness
 from foleybox.studio.sheet import picture, png
 from foleybox.studio.spectra import Levels, band_levels, distance
@@ -160,7 +160,9 @@ def _check(config: Pack, synth: Synth) -> list[str]:
     if config.ucs is not None and labels[1:]:
         raise UserError(f"--ucs {config.ucs} with {', '.join(labels)}: a category is of one label; make a pack of each")
     folders = [config.out / safe_name(label) for label in labels]
-    there = [path for folder in folders for path in sorted(folder.glob("*.wav"))]
+    there = list(
+        dict.fromkeys([*(path for folder in folders for path in sorted(folder.glob("*.wav"))), *_packed(config.out)])
+    )
     beside = ["manifest.csv", "index.html", "LICENSE.txt"]
     beside += engine_files(config.engine, {folder.name: [] for folder in folders}, frozenset())
     existing = [*there, *(path for name in beside if (path := config.out / name).exists())]
@@ -232,7 +234,12 @@ def ucs_name(label: str, number: int, of: int, creator: str, source: str, catego
     """
     known = find_label(label)
     blocks = [category or (known.ucs if known else ""), f"{label}-{number:0{max(2, len(str(of)))}d}", creator, source]
-    return "_".join(re.sub(r"[_\s]+", "-", safe_name(block)) for block in blocks if block)  # `_` is between blocks only
+    return "_".join(_block(block) for block in blocks if block)
+
+
+def _block(text: str) -> str:
+    """Return a text as one block of a name: `_` is between blocks only."""
+    return re.sub(r"[_\s]+", "-", safe_name(text))
 
 
 def _item(config: Pack, clip: Clip, kind: Kind, label: str, number: int) -> Item:
@@ -267,13 +274,13 @@ def _write(config: Pack, instrument: Instrument, items: list[Item], cards: list[
 def _remove_earlier(out: Path, kept: set[str]) -> None:
     """Remove what an earlier pack left in the folder, so that it is what its manifest says.
 
-    Only what foleybox wrote: sounds that the manifest lists and that carry a recipe, and an engine's files as it wrote
-    them. What was edited since, or put there by others, stays.
+    Only what foleybox wrote: sounds that the manifest lists and that carry a recipe, those of a pack that was stopped before
+    its manifest, and an engine's files as it wrote them. What was edited since, or put there by others, stays.
     """
     try:
         rows = read_table(out / "manifest.csv").rows
     except UserError:
-        return
+        rows = []
     sets: dict[str, list[str]] = {}
     loops = set()
     for row in rows:
@@ -283,14 +290,33 @@ def _remove_earlier(out: Path, kept: set[str]) -> None:
             loops |= {folder} if row["kind"] == "loop" else set()
     stale = [out / folder / name for folder, names in sets.items() for name in names if f"{folder}/{name}" not in kept]
     stale = [path for path in stale if path.is_file() and is_ours(path)]
+    unlisted = [path for path in _packed(out) if path.relative_to(out).as_posix() not in kept]
+    stale += [path for path in unlisted if path not in stale]
     for engine in ENGINES:
         texts = engine_files(engine, sets, frozenset(loops)).items()
         stale += [out / name for name, text in texts if name not in kept and _holds(out / name, text)]
     for path in stale:
         path.unlink(missing_ok=True)
-    for folder in sets:
+    for folder in {*sets, *(path.parent.name for path in unlisted)}:
         if (out / folder).is_dir() and not any((out / folder).iterdir()):
             (out / folder).rmdir()
+
+
+def _packed(out: Path) -> list[Path]:
+    """Return the sounds in the folders of `out` that a pack wrote by their name and recipe, whether it listed them or not.
+
+    A pack that is stopped has no manifest yet; what it wrote must not be taken for a part of the next one.
+    """
+    found = []
+    for path in sorted(out.glob("*/*.wav")):
+        try:
+            recipe = read_recipe(path)
+        except UserError:
+            continue
+        packed = recipe is not None and (recipe.asked.get("kind") == ONE_SHOT or recipe.make["do"] == "loop")
+        if packed and path.stem.endswith(f"_{_block(recipe.instrument)}"):
+            found.append(path)
+    return found
 
 
 def _holds(path: Path, text: str) -> bool:
@@ -303,7 +329,7 @@ def licence_text(instrument: Instrument) -> str:
     for row in instrument.heard:
         key = (row.source or "(not stated)", row.licence)
         sources[key] = sources.get(key, 0) + row.clips
-    why = "\n".join(f"  * {reason}" for reason in instrument.licence.why)
+    why = "\n".join(f"  * {reason}" for reason in instrument.licence.why).replace("CARD.md", "the list below")
     heard = "\n".join(f"  {clips:6,}  {source}: {licence}" for (source, licence), clips in sorted(sources.items()))
     return f"""These sounds were made by a neural network: foleybox {foleybox.__version__}, instrument {instrument.name}
 {instrument.version} (fingerprint {instrument.fingerprint}).
@@ -321,13 +347,23 @@ If a shop asks about AI: the sounds were generated before release, by a model tr
 """
 
 
+ADVICE = {
+    "too peaky": "a lower --lufs",
+    "nearly the same": "a smaller --apart",
+    "not steady": "--kind one-shot",
+    "without a clear event": "--kind loop",
+    "with a seam": "fewer --seconds",
+}
+"what may help, by what is wrong with the clips that were passed over"
+
+
 def _tell(config: Pack, label: str, made: int, skipped: dict[str, int]) -> None:
     """Say what came of a label."""
     passed = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
     if made < config.count:
+        tries = " or ".join([*(ADVICE[why] for why in skipped if why in ADVICE), "another --seed"])
         print(
-            f"foleybox: {made:,} of {config.count:,} sounds of {label}: the other clips were {passed}; try a lower --lufs, "
-            "a smaller --apart or another --seed",
+            f"foleybox: {made:,} of {config.count:,} sounds of {label}: the other clips were {passed}; try {tries}",
             file=sys.stderr,
         )
     if not config.json:

@@ -83,7 +83,7 @@ def perform(config: Perform) -> None:
     check_files(
         config.files, [out, out / "stems"],
         existing=list(dict.fromkeys([*(path for name in names if (path := out / name).exists()), *sorted(earlier)])),
-        bytes=last * size(config.files, shape, synth) * (1 + len(stems)),
+        bytes=last * size(config.files, shape, synth) * (1 + len(stems)), rate=config.rate,
     )  # fmt: skip
     scene = play(
         synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style

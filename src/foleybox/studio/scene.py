@@ -145,7 +145,7 @@ class Scene:
         """
         folder = Path(folder)
         paths = [folder / f"mix.{format}", *(folder / "stems" / f"{safe_name(name)}.{format}" for name in self.stems)]
-        check_format(format, subtype, "")
+        check_format(format, subtype, "", rate)
         paths[-1].parent.mkdir(parents=True, exist_ok=True)
         for path, name in zip(paths, (None, *self.stems)):
             clip = (self.mix() if name is None else self.stem(name)).shaped(Shape(rate=rate))

@@ -14,6 +14,7 @@ from foleybox.doors import UserError
 from foleybox.studio import points
 from foleybox.studio.extend import finished
 from foleybox.studio.generate import (
+    MOST,
     Files,
     Sheets,
     Source,
@@ -61,6 +62,7 @@ class Vary:
 def vary(config: Vary) -> None:
     """Write the neighbours of a sound. Raises UserError before the first render."""
     check_seeds(config.seed, config.count)
+    check_many("--count", config.count)
     check_amount(config.amount)
     synth, recipe, name = find_source(config.source, config.instrument)
     clips = points.vary(synth, _drawn(recipe), config.amount, config.seed, min(config.count, BATCH))
@@ -99,6 +101,7 @@ def morph(config: Morph) -> None:
     if other.fingerprint != recipe.fingerprint:
         raise UserError(f"{config.one} is of {recipe.instrument}, {config.other} of another instrument: expected one")
     check_steps(config.steps)
+    check_many("--steps", config.steps)
     clips = points.morph(synth, _drawn(recipe), _drawn(other), config.steps)
     names = [f"{name}-{other_name}_m{step:0{len(str(config.steps - 1))}}" for step in range(config.steps)]
     _write(config, synth, recipe, names, clips)
@@ -131,10 +134,17 @@ def walk(config: Walk) -> None:
     """Write the sounds of a walk. Raises UserError before the first render."""
     check_amount(config.amount)
     check_steps(config.steps)
+    check_many("--steps", config.steps)
     synth, recipe, name = find_source(config.source, config.instrument)
     clips = points.walk(synth, _drawn(recipe), config.amount, check_seed(config.seed))
     names = [f"{name}_w{step:0{len(str(config.steps - 1))}}" for step in range(config.steps)]
     _write(config, synth, recipe, names, clips)
+
+
+def check_many(flag: str, count: int) -> None:
+    """Raise UserError for more sounds than `MOST`: their names are listed before the first is made."""
+    if count > MOST:
+        raise UserError(f"{flag} {count:,}: expected {MOST:,} at most")
 
 
 def find_source(text: str, instrument: str | None) -> tuple[Synth, Recipe, str]:
@@ -177,6 +187,6 @@ def _write(config: Vary | Morph | Walk, synth: Synth, recipe: Recipe, names: lis
     check_folder(files.out)
     check_files(
         files, [files.out], existing=[path for path in [*paths, *filter(None, [config.sheet])] if path.exists()],
-        bytes=len(paths) * (shape.seconds or synth.instrument.seconds) * size(files, shape, synth),
+        bytes=len(paths) * (shape.seconds or synth.instrument.seconds) * size(files, shape, synth), rate=shape.rate,
     )  # fmt: skip
     write_clips(files, len(paths), ((path, treated(clip)) for path, clip in zip(paths, clips)), config.sheet)

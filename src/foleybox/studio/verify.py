@@ -5,6 +5,7 @@ of a matrix product on another machine, so "within one 16-bit step" is as good a
 """
 
 import json as json_module
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import BITS, SUFFIXES, Subtype, Wave, read_wave, write_wave
+from foleybox.audio import BITS, SUFFIXES, Subtype, Wave, named, read_wave, write_wave
 from foleybox.doors import UserError
 from foleybox.studio.generate import progress
 from foleybox.studio.recipe import Json, Recipe, lost_recipe, read_recipe
@@ -94,14 +95,19 @@ def find_sounds(paths: tuple[Path, ...]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"no file {path}: expected a sound file, or a folder of them")
-        inside = (
-            sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
+        inside = [path]
+        if path.is_dir():
+            files = (Path(folder, name) for folder, _, names in os.walk(path, onerror=_refuse) for name in names)
+            inside = sorted(each for each in files if each.suffix.lower() in SUFFIXES)
         found += [each for each in inside if not each.name.startswith(".")]
     if not found:
         where = ", ".join(map(str, paths)) or "(nothing named)"
         raise UserError(f"no sound files in {where}: expected {', '.join(SUFFIXES)}")
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot look into {error.filename} ({error.strerror}): verify what can be read, by name")
 
 
 def line(found: Verified) -> str:
@@ -130,7 +136,7 @@ def verify_files(paths: list[Path], instrument: str | Path | None = None) -> Ite
 def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
     """Make a file again and compare it with what is there, written and read back in the same format."""
     there, rate = read_wave(path)
-    about = soundfile.info(path)
+    about = soundfile.info(named(path))
     if rate != recipe.rate:
         return Verified(str(path), "different", why=f"it is at {rate} Hz, by its recipe at {recipe.rate} Hz")
     wave, rate = again(recipe, synth)

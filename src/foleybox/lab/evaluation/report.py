@@ -18,6 +18,7 @@ import soundfile
 import tyro
 
 from foleybox import __version__
+from foleybox.audio import named
 from foleybox.doors import UserError, make_room, sha256, write_text
 from foleybox.lab.data import ClipFile, find_clips
 from foleybox.lab.evaluation import page
@@ -249,7 +250,7 @@ def _missing(source: str, label: Label) -> str:
 def _check_official(path: Path) -> None:
     """Refuse what the challenge's tool refuses: another format, rate, length, depth or number of channels."""
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(named(path))
     except soundfile.SoundFileError as error:
         raise UserError(f"{path} cannot be read ({error}): --mode official takes 16-bit WAV files") from None
     found = (info.format.removesuffix("EX"), info.samplerate, info.channels, info.frames, info.subtype)
