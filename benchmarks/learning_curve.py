@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from kt import ROOT, figure, table
 from matplotlib.figure import Figure
-from systems import evaluate, foleybox, kept, read_store
+from systems import evaluate, foleybox, kept, read_store, sounds_of
 
 from foleybox.doors import UserError, write_text
 from foleybox.lab.export import commit
@@ -60,14 +60,11 @@ class Benchmark:
 
 def rendered(run: Path, config: Benchmark) -> Path:
     """Return the folder of a run's sounds."""
-    place = config.work / f"{run.name}-{clips_seen(run)}"
-    if not place.is_dir():
-        instrument = config.work / f"{run.name}-instrument"
-        drawing = ("--guidance", *config.guidance, "--temperature", *config.temperature)
-        parts = ("--autoencoder", config.autoencoder, "--name", "curve", "--force", *drawing)
-        foleybox("export", run, config.vocoder, "-o", instrument, *parts)
-        foleybox("generate", "all", "--instrument", instrument, "-n", config.clips, "--seed", config.seed, "-o", place)
-    return place
+    instrument = config.work / f"{run.name}-{clips_seen(run)}-instrument"
+    drawing = ("--guidance", *config.guidance, "--temperature", *config.temperature)
+    parts = ("--autoencoder", config.autoencoder, "--name", "curve", "--force", *drawing)
+    foleybox("export", run, config.vocoder, "-o", instrument, *parts)
+    return sounds_of(instrument, config.work, config.clips, config.seed)
 
 
 def measure(config: Benchmark, store: Store) -> None:

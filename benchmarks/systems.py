@@ -83,15 +83,13 @@ def foleybox(*arguments: object, allowed: tuple[int, ...] = (0,)) -> str:
     return printed.getvalue().rstrip()
 
 
-def rendered(name: str, config: Benchmark) -> Path:
-    """Return the folder of an instrument's sounds."""
+def sounds_of(name: str | Path, work: Path, clips: int, seed: int) -> Path:
+    """Return the folder of an instrument's sounds, made anew unless they are whole and of this very instrument."""
     folder = find_instrument(name)
-    place = config.work / folder.name
-    note, made_of = place.with_suffix(".txt"), f"{read_instrument(folder).fingerprint} {config.clips} {config.seed}"
+    place = work / folder.name
+    note, made_of = place.with_suffix(".txt"), f"{read_instrument(folder).fingerprint} {clips} {seed}"
     if not note.is_file() or note.read_text(encoding="utf-8") != made_of:
-        foleybox(
-            "generate", "all", "--instrument", folder, "-n", config.clips, "--seed", config.seed, "-o", place, "--force"
-        )
+        foleybox("generate", "all", "--instrument", folder, "-n", clips, "--seed", seed, "-o", place, "--force")
         write_text(note, made_of)
     return place
 
@@ -272,7 +270,10 @@ def floors(record: dict[str, Any]) -> dict[str, dict[str, float]]:
 def measure(config: Benchmark, store: Store) -> None:
     """Render, evaluate and audit what the command names, and put it into the store, in place of what was there."""
     config.work.mkdir(parents=True, exist_ok=True)
-    folders = {find_instrument(name).name: rendered(name, config) for name in config.instruments}
+    folders = {
+        find_instrument(name).name: sounds_of(name, config.work, config.clips, config.seed)
+        for name in config.instruments
+    }
     about = {find_instrument(name).name: about_instrument(name) for name in config.instruments}
     for each in config.sounds:
         folder, _, run = each.partition("=")
