@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from foleybox.audio import Wave, read_wave, rms_db, wav_chunk, write_wave
 from foleybox.cli import main
 from foleybox.doors import UserError
+from foleybox.studio.extend import _alike
 from foleybox.studio.loop import (
     Wrap,
     find_wrap,
@@ -279,3 +280,17 @@ def test_a_loop_of_what_is_not_steady_says_so(toy: Synth, here: Path, capsys, mo
     monkeypatch.setattr("foleybox.studio.loop.steady", lambda *_: False)
     main(["loop", "rain", "--seconds", "0.3", "--instrument", str(toy.folder), "-o", "x.wav"])
     assert "none of 16 sounds of Rain is steady" in capsys.readouterr().err
+
+
+def test_neighbours_of_the_other_kind_are_passed_over_but_never_more_than_a_few(monkeypatch) -> None:
+    monkeypatch.setattr("foleybox.studio.extend.steady", lambda wave, _: bool(wave[0]))
+    recipe = Recipe("toy", "", "", 8_000, {"do": "read"})
+    flags = [1, 0, 1, 0, 0, 0, 0, 0, 1]
+    clips = [Clip(np.array([flag, place], np.float32), recipe) for place, flag in enumerate(flags)]
+    assert [int(clip.wave[1]) for clip in _alike(iter(clips), calm=True)] == [
+        0,
+        2,
+        6,
+        8,
+    ]  # the fourth in a row is taken
+    assert [int(clip.wave[1]) for clip in _alike(iter(clips), calm=False)] == [1, 3, 4, 5, 6, 7]

@@ -243,6 +243,7 @@ def test_godot_gets_a_randomizer_of_each_folder_that_names_each_sound_beside_it_
     assert list(named) == SETS["Footstep"]
     assert used == [("0", named["A_1.wav"]), ("1", named["A_2.wav"])]
     assert "streams_count = 2\n" in text
+    assert "playback_mode = 0\n" in text  # AudioStreamRandomizer.PLAYBACK_RANDOM_NO_REPEATS
     assert set(files) == {"Footstep/Footstep.tres", "Rain/Rain.tres", "README.txt"}
 
 

@@ -17,7 +17,7 @@ from foleybox.doors import UserError
 from foleybox.studio.events import Event, read_events
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.recipe import read_recipe
-from foleybox.studio.scene import Style, darker, perform, remake
+from foleybox.studio.scene import Style, _true_peak_db, darker, perform, remake
 from foleybox.studio.spectra import band_levels
 from foleybox.studio.synth import Synth
 from foleybox.studio.verify import again
@@ -321,3 +321,11 @@ def test_the_order_of_a_label_is_its_own_whatever_else_is_played(known: Synth) -
     beside = perform(known, [Event(0.1 * n, label) for n in range(5) for label in ("rain", "dog_bark")])
     assert alone.make["tracks"][0] == beside.make["tracks"][0]
     assert all(a < b for a, b in pairwise(event.time for event in alone.markers()))
+
+
+@pytest.mark.parametrize("at", [4094, 4095, 4096, 4097])
+def test_a_peak_where_two_blocks_meet_is_as_high_as_anywhere(at: int) -> None:
+    wave = np.zeros(3 * 4096, np.float32)
+    wave[at : at + 2] = 0.5  # between two equal samples the true peak is higher than both
+    assert _true_peak_db(wave, block=4096) == pytest.approx(true_peak_db(wave), abs=0.01)
+    assert true_peak_db(wave) > 20 * np.log10(0.5) + 1
