@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from kt import ROOT, figure, table
 from matplotlib.figure import Figure
-from systems import evaluate, foleybox, kept, read_store, sounds_of
+from systems import evaluate, floors, foleybox, kept, read_store, sounds_of
 
 from foleybox.doors import UserError, write_text
 from foleybox.lab.export import commit
@@ -72,7 +72,7 @@ def measure(config: Benchmark, store: Store) -> None:
     config.work.mkdir(parents=True, exist_ok=True)
     records = evaluate([rendered(run, config) for run in config.runs], config.shared, config.work)
     table_of_all = read_store(ROOT / "results" / "systems.json")
-    real = table_of_all["floor"]["mean"]
+    real = floors(records[0])["mean"]
     if config.real != "train":
         figures = table_of_all["systems"][config.real]["record"]["mean"]["figures"]
         real = {name: figures[name]["value"] for name in SHOWN}
