@@ -19,6 +19,7 @@ from foleybox.lab.runs import NUMBERED, hifigan_config, load_generator, load_voc
 from foleybox.lab.training.hifigan import TrainHifigan
 from foleybox.lab.training.sagan import TrainSagan
 from foleybox.lab.training.vocoder import TrainVocoder
+from foleybox.labels import LABELS
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth
 
@@ -151,6 +152,15 @@ def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
     (mine / "instrument.json").write_text("{}")
     with pytest.raises(UserError, match="holds an instrument: name another folder, or replace it with --force"):
         export.main(Export(*runs, mine, draws=1))
+
+
+def test_the_card_says_what_the_patches_heard_beside_the_labels_and_before() -> None:
+    model = {"width": 256, "layers": 6, "labels": len(LABELS) + 1}
+    run = {"part": "patches", "model": model, "steps": 1200, "batch": 32, "lr": 6e-4, "decay": 0.999, "seed": 3}
+    told = export._trained({**run, "others_share": 0.25, "seen_before": 104_000})
+    assert "1,200 steps of 32 clips, 25% of them other sounds, from weights that had seen 104,000 clips, AdamW" in told
+    alone = export._trained({**run, "model": {**model, "labels": len(LABELS)}, "others_share": 0.25})
+    assert "1,200 steps of 32 clips, AdamW" in alone
 
 
 @pytest.mark.parametrize("order", [1, -1])

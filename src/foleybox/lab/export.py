@@ -315,12 +315,13 @@ def _drawn(made: dict[str, Any]) -> str:
 
 def _trained(run: dict[str, Any]) -> str:
     """Say in a line what a run of `train sagan` or `train patches` was."""
+    before = f", from weights that had seen {run['seen_before']:,} clips" if run.get("seen_before") else ""
     if run.get("part") == "patches":
         model = run["model"]
-        other = f", {run['others_share']:.0%} of them other sounds" if run.get("others") else ""
+        other = f", {run['others_share']:.0%} of them other sounds" if model["labels"] > len(LABELS) else ""
         return (
             f"causal patches, width {model['width']}, {model['layers']} layers, {run['steps']:,} steps of {run['batch']} "
-            f"clips{other}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
+            f"clips{other}{before}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
         )
     loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
     tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class
@@ -332,7 +333,8 @@ def _trained(run: dict[str, Any]) -> str:
         also.append(f"source {run['source']}")
     return ", ".join(
         [
-            f"{run['system']}, plan {model['plan']}, width {model['width']}, {run['steps']:,} steps of {run['batch']} clips",
+            f"{run['system']}, plan {model['plan']}, width {model['width']}",
+            f"{run['steps']:,} steps of {run['batch']} clips{before}",
             f"Adam {run['lr_generator']:g} / {run['lr_discriminator']:g}",
             f"hinge ({'projection logit' if model['conditional_logit'] else 'unconditional logit'}) + "
             f"{run['contrastive']:g} x {'C-SupCon' if loss.source else '2C'} {'with' if loss.labels else 'without'} label "
