@@ -60,7 +60,7 @@ class Benchmark:
 
 def rendered(run: Path, config: Benchmark) -> Path:
     """Return the folder of a run's sounds."""
-    instrument = config.work / f"{run.name}-{clips_seen(run)}-instrument"
+    instrument = config.work / "instruments" / f"{run.name}-{clips_seen(run)}"
     drawing = ("--guidance", *config.guidance, "--temperature", *config.temperature)
     parts = ("--autoencoder", config.autoencoder, "--name", "curve", "--force", *drawing)
     foleybox("export", run, config.vocoder, "-o", instrument, *parts)
