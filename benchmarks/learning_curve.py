@@ -9,6 +9,7 @@ lines are kept in learning_curve.json; without --runs the page is written of it 
 """
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def measure(config: Benchmark, store: Store) -> None:
         real = {name: figures[name]["value"] for name in SHOWN}
     line = store["lines"].setdefault(config.line, {"points": []})
     line |= {
-        "command": f"`python benchmarks/learning_curve.py ../shared {' '.join(_flags(config))}`",
+        "command": f"`python benchmarks/learning_curve.py ../shared {shlex.join(_flags(config))}`",
         "clips": config.clips,
         "real": {name: real[name] for name in SHOWN},
     }
