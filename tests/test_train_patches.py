@@ -254,6 +254,20 @@ def test_others_may_join_a_run_that_had_none_and_begin_as_what_has_no_label(
     assert joined.equal(known[[*range(OTHER), OTHER, OTHER]])  # the seven, the others, none
 
 
+def test_a_run_that_had_others_goes_on_without_them(
+    folder: Path, latents: Path, finished: Path, tmp_path: Path
+) -> None:
+    clips = find_clips(folder)
+    others = [replace(clip, label=None) for clip in clips[::3]]
+    joined = replace(of_patches(tmp_path / "joined", latents), start_from=finished, steps=2, warm_up=1, decay=0.0)
+    patches.train(joined, clips, others)
+    config = replace(of_patches(tmp_path / "alone", latents), start_from=joined.out, lr=0.0, steps=1)
+    patches.train(config, clips)
+    before, after = (load_patches(run)[0].state_dict()["label.weight"] for run in (joined.out, config.out))
+    assert not before[OTHER].equal(before[OTHER + 1])  # others are not none
+    assert after.equal(before[[*range(OTHER), OTHER + 1]])
+
+
 def test_every_place_that_counts_is_a_row_and_no_other_is() -> None:
     counted = torch.tensor([[True, True, False], [True, False, False]])
     rows = as_many_rows(counted)

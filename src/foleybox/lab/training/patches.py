@@ -279,7 +279,8 @@ def started(config: TrainPatches, latents_of: str) -> Patches:
     """Return the model to begin with: of random weights, or with those of `start_from`.
 
     Where there are others and `start_from` had none, their label begins as the one that means none, which is what it
-    comes nearest to. A model that is told of changes begins by not minding them where `start_from` was not told.
+    comes nearest to; where it had some and there are none now, theirs is left out. A model that is told of changes begins
+    by not minding them where `start_from` was not told.
 
     Raises UserError for a run of another size or of latents with another fingerprint than `latents_of`.
     """
@@ -294,6 +295,10 @@ def started(config: TrainPatches, latents_of: str) -> Patches:
         if (size.labels, config.model.labels) == (len(LABELS), OTHER + 1):
             known = weights["label.weight"]  # the seven and none: [8, C]
             weights["label.weight"], size = torch.cat([known, known[-1:]]), replace(size, labels=OTHER + 1)
+        elif (size.labels, config.model.labels) == (OTHER + 1, len(LABELS)):
+            known = weights["label.weight"]  # the seven, others, none: [9, C]
+            weights["label.weight"] = torch.cat([known[:OTHER], known[OTHER + 1 :]])
+            size = replace(size, labels=len(LABELS))
         if (size, theirs) != (config.model, latents_of):
             found = "latents of another autoencoder" if theirs != latents_of else f"{given.config}"
             raise UserError(
