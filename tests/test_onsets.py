@@ -91,7 +91,7 @@ def test_a_clip_without_an_event_is_taken_from_its_beginning_with_no_clarity() -
 def test_a_one_shot_that_begins_with_its_clip_begins_without_a_click() -> None:
     wave = clicks([0.0], 0.5, RATE)
     shot = clearest(wave, RATE)
-    made = cut_out(wave, shot, RATE)
+    made = cut_out(wave, (shot.start, shot.rise, shot.stop), RATE)
     assert shot.start == 0
     assert abs(made[0]) < 0.01 * np.abs(made).max() < 0.01 * abs(wave[0]) * 2
     assert np.argmax(np.abs(made)) < 0.004 * RATE  # the attack is still one

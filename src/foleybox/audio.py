@@ -116,9 +116,12 @@ BITS = {"PCM_16": 16, "PCM_24": 24, "FLOAT": 32}
 INFO = {"title": b"INAM", "comment": b"ICMT", "license": b"ICOP", "software": b"ISFT"}
 
 
-def named(path: Path) -> bytes | str:
-    """Return a path as libsndfile takes it: soundfile alone fails on a name that is not of the locale's encoding."""
-    return os.fsencode(path) if os.name == "posix" else str(path)
+def named(path: Path) -> str:
+    """Return a path as libsndfile takes it: soundfile alone fails on a name that is not of the locale's encoding.
+
+    It takes bytes too, which its types do not say.
+    """
+    return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
 
 
 def write_wave(

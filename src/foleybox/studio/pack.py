@@ -313,7 +313,9 @@ def _packed(out: Path) -> list[Path]:
             recipe = read_recipe(path)
         except UserError:
             continue
-        packed = recipe is not None and (recipe.asked.get("kind") == ONE_SHOT or recipe.make["do"] == "loop")
+        if recipe is None:
+            continue
+        packed = recipe.asked.get("kind") == ONE_SHOT or recipe.make["do"] == "loop"
         if packed and path.stem.endswith(f"_{_block(recipe.instrument)}"):
             found.append(path)
     return found
