@@ -168,9 +168,8 @@ def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> 
     patches.train(again, find_clips(sounds))
     kept, given = (load_patches(each)[0].state_dict() for each in (again.out, runs / "patches"))
     seven, none = given.pop("label.weight")[:7], load_patches(runs / "patches")[0].label.weight[-1:]
-    assert torch.equal(
-        kept["label.weight"], torch.cat([seven, none])
-    )  # without the label of other sounds, if it had one
+    # Without the label of other sounds, if it had one.
+    assert torch.equal(kept["label.weight"], torch.cat([seven, none]))
     assert all(torch.equal(kept[name], given[name]) for name in given)
     assert len(read_clips(again.out)) == 14 + len(read_clips(runs / "patches"))
     voice = TrainVocoder(

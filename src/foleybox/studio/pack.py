@@ -363,7 +363,7 @@ def _tell(config: Pack, label: str, made: int, skipped: dict[str, int]) -> None:
     """Say what came of a label."""
     passed = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
     if made < config.count:
-        tries = " or ".join([*(ADVICE[why] for why in skipped if why in ADVICE), "another --seed"])
+        tries = " or ".join([*(ADVICE[why] for why in skipped), "another --seed"])
         print(
             f"foleybox: {made:,} of {config.count:,} sounds of {label}: the other clips were {passed}; try {tries}",
             file=sys.stderr,
