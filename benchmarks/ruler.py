@@ -27,6 +27,7 @@ from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
 from foleybox.lab.evaluation.page import Point, dot_plot
 from foleybox.lab.evaluation.report import Evaluate, run, write_page
 from foleybox.lab.evaluation.tables import cell, number, protocol_entries, title_of
+from foleybox.lab.export import commit
 from foleybox.labels import LABELS
 
 RATE, SAMPLES = 22_050, 88_200
@@ -125,7 +126,7 @@ def text_of(result: Mapping[str, Any], config: Ruler) -> str:
     own += f", made by `{config.made}`." if config.made else "."
     parts = [
         "# What a distance means",
-        f"Made by `PYTHONPATH=src {shlex.join(words)}` (foleybox {result['foleybox']}). Every row but a system's own is "
+        f"Made by `PYTHONPATH=src {shlex.join(words)}` at commit {commit() or 'unknown'}. Every row but a system's own is "
         f"made of {config.clips} real train clips a label, seed {config.seed}, measured against the real dev clips; no "
         "recording is in both.",
         own if config.systems else "",

@@ -6,6 +6,7 @@ renders n clips a label at each temperature, the same seeds, measures them as `f
 results/temperature.md and results/temperature.png.
 """
 
+import shlex
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from typing import Any
 
 import tyro
 
+from foleybox.instrument import Instrument
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
 from foleybox.lab.evaluation.report import Evaluate, run
+from foleybox.lab.export import commit
 from foleybox.labels import LABELS
 from foleybox.studio.synth import Synth
 
@@ -31,6 +34,8 @@ class Temperatures:
     "real clips: folder:split"
     floor: str
     "further real clips, for what real clips score"
+    instrument: str | None = None
+    "a folder; default: the one that plays when none is named"
     clips: int = 50
     "a label and temperature"
     seed: int = 0
@@ -41,9 +46,8 @@ class Temperatures:
     "replicates of the intervals"
 
 
-def render(config: Temperatures, folder: Path) -> list[str]:
+def render(config: Temperatures, synth: Synth, folder: Path) -> list[str]:
     """Write the clips of every temperature to a folder of its own; return their names."""
-    synth = Synth.load()
     folders = []
     for temperature in config.temperatures:
         pairs = [(label, seed) for label in synth.labels for seed in range(config.seed, config.seed + config.clips)]
@@ -68,7 +72,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def report(config: Temperatures, result: dict[str, Any]) -> str:
+def report(config: Temperatures, made: Instrument, result: dict[str, Any]) -> str:
     """Return the page."""
     systems = {system["name"]: system for system in result["systems"]}
     means = {name: system["mean"]["figures"] for name, system in systems.items()}
@@ -89,18 +93,17 @@ def report(config: Temperatures, result: dict[str, Any]) -> str:
         ]
         return table(["label", *(f"T = {name}" for name in systems)], rows)
 
-    made = Synth.load().instrument
-    data = "../shared/data/foley"
-    command = f"python benchmarks/temperature.py {data}:dev --floor {data}:train --clips {config.clips}"
+    command = shlex.join(["python", "benchmarks/temperature.py", *sys.argv[1:]])
     return f"""# What --temperature costs and gives
 
 `{made.name}` {made.version}, {config.clips} clips a label and temperature, seeds {config.seed} to
 {config.seed + config.clips - 1}, against the held-out split `dev` (never used for training), embedding mn04, intervals of
-{config.bootstrap} bootstrap replicates over clips. Written by `{command} --seed {config.seed}`.
+{config.bootstrap} bootstrap replicates over clips. Written by `{command}`
+at commit {commit() or "unknown"}.
 The columns are those of [docs/measure.md](../docs/measure.md).
 
-The temperature scales the latent noise: below 1 the sounds of a label come nearer to its typical sound, above 1 they
-reach further out.
+The temperature scales the noise that a sound is drawn from (by how much an instrument scales it for a label itself
+comes on top): below 1 the sounds of a label come nearer to its typical sound, above 1 they reach further out.
 
 ![distance to real recordings and diversity against temperature](temperature.png)
 
@@ -146,11 +149,12 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main(config: Temperatures) -> int:
     """Run all of it."""
+    synth = Synth.load(config.instrument)
     with tempfile.TemporaryDirectory() as folder:
-        folders = render(config, Path(folder))
+        folders = render(config, synth, Path(folder))
         measure = MeasureConfig(seed=config.seed, bootstrap=config.bootstrap)
         result = run(Evaluate(tuple(folders), config.reference, floor=config.floor, measure=measure))
-    text = report(config, result)
+    text = report(config, synth.instrument, result)
     draw(result, RESULTS / "temperature.png")
     (RESULTS / "temperature.md").write_text(text, encoding="utf-8")
     print(text)

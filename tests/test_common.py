@@ -46,6 +46,20 @@ def test_balanced_batches_hold_every_label_equally_often_and_every_clip_in_turn(
     assert all(sorted(rare[turn : turn + 3]) == [0, 1, 2] for turn in range(0, 39, 3))
 
 
+def test_an_epoch_holds_at_most_so_many_clips_of_a_recording_and_all_of_them_in_the_end() -> None:
+    labels = torch.tensor([0] * 12 + [1] * 3)
+    recordings = torch.tensor([7] * 9 + [3, 3, 5] + [7, 8, 9])
+    stream = torch.cat([balanced_indices(step, 10, labels, 0, recordings, most=2) for step in range(30)])
+    mine = stream[labels[stream] == 0]
+    epochs = mine[: len(mine) // 5 * 5].reshape(-1, 5)  # two of 7, two of 3, one of 5
+    for epoch in epochs.tolist():
+        assert sorted(recordings[epoch].tolist()) == [3, 3, 5, 7, 7]
+        assert len(set(epoch)) == 5
+    assert set(mine.tolist()) == {*range(12)}
+    assert torch.bincount(labels[stream]).tolist() == [150, 150]
+    assert torch.equal(stream[100:110], balanced_indices(10, 10, labels, 0, recordings, most=2))
+
+
 def test_the_batch_of_a_step_does_not_depend_on_the_steps_before() -> None:
     labels = torch.arange(21) % 7
     stream = torch.cat([balanced_indices(step, 14, labels, 1) for step in range(10)])

@@ -157,6 +157,21 @@ def test_speeds_that_empty_the_highest_bands_or_change_nothing_are_refused(
         patches.train(replace(of_patches(tmp_path, latents), speeds=(1.1, speed)), find_clips(folder))
 
 
+def test_a_recording_of_many_clips_is_heard_as_seldom_as_asked(
+    folder: Path, latents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = find_clips(folder)  # four of each label: one of a recording of its own, three of another
+    clips = [replace(clip, recording=f"{clip.label} {place % 4 > 0}") for place, clip in enumerate(found)]
+    batches, balanced = [], patches.balanced_indices
+    monkeypatch.setattr(patches, "balanced_indices", lambda *rest: (batches.append(balanced(*rest)), batches[-1])[1])
+    config = replace(of_patches(tmp_path / "run", latents), held_out=0.0, steps=2, batch=14, most_of_recording=1)
+    patches.train(config, clips)
+    for batch in batches:
+        assert sorted(clips[place].recording for place in batch.tolist()) == sorted({clip.recording for clip in clips})
+    with pytest.raises(UserError, match="--most-of-recording goes with --balanced"):
+        patches.train(replace(config, balanced=False), clips)
+
+
 def test_of_two_places_the_louder_is_cropped() -> None:
     torch.manual_seed(0)
     mel = torch.full((400, 2, 40), -11.0)

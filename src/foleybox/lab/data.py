@@ -212,6 +212,11 @@ def label_ids(clips: Iterable[ClipFile]) -> Tensor:
     return torch.tensor([clip.label.id for clip in clips if clip.label is not None])
 
 
+def recording_ids(clips: Sequence[ClipFile]) -> Tensor:
+    """Return a number for each clip, int64 [N], the same for those cut from one recording."""
+    return torch.from_numpy(np.unique([clip.recording for clip in clips], return_inverse=True)[1])
+
+
 def heard(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
     """Return a row for each clip: what a run folder keeps of what it was trained on.
 

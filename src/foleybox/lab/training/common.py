@@ -52,19 +52,34 @@ def batch_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
     return torch.stack([orders[int(place) // count][int(place) % count] for place in places])
 
 
-def balanced_indices(step: int, batch: int, labels: Tensor, seed: int) -> Tensor:
+def balanced_indices(
+    step: int, batch: int, labels: Tensor, seed: int, recordings: Tensor | None = None, most: int = 0
+) -> Tensor:
     """Return the clips of a step, int64 [B], every label equally often; within a label, epoch after epoch.
 
-    Place p of the endless stream belongs to label p mod (number of labels).
+    Place p of the endless stream belongs to label p mod (number of labels). An epoch of a label is all of its clips, or,
+    with `most`, at most so many of each of the `recordings` [N] (a number for each), others each time.
     """
     groups = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
+    whose = [recordings[group] for group in groups] if most and recordings is not None else None
     indices = []
     for place in range(step * batch, (step + 1) * batch):
         which, turn = place % len(groups), place // len(groups)
         group = groups[which]
-        order = _order(len(group), seed * 31 + which, turn // len(group))
-        indices.append(group[order[turn % len(group)]])
+        length = len(group) if whose is None else int(whose[which].unique(return_counts=True)[1].clamp(max=most).sum())
+        order = _order(len(group), seed * 31 + which, turn // length)
+        if whose is not None:
+            order = order[_first_of_each(whose[which][order], most)]
+        indices.append(group[order[turn % length]])
     return torch.stack(indices)
+
+
+def _first_of_each(whose: Tensor, most: int) -> Tensor:
+    """Return which places [N] of `whose`, int64 [N], hold one of the first `most` of their number."""
+    numbers, places = whose.sort(stable=True)
+    nth = torch.empty_like(places)
+    nth[places] = torch.arange(len(whose)) - torch.searchsorted(numbers, numbers)
+    return nth < most
 
 
 def share(batch: Tensor, rank: int, world: int) -> Tensor:

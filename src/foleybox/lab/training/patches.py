@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foleybox.doors import UserError
 from foleybox.lab.augment import NEPER_PER_DB, colour, gain, shift_bands, shift_time
-from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, split_by_recording
+from foleybox.lab.data import ClipFile, find_clips, heard, label_ids, load_mels, recording_ids, split_by_recording
 from foleybox.lab.features import SILENCE, WIDE
 from foleybox.lab.losses import flow_matching, roughness
 from foleybox.lab.models.autoencoder import Autoencoder
@@ -75,6 +75,8 @@ class TrainPatches:
     "of a batch, if there are others"
     balanced: bool = True
     "every label equally often; else every clip"
+    most_of_recording: int = 0
+    "clips of one recording in an epoch of its label, others each time: what is cut from one is learned by heart; 0: all"
     gain: float = 4.0
     "dB, up or down, drawn for each clip"
     shift_bands: int = 1
@@ -176,7 +178,9 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
     at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
-    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0)
+    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0, most_of_recording=0)
+    if config.most_of_recording and not config.balanced:
+        raise UserError("--most-of-recording goes with --balanced: an epoch of --no-balanced is every clip once")
     if any(not 1 < speed <= 2 for speed in config.speeds):
         raise UserError(
             f"--speeds {' '.join(f'{speed:g}' for speed in config.speeds)}: expected each above 1, to 2; slower, a recording "
@@ -213,6 +217,7 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         played = [mels, *(load_mels([*kept, *others], WIDE, speed=speed) for speed in config.speeds)]
         held_mels, held_labels = (load_mels(held, WIDE), label_ids(held)) if held else (mels[:0], labels[:0])
+    recordings = recording_ids(kept)
     all_labels, steady = F.pad(labels, (0, len(others)), value=OTHER), F.pad(STEADY, (0, 1))
     beside = round(config.others_share * config.batch) if others else 0
     autoencoder.to(device)
@@ -229,7 +234,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
             bare.train()
             optimizer.param_groups[0]["lr"] = learning_rate(config, step)
             if config.balanced:
-                indices = balanced_indices(step, config.batch - beside, labels, config.seed)
+                most = config.most_of_recording
+                indices = balanced_indices(step, config.batch - beside, labels, config.seed, recordings, most)
             else:
                 indices = batch_indices(step, config.batch - beside, len(kept), config.seed)
             if beside:
