@@ -285,7 +285,7 @@ def test_a_folder_that_may_not_be_written_to_is_told(here: Path, toy: str, capsy
     def denied(*_args, **_kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", "out/Rain")
 
-    monkeypatch.setattr("foleybox.studio.generate.tempfile.TemporaryFile", denied)  # tests may run as root
+    monkeypatch.setattr("foleybox.doors.tempfile.TemporaryFile", denied)  # tests may run as root
     fails(capsys, "generate", "rain", "--instrument", toy, words="cannot write to out/Rain (Permission denied)")
 
 

@@ -4,7 +4,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,10 +57,18 @@ def make_room(*files: Path | None) -> None:
             continue
         if path.is_dir():
             raise UserError(f"{path} is a folder: name a file in it")
+        make_folders([path.parent], f"folder for {path.name}")
+
+
+def make_folders(folders: Iterable[Path], other: str) -> None:
+    """Make folders and see that they can be written to. Raises UserError for one that cannot: name another `other`."""
+    for folder in folders:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
         except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): name another file") from None
+            raise UserError(f"cannot write to {folder} ({error.strerror}): name another {other}") from None
 
 
 def put_in_place(beside: Path, folder: Path) -> None:

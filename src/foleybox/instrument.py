@@ -123,15 +123,6 @@ def check_told(instrument: "Instrument") -> None:
             )
 
 
-def check_shippable(instrument: "Instrument") -> None:
-    """Raise UserError if the instrument heard clips that nobody licensed: such weights are not given to users."""
-    if instrument.licence.terms == NOT_FOR_DISTRIBUTION:
-        raise UserError(
-            f"instrument {instrument.name} is not for distribution ({instrument.licence.why[0]}): train on the tiers "
-            "open, open-clip and nc only"
-        )
-
-
 # --- the manifest -------------------------------------------------------------------------------------------------
 
 

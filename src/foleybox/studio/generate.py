@@ -4,7 +4,6 @@ import json as json_module
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from foleybox.audio import BITS, HIGHEST, Subtype, peak_db
-from foleybox.doors import UserError
+from foleybox.doors import UserError, make_folders
 from foleybox.studio.extend import finished
 from foleybox.studio.recipe import find_recipe
 from foleybox.studio.seeds import SEEDS, check_seed
@@ -278,17 +277,6 @@ def check_room(out: Path, folders: Iterable[Path], bytes: float) -> None:
     if bytes > free:
         raise UserError(f"{out} has {free / 1e6:,.0f} MB free, the sounds need some {bytes / 1e6:,.0f} MB")
     make_folders(folders, "-o")
-
-
-def make_folders(folders: Iterable[Path], flag: str) -> None:
-    """Make folders and see that they can be written to; raise UserError, which names the `flag`, for one that cannot."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise UserError(f"cannot write to {folder} ({error.strerror}): name another {flag}") from None
 
 
 def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None) -> None:
