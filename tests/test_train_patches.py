@@ -172,6 +172,17 @@ def test_a_recording_of_many_clips_is_heard_as_seldom_as_asked(
         patches.train(replace(config, balanced=False), clips)
 
 
+def test_recordings_that_are_left_out_are_not_heard(folder: Path, latents: Path, tmp_path: Path) -> None:
+    clips = find_clips(folder)
+    out = clips[0].recording
+    config = replace(of_patches(tmp_path / "run", latents), data=(str(folder),), without=(out,), held_out=0.0, steps=1)
+    patches.main(config)
+    told = {row["clip"] for row in read_clips(config.out)}
+    assert {row["clip"] for row in heard(clips)} - told == {row["clip"] for row in heard(clips[:1])}
+    with pytest.raises(UserError, match="--without nobody's: no clip of such a recording"):
+        patches.main(replace(config, without=(out, "nobody's")))
+
+
 def test_of_two_places_the_louder_is_cropped() -> None:
     torch.manual_seed(0)
     mel = torch.full((400, 2, 40), -11.0)

@@ -320,7 +320,8 @@ def _trained(run: dict[str, Any]) -> str:
         model = run["model"]
         other = f", {run['others_share']:.0%} of them other sounds" if model["labels"] > len(LABELS) else ""
         most = run.get("most_of_recording")
-        few = f", at most {most} of a recording in an epoch of its label" if most else ""
+        few = f", without {', '.join(run['without'])}" if run.get("without") else ""
+        few += f", at most {most} of a recording in an epoch of its label" if most else ""
         return (
             f"causal patches, width {model['width']}, {model['layers']} layers, {run['steps']:,} steps of {run['batch']} "
             f"clips{other}{few}{before}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"

@@ -66,6 +66,8 @@ class TrainPatches:
     "a run of `train patches` of the same sizes and autoencoder, with or without others, whose averaged weights to start with"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    without: tuple[str, ...] = ()
+    "recordings that are left out, by their names in the manifest: such as `foleybox audit` found again in what was drawn"
     held_out: float = 0.04
     "share of the recordings never trained on, for the held-out loss; 0: none"
     model: PatchesConfig = field(default_factory=PatchesConfig)
@@ -126,7 +128,11 @@ def main(config: TrainPatches) -> int:
     tiers = config.tiers or None
     clips = [clip for source in config.data for clip in find_clips(source, tiers=tiers)]
     others = [clip for source in config.others for clip in find_clips(source, tiers=tiers, any_label=True)]
-    train(config, clips, others)
+    if unknown := sorted({*config.without} - {clip.recording for clip in clips}):
+        raise UserError(
+            f"--without {' '.join(unknown)}: no clip of such a recording; expected names as the manifest has them"
+        )
+    train(config, [clip for clip in clips if clip.recording not in config.without], others)
     return 0
 
 

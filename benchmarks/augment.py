@@ -1,0 +1,181 @@
+"""Do generated sounds help a detector? A small one learns from real clips, with and without them, and is asked about `dev`.
+
+    foleybox generate all -n 100 --seed 0 -o out/foley-small
+    python benchmarks/augment.py ../shared/data/foley --sounds out/foley-small
+
+writes results/augment.md. The classifier starts from nothing and hears the same number of clips in every case; gain, a shift in
+time and masks (SpecAugment) vary all clips in all cases, so what is added is compared with a sensible detector's training.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from kt import ROOT, table
+from torch import Tensor, nn
+
+from foleybox.doors import write_text
+from foleybox.lab.data import find_clips, label_ids, load_mels
+from foleybox.lab.export import commit
+from foleybox.lab.features import WIDE
+from foleybox.lab.training.common import balanced_indices, seed_step
+from foleybox.labels import LABELS
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Train, ask, write."""
+
+    data: tyro.conf.Positional[Path]
+    "a folder with a manifest of splits `train` and `dev`"
+    sounds: tuple[Path, ...] = ()
+    "folders of generated clips, each a case of its own"
+    tiers: tuple[str, ...] = ("open", "open-clip", "nc")
+    "of the real clips that are learned from: those that the instruments heard"
+    clips: tuple[int, ...] = (5, 20, 1000)
+    "real clips of each label, at most"
+    share: float = 0.5
+    "of each batch that is generated, where there are both"
+    steps: int = 400
+    batch: int = 42
+    seeds: int = 5
+    "trainings of each case; each draws its real clips anew, the same for all cases"
+    output: Path = ROOT / "results" / "augment.md"
+
+
+class Classifier(nn.Sequential):
+    """Four convolutions over a log-mel [N, 1, 50, 86], the mean and the maximum of what they find, seven logits."""
+
+    def __init__(self) -> None:
+        widths = (1, 16, 32, 64, 96)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        super().__init__(*layers, MeanAndMost(), nn.Dropout(0.3), nn.Linear(2 * widths[-1], len(LABELS)))
+
+
+class MeanAndMost(nn.Module):
+    """[N, C, H, W] -> [N, 2 C]."""
+
+    def forward(self, found: Tensor) -> Tensor:
+        return torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1)
+
+
+def images(mels: Tensor) -> Tensor:
+    """Return log-mels [N, 100, 344] at a quarter of the frames and half the bands, near unit scale: [N, 1, 50, 86]."""
+    return (F.avg_pool2d(mels[:, None], (2, 4)) + 5) / 3
+
+
+def varied(image: Tensor) -> Tensor:
+    """Return images [B, 1, 50, 86] louder or softer by up to 6 dB, later, and masked over 8 bands and 16 frames."""
+    B, _, H, W = image.shape
+    image = image + torch.empty(B, 1, 1, 1).uniform_(-0.69, 0.69) / 3
+    image = torch.stack([each.roll(int(by), 2) for each, by in zip(image, torch.randint(W, (B,)))])
+    for size, width, axis in ((H, 8, 2), (W, 16, 3)):
+        first = torch.randint(size - width, (B, 1))
+        masked = (torch.arange(size) >= first) & (torch.arange(size) < first + width)  # [B, size]
+        image = image.masked_fill(masked[:, None, :, None] if axis == 2 else masked[:, None, None, :], 0)
+    return image
+
+
+def trained(
+    config: Benchmark, seed: int, real: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor] | None
+) -> Classifier:
+    """Return a classifier trained on images and labels, real ones, generated ones or both."""
+    seed_step(seed, 0)
+    model = Classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, config.steps)
+    sources = [(real, config.batch)] if made is None else [(made, config.batch)]
+    if made is not None and len(real[1]):
+        beside = round(config.share * config.batch)
+        sources = [(real, config.batch - beside), (made, beside)]
+    for step in range(config.steps):
+        parts = [(images, labels, balanced_indices(step, many, labels, seed)) for (images, labels), many in sources]
+        image = varied(torch.cat([images[indices] for images, _, indices in parts]))
+        label = torch.cat([labels[indices] for _, labels, indices in parts])
+        loss = F.cross_entropy(model(image), label, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, image: Tensor, label: Tensor) -> Tensor:
+    """Return the share of each label's images that are told right, [7]."""
+    right = (model(image).argmax(1) == label).float()
+    return torch.stack([right[label == each.id].mean() for each in LABELS])
+
+
+def some(labels: Tensor, most: int, seed: int) -> Tensor:
+    """Return at most `most` places of each label, drawn at random."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([order[labels[order] == each.id][:most] for each in LABELS])
+
+
+def spread(found: Sequence[Tensor]) -> str:
+    """Write a mean over labels, and how far the trainings scatter."""
+    means = np.array([float(each.mean()) for each in found])
+    return f"{means.mean():.3f} +- {means.std(ddof=1):.3f}"
+
+
+def main(config: Benchmark) -> int:
+    """Run all cases, write the page."""
+    clips, asked = find_clips(config.data, "train", tiers=config.tiers), find_clips(config.data, "dev")
+    mels, labels = images(load_mels(clips, WIDE)), label_ids(clips)
+    held, held_labels = images(load_mels(asked, WIDE)), label_ids(asked)
+    made: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
+    for folder in config.sounds:
+        own = find_clips(folder)
+        made[folder.name] = images(load_mels(own, WIDE)), label_ids(own)
+    rows, by_label = [], []
+    for most in (*config.clips, 0):
+        for name, sounds in made.items():
+            if not most and sounds is None:
+                continue
+            found, counts = [], 0
+            for seed in range(config.seeds):
+                chosen = some(labels, most, seed)
+                counts = len(chosen)
+                model = trained(config, seed, (mels[chosen], labels[chosen]), sounds)
+                found.append(accuracy(model, held, held_labels))
+            what = [f"{most} a label" if 7 * most == counts else f"all {counts:,}" if most else "none", name]
+            rows.append([*what, spread(found)])
+            by_label.append([*what, *(f"{float(each):.2f}" for each in torch.stack(found).mean(0))])
+            print(*rows[-1], flush=True)
+    command = shlex.join(["python", "benchmarks/augment.py", *sys.argv[1:]])
+    seen = config.output.with_name("augment_seen.md")
+    weights = sum(each.numel() for each in Classifier().parameters())
+    text = f"""# Do generated sounds help a detector?
+
+Written by `{command}`
+at commit {commit() or "unknown"}. A small classifier ({weights:,} weights, {config.steps} steps of {config.batch}, from
+nothing) learns from real `train` clips of the tiers {", ".join(config.tiers)} and from generated ones, {config.share:.0%} of
+each batch where there are both, and is asked about the {len(asked)} clips of `dev`, other recordings. All are varied alike
+(gain, time, masks). Mean over labels of the share told right; +- is the standard deviation of {config.seeds} trainings, seeds
+from 0, each with real clips drawn anew. The instruments heard all {len(clips):,} of these real clips: whoever has 5 or 20 of
+them has fewer than the instrument had. Chance is {1 / len(LABELS):.3f}.
+
+{table(["real clips", "generated", "accuracy"], rows)}
+
+## By label
+
+{table(["real clips", "generated", *(label.name for label in LABELS)], by_label)}
+"""
+    if seen.is_file():
+        text += "\n" + seen.read_text(encoding="utf-8")
+    write_text(config.output, text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Benchmark, description=__doc__)))
