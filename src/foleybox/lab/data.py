@@ -217,6 +217,18 @@ def recording_ids(clips: Sequence[ClipFile]) -> Tensor:
     return torch.from_numpy(np.unique([clip.recording for clip in clips], return_inverse=True)[1])
 
 
+def few_of_each(clips: Sequence[ClipFile], most: int) -> list[ClipFile]:
+    """Return at most `most` clips of each recording, evenly spread over its clips, in their order; all of them for 0."""
+    total, nth = Counter(clip.recording for clip in clips), Counter[str]()
+    kept = []
+    for clip in clips:
+        place, count = nth[clip.recording], total[clip.recording]
+        nth[clip.recording] += 1
+        if not most or place * most // count != (place - 1) * most // count:  # the first of each of `most` equal parts
+            kept.append(clip)
+    return kept
+
+
 def heard(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
     """Return a row for each clip: what a run folder keeps of what it was trained on.
 

@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 from foleybox.doors import UserError, put_in_place, sha256, write_text
-from foleybox.lab.data import ClipFile, cached, find_clips, load_waves
+from foleybox.lab.data import ClipFile, cached, few_of_each, find_clips, load_waves
 from foleybox.lab.features import DCASE, LogMel
 from foleybox.lab.models.encoder import Encoder, encode_mels
 from foleybox.lab.runs import load_encoder, read_run_config
@@ -54,6 +54,8 @@ class Select:
     "the new folder: <Label>/<file> and selection.json, which says why"
     reference: str | None = None
     "real training clips to spread like; default: what the encoder heard. Never those that will be measured against"
+    most_of_recording: int = 0
+    "real clips of one recording that are listened to, as `foleybox train patches` has it; 0: all"
     confidence: float = 0.5
     "probability of its own label, by the encoder, from which a candidate is believed"
     near: float | None = None
@@ -88,6 +90,7 @@ def select(config: Select) -> int:
         if count > 1:
             raise UserError(f"{count} candidates are called {label.name}/{name}: name one split with folder:split")
     sources, real = find_reference(config)
+    real = few_of_each(real, config.most_of_recording)
     for label in by_label:
         if sum(clip.label == label for clip in real) < 2:
             raise UserError(
@@ -116,7 +119,11 @@ def select(config: Select) -> int:
         "generated": config.generated,
         "encoder": ear.name,
         "reference": sources,
-        "settings": {name: value for name, value in asdict(config).items() if name in ("keep", "confidence", "near")},
+        "settings": {
+            name: value
+            for name, value in asdict(config).items()
+            if name in ("keep", "confidence", "near", "most_of_recording")
+        },
     }
     write_selection(config.out, copies, {**protocol, "labels": decisions})
     print(f"copied {len(copies):,} clips to {config.out}/; {config.out / SELECTION} says why each was kept or not")
@@ -127,6 +134,8 @@ def check(config: Select) -> None:
     """Refuse what cannot be meant, and an --out in which something would be lost."""
     if config.keep < 1:
         raise UserError(f"--keep {config.keep}: expected 1 or more")
+    if config.most_of_recording < 0:
+        raise UserError(f"--most-of-recording {config.most_of_recording}: expected 1 or more, or 0 for all")
     if not 0 <= config.confidence <= 1:
         raise UserError(f"--confidence {config.confidence}: expected a probability, 0 to 1")
     folder = Path(config.generated) if Path(config.generated).exists() else Path(config.generated.rsplit(":", 1)[0])
