@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foleybox.doors import UserError
 from foleybox.lab import selection
-from foleybox.lab.data import ClipFile, find_clips
+from foleybox.lab.data import ClipFile, few_of_each, find_clips
 from foleybox.lab.models.encoder import EncoderConfig
 from foleybox.lab.selection import Select, calibrate, choose, likeness, plain_numbers, select, standardised
 from foleybox.lab.training import encoder as loop
@@ -283,6 +283,29 @@ def test_without_an_encoder_clips_are_compared_by_plain_numbers_of_their_mels(
         assert sorted(verdicts) == ["kept", "kept", "kept", "near-copy"]  # clip 3 is clip 0
     with pytest.raises(UserError, match="no --reference: name real training clips"):
         select(replace(config, reference=None, force=True))
+
+
+def test_at_most_so_many_clips_of_a_recording_are_listened_to_spread_over_it(
+    candidates: Path, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = find_clips(folder)
+    long = [replace(clip, recording="long") for clip in clips[:7]]
+    few = few_of_each([*long, *clips[7:9]], 2)
+    assert few == [long[0], long[4], *clips[7:9]]
+    assert few_of_each(long, 0) == few_of_each(long, 9) == long
+    heard = []
+    listen = selection.Ear.listen
+    monkeypatch.setattr(
+        selection.Ear, "listen", lambda self, *rest: (heard.append(len(rest[0])), listen(self, *rest))[1]
+    )
+    real = [
+        replace(clip, recording=f"{clip.label} {place % 2}") for place, clip in enumerate(clips)
+    ]  # two recordings of each
+    monkeypatch.setattr(selection, "find_reference", lambda config: ([str(folder)], real))
+    assert select(settings(candidates, run, most_of_recording=1)) == 0
+    assert heard == [2, 4] * len(LABELS)
+    with pytest.raises(UserError, match="--most-of-recording -1"):
+        select(settings(candidates, run, most_of_recording=-1, force=True))
 
 
 def test_plain_numbers_are_level_spread_and_roughness_of_bands_and_the_level_over_time() -> None:
