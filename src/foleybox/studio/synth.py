@@ -257,7 +257,7 @@ def is_silent(wave: Wave) -> bool:
 def check_temperature(temperature: float, flag: str = "") -> None:
     """Raise UserError unless 0 <= temperature <= HOTTEST; `flag` stands before its name: "--"."""
     if not 0 <= temperature <= HOTTEST:
-        raise UserError(f"{flag}temperature {temperature}: expected 0 to {HOTTEST:g} (0.6 to 1.4 is usual)")
+        raise UserError(f"{flag}temperature {temperature}: expected 0 to {HOTTEST:g} (0.8 to 1.2 is usual)")
 
 
 def cores() -> int:
