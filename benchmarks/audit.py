@@ -10,7 +10,7 @@ Run from the repository root (about a minute of processor time a folder):
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from kt import table
 from numpy.typing import NDArray
 
 from foleybox.audio import fit, read_wave, write_wave
@@ -114,11 +115,6 @@ def nearest(result: Mapping[str, Any], config: AuditBenchmark) -> list[list[str]
     return rows
 
 
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
-
-
 def ways(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return how near each folder's clips are, each way, beside the limit that real clips set."""
     rows = []
@@ -129,7 +125,7 @@ def ways(results: Mapping[str, Mapping[str, Any]]) -> str:
         for name, result in results.items():
             quantiles = result["ways"][way]["generated_quantiles"]
             rows.append([way, name, *(f"{quantiles[i]:.3f}" for i in (2, 4)), ""])
-    return grid(["way", "clips", "median likeness", "highest", "limit"], rows)
+    return table(["way", "clips", "median likeness", "highest", "limit"], rows)
 
 
 def main(config: AuditBenchmark) -> int:
@@ -167,7 +163,7 @@ def main(config: AuditBenchmark) -> int:
         "is the same, so each should be called `close`. *Real dev clips* are other recordings than the train clips: under 2 % "
         "should be called so.",
         "## Verdicts",
-        grid(
+        table(
             ["clips", "label", "n", "copy", "close", "own", "flagged"],
             [row for name, result in results.items() for row in verdicts(name, result)],
         ),
@@ -177,7 +173,7 @@ def main(config: AuditBenchmark) -> int:
     ]
     for path in config.systems:
         head = ["clip", "verdict", *first["ways"], "its nearest train clip"]
-        parts += [f"## {path.name}: the {config.pairs} nearest pairs", grid(head, nearest(results[path.name], config))]
+        parts += [f"## {path.name}: the {config.pairs} nearest pairs", table(head, nearest(results[path.name], config))]
     text = "\n\n".join(parts) + "\n"
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(config.output, text)

@@ -22,7 +22,8 @@ from kt import ROOT, table
 from torch import Tensor, nn
 
 from foleybox.doors import write_text
-from foleybox.lab.data import find_clips, label_ids, load_mels
+from foleybox.lab.augment import cut, shift_time
+from foleybox.lab.data import ClipFile, find_clips, label_ids, load_mels
 from foleybox.lab.export import commit
 from foleybox.lab.features import WIDE
 from foleybox.lab.training.common import balanced_indices, seed_step
@@ -68,20 +69,18 @@ class MeanAndMost(nn.Module):
         return torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1)
 
 
-def images(mels: Tensor) -> Tensor:
-    """Return log-mels [N, 100, 344] at a quarter of the frames and half the bands, near unit scale: [N, 1, 50, 86]."""
-    return (F.avg_pool2d(mels[:, None], (2, 4)) + 5) / 3
+def heard(clips: Sequence[ClipFile]) -> tuple[Tensor, Tensor]:
+    """Return log-mels at a quarter of the frames and half the bands, near unit scale, [N, 1, 50, 86], and label ids [N]."""
+    return (F.avg_pool2d(load_mels(clips, WIDE)[:, None], (2, 4)) + 5) / 3, label_ids(clips)
 
 
 def varied(image: Tensor) -> Tensor:
     """Return images [B, 1, 50, 86] louder or softer by up to 6 dB, later, and masked over 8 bands and 16 frames."""
     B, _, H, W = image.shape
     image = image + torch.empty(B, 1, 1, 1).uniform_(-0.69, 0.69) / 3
-    image = torch.stack([each.roll(int(by), 2) for each, by in zip(image, torch.randint(W, (B,)))])
-    for size, width, axis in ((H, 8, 2), (W, 16, 3)):
-        first = torch.randint(size - width, (B, 1))
-        masked = (torch.arange(size) >= first) & (torch.arange(size) < first + width)  # [B, size]
-        image = image.masked_fill(masked[:, None, :, None] if axis == 2 else masked[:, None, None, :], 0)
+    image = shift_time(image, torch.randint(W, (B,)), torch.ones(B, dtype=torch.bool), 0.0)
+    for size, width, dim in ((H, 8, 2), (W, 16, 3)):
+        image = cut(image, torch.randint(size - width, (B,)), torch.full((B,), width), dim, 0.0)
     return image
 
 
@@ -131,12 +130,9 @@ def spread(found: Sequence[Tensor]) -> str:
 def main(config: Benchmark) -> int:
     """Run all cases, write the page."""
     clips, asked = find_clips(config.data, "train", tiers=config.tiers), find_clips(config.data, "dev")
-    mels, labels = images(load_mels(clips, WIDE)), label_ids(clips)
-    held, held_labels = images(load_mels(asked, WIDE)), label_ids(asked)
+    (mels, labels), (held, held_labels) = heard(clips), heard(asked)
     made: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
-    for folder in config.sounds:
-        own = find_clips(folder)
-        made[folder.name] = images(load_mels(own, WIDE)), label_ids(own)
+    made |= {folder.name: heard(find_clips(folder)) for folder in config.sounds}
     rows, by_label = [], []
     for most in (*config.clips, 0):
         for name, sounds in made.items():
@@ -148,7 +144,7 @@ def main(config: Benchmark) -> int:
                 counts = len(chosen)
                 model = trained(config, seed, (mels[chosen], labels[chosen]), sounds)
                 found.append(accuracy(model, held, held_labels))
-            what = [f"{most} a label" if 7 * most == counts else f"all {counts:,}" if most else "none", name]
+            what = [f"{most} a label" if len(LABELS) * most == counts else f"all {counts:,}" if most else "none", name]
             rows.append([*what, spread(found)])
             by_label.append([*what, *(f"{float(each):.2f}" for each in torch.stack(found).mean(0))])
             print(*rows[-1], flush=True)

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from kt import table
 
 from foleybox.audio import read_wave
+from foleybox.doors import write_text
 from foleybox.lab.export import commit
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.seeds import noise
@@ -167,14 +169,13 @@ def main(config: Scenes) -> int:
     made, rows = synth.instrument, figures(config)
     draw(config.out, synth)
     command = shlex.join(["python", "benchmarks/perform.py", *sys.argv[1:]])
-    head = [["what", "measured", "target"], ["---"] * 3]
     page = f"""# Scenes, loops and packs: what they cost and where they lie
 
 Written by `{command}` at commit {commit() or "unknown"}: instrument `{made.name}` {made.version}, seed 0 (the
 scene's and the onset list's), Python {platform.python_version()}, onnxruntime {version("onnxruntime")}, {cores()} cores (load
 before: {load:.1f}).
 
-{chr(10).join(f"| {' | '.join(row)} |" for row in [*head, *rows])}
+{table(["what", "measured", "target"], rows)}
 
 A rise is measured in the finished stem by the detector that also takes onsets from recordings (`studio/onsets.py`); that it
 finds known clicks within 5 ms is a test of its own (`tests/test_onsets.py`), as is that every event of a random list
@@ -184,7 +185,7 @@ lies within 5 ms of its time, on an instrument whose onsets are known (`tests/te
 
 ![two loops: a second on either side of the wrap, and the flux there](loop.png)
 """
-    (config.out / "perform.md").write_text(page, encoding="utf-8")
+    write_text(config.out / "perform.md", page)
     print(page)
     return 0
 

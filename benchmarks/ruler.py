@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import tyro
+from kt import table
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
@@ -134,7 +135,7 @@ def text_of(result: Mapping[str, Any], config: Ruler) -> str:
         "\n".join(f"> {note}" for note in result["notes"]),
         f"![distances by label]({config.output.with_suffix('.svg').name})",
         "## Mean of the seven labels",
-        grid(head, rows),
+        table(head, rows),
     ]
     labels = [label for label in LABELS if label.slug in first["labels"]]
     for name in metrics:
@@ -143,7 +144,7 @@ def text_of(result: Mapping[str, Any], config: Ruler) -> str:
             [each["name"], *(cell(each["labels"][label.slug]["figures"].get(name)) for label in labels)]
             for each in result["systems"]
         ]
-        parts += [f"## {title_of(name, protocol)}", METRICS[name].meaning, grid(["what", *map(str, labels)], lines)]
+        parts += [f"## {title_of(name, protocol)}", METRICS[name].meaning, table(["what", *map(str, labels)], lines)]
     counts = ", ".join(f"{label} {protocol['reference_clips'][label.slug]}" for label in labels)
     parts.append(f"Reference clips: {counts}.")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -159,11 +160,6 @@ def picture(result: Mapping[str, Any]) -> str:
     rows = [*map(str, labels)]
     marks = [result["systems"][0]["labels"][label.slug]["figures"]["frechet"]["floor"] for label in labels]
     return dot_plot(title_of("frechet", result["protocol"]), rows, series, marks, legend_rows=True) + "\n"
-
-
-def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
 def main(config: Ruler) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from kt import RESULTS, table
 
 from foleybox.instrument import Instrument
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
@@ -22,7 +23,6 @@ from foleybox.lab.export import commit
 from foleybox.labels import LABELS
 from foleybox.studio.synth import Synth
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 COLUMNS = ("frechet", "kad", "precision", "recall", "density", "coverage", "diversity", "accuracy")
 
 
@@ -65,11 +65,6 @@ def cell(figure: dict[str, float | None] | None) -> str:
         return "–"
     interval = "" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]"
     return f"{figure['value']:.2f}{interval}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Lay out a Markdown table."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
 def report(config: Temperatures, made: Instrument, result: dict[str, Any]) -> str:

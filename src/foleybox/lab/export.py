@@ -319,12 +319,12 @@ def _trained(run: dict[str, Any]) -> str:
     if run.get("part") == "patches":
         model = run["model"]
         other = f", {run['others_share']:.0%} of them other sounds" if model["labels"] > len(LABELS) else ""
+        without = f", without {', '.join(run['without'])}" if run.get("without") else ""
         most = run.get("most_of_recording")
-        few = f", without {', '.join(run['without'])}" if run.get("without") else ""
-        few += f", at most {most} of a recording in an epoch of its label" if most else ""
+        few = f", at most {most} of a recording in an epoch of its label" if most else ""
         return (
             f"causal patches, width {model['width']}, {model['layers']} layers, {run['steps']:,} steps of {run['batch']} "
-            f"clips{other}{few}{before}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
+            f"clips{other}{without}{few}{before}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
         )
     loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
     tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class

@@ -62,15 +62,18 @@ def balanced_indices(
     """
     groups = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
     whose = [recordings[group] for group in groups] if most and recordings is not None else None
+    lengths = [len(group) for group in groups]
+    if whose is not None:
+        lengths = [int(each.unique(return_counts=True)[1].clamp(max=most).sum()) for each in whose]
+    orders: dict[tuple[int, int], Tensor] = {}
     indices = []
     for place in range(step * batch, (step + 1) * batch):
         which, turn = place % len(groups), place // len(groups)
-        group = groups[which]
-        length = len(group) if whose is None else int(whose[which].unique(return_counts=True)[1].clamp(max=most).sum())
-        order = _order(len(group), seed * 31 + which, turn // length)
-        if whose is not None:
-            order = order[_first_of_each(whose[which][order], most)]
-        indices.append(group[order[turn % length]])
+        epoch, nth = divmod(turn, lengths[which])
+        if (which, epoch) not in orders:
+            order = _order(len(groups[which]), seed * 31 + which, epoch)
+            orders[which, epoch] = order if whose is None else order[_first_of_each(whose[which][order], most)]
+        indices.append(groups[which][orders[which, epoch][nth]])
     return torch.stack(indices)
 
 
