@@ -22,13 +22,15 @@ from kt import table
 from numpy.typing import NDArray
 
 from foleybox.audio import fit, read_wave, write_wave
-from foleybox.doors import write_text
-from foleybox.lab.data import ClipFile, find_clips, load_mels
+from foleybox.files import write_text
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import ClipFile, find_clips
+from foleybox.lab.core.mel import WIDE
 from foleybox.lab.evaluation.originality import WAYS, Audit, ranked, run, write_html
-from foleybox.lab.export import commit
-from foleybox.lab.features import WIDE
-from foleybox.lab.runs import load_autoencoder, load_vocoder
-from foleybox.lab.synthesis import vocode
+from foleybox.lab.export.command import commit
+from foleybox.lab.patches.runs import load_autoencoder
+from foleybox.lab.play.sample import vocode
+from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
 
 RATE, SAMPLES = 22_050, 88_200

@@ -21,12 +21,13 @@ import tyro
 from kt import ROOT, table
 from torch import Tensor, nn
 
-from foleybox.doors import write_text
-from foleybox.lab.augment import cut, shift_time
-from foleybox.lab.data import ClipFile, find_clips, label_ids, load_mels
-from foleybox.lab.export import commit
-from foleybox.lab.features import WIDE
-from foleybox.lab.training.common import balanced_indices, seed_step
+from foleybox.files import write_text
+from foleybox.lab.core.augment import cut, shift_time
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids
+from foleybox.lab.core.loop import balanced_indices, seed_step
+from foleybox.lab.core.mel import WIDE
+from foleybox.lab.export.command import commit
 from foleybox.labels import LABELS
 
 

@@ -21,17 +21,21 @@ from torch import Tensor, nn
 
 from foleybox import cli
 from foleybox.audio import write_wave
-from foleybox.doors import UserError, sha256, write_text
-from foleybox.lab.codes import check_vqvae
-from foleybox.lab.data import ClipFile, find_clips, load_mels
+from foleybox.errors import UserError
+from foleybox.files import sha256, write_text
+from foleybox.lab.baseline.codes import check_vqvae
+from foleybox.lab.baseline.runs import load_pixelsnail, load_vqvae
+from foleybox.lab.baseline.systems import SNAIL, VQ, VqSystem
+from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail
+from foleybox.lab.baseline.train_vqvae import TrainVqvae
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import ClipFile, find_clips
+from foleybox.lab.core.mel import DCASE
+from foleybox.lab.core.runs import fingerprint, plain, read_run_config
 from foleybox.lab.evaluation.embeddings import EmbeddingName
-from foleybox.lab.export import commit
-from foleybox.lab.features import DCASE
-from foleybox.lab.runs import fingerprint, load_pixelsnail, load_vocoder, load_vqvae, plain, read_run_config
-from foleybox.lab.synthesis import read_vocoder, vocode
-from foleybox.lab.systems import SNAIL, VQ, VqSystem
-from foleybox.lab.training.pixelsnail import TrainPixelsnail
-from foleybox.lab.training.vqvae import TrainVqvae
+from foleybox.lab.export.command import commit
+from foleybox.lab.play.sample import read_vocoder, vocode
+from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
 
 SYSTEMS: tuple[VqSystem, ...] = get_args(VqSystem)  # baseline, cmu-b

@@ -26,32 +26,31 @@ from PIL import Image
 from torch import Tensor, nn
 
 from foleybox.audio import read_wave, write_wave
-from foleybox.doors import UserError, sha256, write_text
-from foleybox.lab import losses
-from foleybox.lab.augment import PartMasks
-from foleybox.lab.cembed import PARTS, CembedConfig, Cembeds, Mhifigan, load_cembeds, waves_of_cembeds
-from foleybox.lab.codes import check_vqvae, decode_codes, encode_mels
-from foleybox.lab.data import ClipFile, find_clips, load_wave_cache, split_by_recording
+from foleybox.errors import UserError
+from foleybox.files import sha256, write_text
+from foleybox.lab.baseline.codes import check_vqvae, decode_codes, encode_mels
+from foleybox.lab.baseline.runs import load_pixelsnail
+from foleybox.lab.baseline.systems import SNAIL
+from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail
+from foleybox.lab.cmu.cembed import PARTS, CembedConfig, Cembeds, load_cembeds
+from foleybox.lab.cmu.masks import PartMasks
+from foleybox.lab.cmu.mhifigan import Mhifigan, waves_of_cembeds
+from foleybox.lab.cmu.mvqvae import Mvqvae
+from foleybox.lab.cmu.runs import load_mhifigan, load_mvqvae, mhifigan_config
+from foleybox.lab.cmu.systems import MVQ
+from foleybox.lab.cmu.train_mhifigan import MaskedSegments, TrainMhifigan
+from foleybox.lab.cmu.train_mvqvae import TrainMvqvae
+from foleybox.lab.core.cache import load_wave_cache
+from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording
+from foleybox.lab.core.loop import seed_step, spread
+from foleybox.lab.core.losses import feature_matching, mel_distance, squares_discriminator, squares_generator
+from foleybox.lab.core.mel import CEMBED, LogMel
+from foleybox.lab.core.runs import plain, read_run_config, read_state
 from foleybox.lab.evaluation.embeddings import EmbeddingName
-from foleybox.lab.export import commit
-from foleybox.lab.features import CEMBED, LogMel
-from foleybox.lab.models.hifigan import MultiPeriodDiscriminator, MultiScaleDiscriminator, PeriodConfig, ScaleConfig
-from foleybox.lab.models.vqvae import Mvqvae
-from foleybox.lab.runs import (
-    load_mhifigan,
-    load_mvqvae,
-    load_pixelsnail,
-    mhifigan_config,
-    plain,
-    read_run_config,
-    read_state,
-)
-from foleybox.lab.synthesis import SAMPLES
-from foleybox.lab.systems import MVQ, SNAIL
-from foleybox.lab.training.common import seed_step, spread
-from foleybox.lab.training.hifigan import MaskedSegments, TrainMhifigan, judge
-from foleybox.lab.training.mvqvae import TrainMvqvae
-from foleybox.lab.training.pixelsnail import TrainPixelsnail
+from foleybox.lab.export.command import commit
+from foleybox.lab.play.sample import SAMPLES
+from foleybox.lab.vocoders.hifigan import MultiPeriodDiscriminator, MultiScaleDiscriminator, PeriodConfig, ScaleConfig
+from foleybox.lab.vocoders.train_hifigan import judge
 from foleybox.labels import LABELS
 from foleybox.studio.sheet import picture
 
@@ -387,10 +386,10 @@ def table5(bench: Bench) -> str:
                 wave, read = segments.draw(which)
                 fake = voice(read)
                 (real_scores, target), (fake_scores, seen) = judge(critics, wave), judge(critics, fake)
-                error = losses.mel_distance(mel(wave), mel(fake))
-                judged = losses.squares_discriminator(real_scores, fake_scores)
-                loss = losses.squares_generator(fake_scores) + config.mel_weight * error
-                loss = loss + config.matching_weight * losses.feature_matching(target, seen)
+                error = mel_distance(mel(wave), mel(fake))
+                judged = squares_discriminator(real_scores, fake_scores)
+                loss = squares_generator(fake_scores) + config.mel_weight * error
+                loss = loss + config.matching_weight * feature_matching(target, seen)
                 sums += len(which) * torch.stack([error, judged, loss])
                 count += len(which)
         printed = " / ".join(f"{value:.3f}" for value in PRINTED_5[name])

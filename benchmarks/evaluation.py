@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor
 
 from foleybox.audio import write_wave
-from foleybox.lab.data import find_clips, load_waves
+from foleybox.lab.core.clips import find_clips, load_waves
 from foleybox.lab.evaluation import embeddings, report
 from foleybox.lab.evaluation.embeddings import Embedded, embed_clips, find_weights, load_embedding
 from foleybox.lab.evaluation.measures import MeasureConfig, measure, reference_of

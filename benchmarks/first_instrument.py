@@ -24,9 +24,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from foleybox.audio import fit, write_wave
-from foleybox.lab.data import find_clips, load_waves
-from foleybox.lab.export import rewrite_card
-from foleybox.lab.features import DCASE, LogMel
+from foleybox.lab.core.clips import find_clips, load_waves
+from foleybox.lab.core.mel import DCASE, LogMel
+from foleybox.lab.export.card import rewrite_card
 from foleybox.labels import LABELS
 from foleybox.studio.synth import Synth
 

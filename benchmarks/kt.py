@@ -18,9 +18,9 @@ from typing import Any, Literal
 import tyro
 from matplotlib.figure import Figure
 
-from foleybox.doors import sha256, write_beside, write_text
-from foleybox.lab.export import commit
-from foleybox.lab.systems import KT
+from foleybox.files import sha256, write_beside, write_text
+from foleybox.lab.export.command import commit
+from foleybox.lab.kt.systems import KT
 from foleybox.labels import LABELS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from foleybox.audio import write_wave
-from foleybox.doors import UserError
-from foleybox.lab.data import find_clips, load_mels
+from foleybox.errors import UserError
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.mel import DCASE, SILENCE
 from foleybox.lab.evaluation.embeddings import load_embedding
-from foleybox.lab.features import DCASE, SILENCE
-from foleybox.lab.scored import Ruler
-from foleybox.lab.selection import choose, plain_numbers, standardised
+from foleybox.lab.kt.selection import choose, plain_numbers, standardised
+from foleybox.lab.play.scored import Ruler
 from foleybox.labels import LABELS, parse_label
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, Wave, is_silent

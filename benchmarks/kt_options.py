@@ -22,9 +22,9 @@ from typing import Any
 import tyro
 from kt import METRICS, ROOT, Bench, Benchmark, by_label, figure, table
 
-from foleybox.doors import write_text
-from foleybox.lab.export import commit
-from foleybox.lab.runs import read_run_config, read_state
+from foleybox.files import write_text
+from foleybox.lab.core.runs import read_run_config, read_state
+from foleybox.lab.export.command import commit
 
 RESULTS = ROOT / "results"
 

@@ -21,10 +21,11 @@ from kt import ROOT, figure, table
 from matplotlib.figure import Figure
 from systems import evaluate, floors, foleybox, kept, read_store, sounds_of
 
-from foleybox.doors import UserError, write_text
-from foleybox.lab.export import commit
-from foleybox.lab.models.patches import GUIDANCE, TEMPERATURE
-from foleybox.lab.runs import clips_seen, read_state
+from foleybox.errors import UserError
+from foleybox.files import write_text
+from foleybox.lab.core.runs import clips_seen, read_state
+from foleybox.lab.export.command import commit
+from foleybox.lab.patches.transformer import GUIDANCE, TEMPERATURE
 from foleybox.labels import LABELS
 
 HELD = "held_out_flow"  # what a run's log calls the error on held-out clips, at the steps that measure it

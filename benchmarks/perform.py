@@ -23,8 +23,8 @@ import tyro
 from kt import table
 
 from foleybox.audio import read_wave
-from foleybox.doors import write_text
-from foleybox.lab.export import commit
+from foleybox.files import write_text
+from foleybox.lab.export.command import commit
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, cores

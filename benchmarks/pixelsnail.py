@@ -24,8 +24,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from foleybox.lab.models.pixelsnail import SIZES, Attention, PixelSnail, PixelSnailConfig
-from foleybox.lab.sampling import PLAIN, Noise, PlaceByPlace, draw, memory_needed
+from foleybox.lab.baseline.pixelsnail import SIZES, Attention, PixelSnail, PixelSnailConfig
+from foleybox.lab.baseline.sampling import PLAIN, Noise, PlaceByPlace, draw, memory_needed
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
 from foleybox.audio import fit, read_wave, write_wave
-from foleybox.doors import write_text
-from foleybox.lab.data import ClipFile, find_clips
+from foleybox.files import write_text
+from foleybox.lab.core.clips import ClipFile, find_clips
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
 from foleybox.lab.evaluation.page import Point, dot_plot
 from foleybox.lab.evaluation.report import Evaluate, run, write_page
 from foleybox.lab.evaluation.tables import cell, number, protocol_entries, title_of
-from foleybox.lab.export import commit
+from foleybox.lab.export.command import commit
 from foleybox.labels import LABELS
 
 RATE, SAMPLES = 22_050, 88_200

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from foleybox.lab.losses import conditional_contrastive, hinge_discriminator, hinge_generator
-from foleybox.lab.models import sagan
+from foleybox.lab.kt import sagan
+from foleybox.lab.kt.losses import conditional_contrastive, hinge_discriminator, hinge_generator
 
 
 @dataclass(frozen=True)

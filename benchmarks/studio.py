@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from foleybox.commands.verify import find_sounds, verify_files
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, cores
-from foleybox.studio.verify import find_sounds, verify_files
 
 CLIPS = 64
 RUNS = 5

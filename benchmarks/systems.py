@@ -29,13 +29,18 @@ from PIL import Image
 
 from foleybox import cli
 from foleybox.audio import fit, read_wave, write_wave
-from foleybox.doors import UserError, write_text
+from foleybox.errors import UserError
+from foleybox.files import write_text
 from foleybox.instrument import find_instrument, read_instrument
-from foleybox.lab.data import ClipFile, find_clips, load_mels, load_waves
-from foleybox.lab.export import commit
-from foleybox.lab.features import WIDE
-from foleybox.lab.losses import repetition, roughness
-from foleybox.lab.runs import load_autoencoder, load_vocoder, read_run_config, read_state
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import ClipFile, find_clips, load_waves
+from foleybox.lab.core.losses import roughness
+from foleybox.lab.core.mel import WIDE
+from foleybox.lab.core.runs import read_run_config, read_state
+from foleybox.lab.export.command import commit
+from foleybox.lab.patches.runs import load_autoencoder
+from foleybox.lab.vocoders.losses import repetition
+from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
 from foleybox.studio.sheet import picture
 from foleybox.studio.synth import Synth

@@ -19,7 +19,7 @@ from kt import RESULTS, table
 from foleybox.instrument import Instrument
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
 from foleybox.lab.evaluation.report import Evaluate, run
-from foleybox.lab.export import commit
+from foleybox.lab.export.command import commit
 from foleybox.labels import LABELS
 from foleybox.studio.synth import Synth
 

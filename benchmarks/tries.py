@@ -23,17 +23,20 @@ from kt import table
 from torch import Tensor
 from tries_other import finish, train_banded, train_whole
 
-from foleybox.doors import UserError, write_text
-from foleybox.lab.data import ClipFile, find_clips, label_ids, load_mels, split_by_recording
+from foleybox.errors import UserError
+from foleybox.files import write_text
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, split_by_recording
+from foleybox.lab.core.mel import WIDE
 from foleybox.lab.evaluation.embeddings import load_embedding
-from foleybox.lab.features import WIDE
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
-from foleybox.lab.models.patches import Patches, PatchesConfig, draw
-from foleybox.lab.runs import load_autoencoder, load_vocoder
-from foleybox.lab.scored import Ruler
-from foleybox.lab.training.autoencoder import TrainAutoencoder
-from foleybox.lab.training.autoencoder import train as train_autoencoder
-from foleybox.lab.training.patches import TrainPatches, train
+from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.patches.runs import load_autoencoder
+from foleybox.lab.patches.train_autoencoder import TrainAutoencoder
+from foleybox.lab.patches.train_autoencoder import train as train_autoencoder
+from foleybox.lab.patches.train_patches import TrainPatches, train
+from foleybox.lab.patches.transformer import Patches, PatchesConfig, draw
+from foleybox.lab.play.scored import Ruler
+from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
 
 SMALL = PatchesConfig(width=128, layers=4, heads=4, head_width=192)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foleybox.lab import losses
-from foleybox.lab.models.autoencoder import Autoencoder, Block, fold, unfold
-from foleybox.lab.models.patches import FlowHead, Patches, PatchesConfig, Stream, flow, leads, times
-from foleybox.lab.models.sagan import Discriminator, SaganConfig, to_network
-from foleybox.lab.training.common import STEADY, balanced_indices, seed_step, update_average
-from foleybox.lab.training.patches import TrainPatches, changed, head_loss, learning_rate
+from foleybox.lab.core.loop import STEADY, balanced_indices, seed_step, update_average
+from foleybox.lab.kt.losses import conditional_contrastive, hinge_discriminator, hinge_generator
+from foleybox.lab.kt.sagan import Discriminator, SaganConfig, to_network
+from foleybox.lab.patches.autoencoder import Autoencoder, Block, fold, unfold
+from foleybox.lab.patches.train_patches import TrainPatches, changed, head_loss, learning_rate
+from foleybox.lab.patches.transformer import FlowHead, Patches, PatchesConfig, Stream, flow, leads, times
 from foleybox.labels import LABELS
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -229,15 +229,15 @@ def finish(
 
         judge.requires_grad_(True)
         of_real, of_fake = judge(real, label), judge(fake.detach(), label)
-        judged = losses.hinge_discriminator(of_real.logit, of_fake.logit)
-        judged = judged + losses.conditional_contrastive(of_real.embedding, of_real.proxy, tau_data=0.1, tau_class=1.0)
+        judged = hinge_discriminator(of_real.logit, of_fake.logit)
+        judged = judged + conditional_contrastive(of_real.embedding, of_real.proxy, tau_data=0.1, tau_class=1.0)
         optimizer.zero_grad()
         judged.backward()
         optimizer.step()
         judge.requires_grad_(False)
         word = judge(fake, label)
-        against = losses.hinge_generator(word.logit)
-        against = against + losses.conditional_contrastive(word.embedding, word.proxy, tau_data=0.1, tau_class=1.0)
+        against = hinge_generator(word.logit)
+        against = against + conditional_contrastive(word.embedding, word.proxy, tau_data=0.1, tau_class=1.0)
         return error + WEIGHT * against
 
     return learned(config, model, loss_of, mels, labels, steps, after)

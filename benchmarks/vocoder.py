@@ -19,10 +19,10 @@ import torch
 import tyro
 from torch import nn
 
-from foleybox.lab.features import DCASE
-from foleybox.lab.models.hifigan import V1, V2, Hifigan
-from foleybox.lab.models.vocos import SIZES, Vocos
-from foleybox.lab.runs import load_vocoder
+from foleybox.lab.core.mel import DCASE
+from foleybox.lab.vocoders.hifigan import V1, V2, Hifigan
+from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.vocoders.vocos import SIZES, Vocos
 
 FRAMES = 344
 

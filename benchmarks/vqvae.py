@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from foleybox.lab.losses import commitment
-from foleybox.lab.models.vqvae import Codebook, Vqvae, VqvaeConfig
+from foleybox.lab.baseline.losses import commitment
+from foleybox.lab.baseline.vqvae import Codebook, Vqvae, VqvaeConfig
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor
 
-from foleybox.doors import write_text
-from foleybox.lab.codes import read_codes, split_codes
-from foleybox.lab.models.pixelsnail import SMALL, STRIDE, Attention, CausalTransposed, PixelSnail, PixelSnailConfig
-from foleybox.lab.sampling import PLAIN, sample, sample_naive
-from foleybox.lab.training.common import batch_indices
-from foleybox.lab.training.pixelsnail import measure
+from foleybox.files import write_text
+from foleybox.lab.baseline.codes import read_codes, split_codes
+from foleybox.lab.baseline.pixelsnail import SMALL, STRIDE, Attention, CausalTransposed, PixelSnail, PixelSnailConfig
+from foleybox.lab.baseline.sampling import PLAIN, sample, sample_naive
+from foleybox.lab.baseline.train_pixelsnail import measure
+from foleybox.lab.core.loop import batch_indices
 
 NAMES = {0: "plain", 1: "Zen, one halving", 2: "Zen, two halvings"}
 Grid = tuple[int, int]

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from foleybox.audio import Wave
-from foleybox.instrument import Heard, Instrument, write_instrument
+from foleybox.instrument import Instrument, write_instrument
 from foleybox.labels import LABELS
+from foleybox.licences import Heard
 from foleybox.studio.synth import Synth
 
 LATENT, BANDS, FRAMES, HOP = 8, 6, 12, 160

@@ -12,7 +12,7 @@ from helpers import tone
 
 from foleybox import audio
 from foleybox.audio import fit, loudness, peak_db, read_wave, resample, rms_db, true_peak_db, wav_chunk, write_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 
 NOISE = (0.2 * np.random.default_rng(0).standard_normal(22_050)).astype(np.float32)
 

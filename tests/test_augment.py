@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foleybox.lab.augment import MelAugment, augment_mel, colour, cut, draw_changes, gain, shift_bands, shift_time
+from foleybox.lab.core.augment import MelAugment, augment_mel, colour, cut, draw_changes, gain, shift_bands, shift_time
 
 FLOOR = -0.9
 POLICY = MelAugment(probability=1.0)

@@ -13,14 +13,16 @@ from helpers_lab import toy_folder
 from toy_embedding import ToyEmbedding
 from toy_runs import SNAIL, VOCOS, VQ, vocoder_run, vqvae_run
 
-from foleybox.doors import UserError
-from foleybox.lab.codes import Encode, encode, read_codes
-from foleybox.lab.data import find_clips
-from foleybox.lab.models import pixelsnail, vocos
-from foleybox.lab.training.pixelsnail import TrainPixelsnail
-from foleybox.lab.training.pixelsnail import train as train_pixelsnail
-from foleybox.lab.training.vqvae import TrainVqvae
-from foleybox.lab.training.vqvae import train as train_vqvae
+from foleybox.errors import UserError
+from foleybox.lab.baseline import pixelsnail
+from foleybox.lab.baseline.codes import read_codes
+from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail
+from foleybox.lab.baseline.train_pixelsnail import train as train_pixelsnail
+from foleybox.lab.baseline.train_vqvae import TrainVqvae
+from foleybox.lab.baseline.train_vqvae import train as train_vqvae
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.play.encode import Encode, encode
+from foleybox.lab.vocoders import vocos
 from foleybox.labels import LABELS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

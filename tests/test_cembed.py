@@ -15,9 +15,9 @@ import torch
 from helpers_lab import toy_folder
 from torch import Tensor, nn
 
-from foleybox.doors import UserError
-from foleybox.lab import cembed as module
-from foleybox.lab.cembed import (
+from foleybox.errors import UserError
+from foleybox.lab.cmu import cembed as module
+from foleybox.lab.cmu.cembed import (
     FRAMES,
     KERNELS,
     PARTS,
@@ -33,8 +33,8 @@ from foleybox.lab.cembed import (
     published_scale,
     row_scale,
 )
-from foleybox.lab.data import find_clips
-from foleybox.lab.features import CEMBED, SILENCE, LogMel
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.mel import CEMBED, SILENCE, LogMel
 
 STAND_IN = CembedConfig(encoder="stand-in")
 

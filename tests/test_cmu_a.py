@@ -16,17 +16,18 @@ from helpers_lab import toy_folder
 from toy_embedding import ToyEmbedding
 from toy_runs import SNAIL
 
-from foleybox.doors import UserError
-from foleybox.lab.cembed import CembedConfig, Cembeds
-from foleybox.lab.codes import Encode, encode, read_codes
-from foleybox.lab.data import ClipFile, find_clips
-from foleybox.lab.models import pixelsnail
-from foleybox.lab.models.vqvae import MvqvaeConfig
-from foleybox.lab.training.hifigan import TrainMhifigan, main_mhifigan
-from foleybox.lab.training.mvqvae import TrainMvqvae
-from foleybox.lab.training.mvqvae import train as train_mvqvae
-from foleybox.lab.training.pixelsnail import TrainPixelsnail
-from foleybox.lab.training.pixelsnail import train as train_pixelsnail
+from foleybox.errors import UserError
+from foleybox.lab.baseline import pixelsnail
+from foleybox.lab.baseline.codes import read_codes
+from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail
+from foleybox.lab.baseline.train_pixelsnail import train as train_pixelsnail
+from foleybox.lab.cmu.cembed import CembedConfig, Cembeds
+from foleybox.lab.cmu.mvqvae import MvqvaeConfig
+from foleybox.lab.cmu.train_mhifigan import TrainMhifigan, main as main_mhifigan
+from foleybox.lab.cmu.train_mvqvae import TrainMvqvae
+from foleybox.lab.cmu.train_mvqvae import train as train_mvqvae
+from foleybox.lab.core.clips import ClipFile, find_clips
+from foleybox.lab.play.encode import Encode, encode
 from foleybox.labels import LABELS
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

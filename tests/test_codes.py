@@ -15,13 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab.codes import Codes, check_vqvae, decode_codes, encode_mels, read_codes, split_codes, write_codes
-from foleybox.lab.data import find_clips, heard, label_ids, load_mels, split_by_recording
-from foleybox.lab.features import DCASE
-from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
-from foleybox.lab.runs import fingerprint, load_vqvae, open_run, save_state
-from foleybox.lab.training.vqvae import TrainVqvae
+from foleybox.errors import UserError
+from foleybox.lab.baseline.codes import (
+    Codes,
+    check_vqvae,
+    decode_codes,
+    encode_mels,
+    read_codes,
+    split_codes,
+    write_codes,
+)
+from foleybox.lab.baseline.runs import load_vqvae
+from foleybox.lab.baseline.train_vqvae import TrainVqvae
+from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import find_clips, heard, label_ids, split_by_recording
+from foleybox.lab.core.mel import DCASE
+from foleybox.lab.core.runs import fingerprint, open_run, save_state
 
 TINY = VqvaeConfig(channels=4, residual=2, width=3, size=8)
 

@@ -11,17 +11,9 @@ import torch
 from torch import nn
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab.runs import clips_seen, open_run, read_run_config, resume, save_state
-from foleybox.lab.training.common import (
-    at_least,
-    balanced_indices,
-    batch_indices,
-    due,
-    seed_step,
-    share,
-    update_average,
-)
+from foleybox.errors import UserError
+from foleybox.lab.core.loop import at_least, balanced_indices, batch_indices, due, seed_step, share, update_average
+from foleybox.lab.core.runs import clips_seen, open_run, read_run_config, resume, save_state
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,11 @@ import soundfile
 import torch
 from helpers_lab import toy_folder, toy_wave
 
-from foleybox.doors import UserError
-from foleybox.lab.data import (
-    DataCheck,
-    cached,
-    check,
-    find_clips,
-    heard,
-    inspect,
-    label_ids,
-    load_mels,
-    load_waves,
-    split_by_recording,
-)
-from foleybox.lab.features import DCASE, LogMel
+from foleybox.errors import UserError
+from foleybox.lab.core.cache import cached, load_mels
+from foleybox.lab.core.check import DataCheck, check, inspect
+from foleybox.lab.core.clips import find_clips, heard, label_ids, load_waves, split_by_recording
+from foleybox.lab.core.mel import DCASE, LogMel
 
 
 @pytest.fixture(autouse=True)

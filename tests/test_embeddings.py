@@ -10,8 +10,8 @@ import torch
 from toy_embedding import RATE, ToyEmbedding, sounds, toy
 
 from foleybox.audio import write_wave
-from foleybox.doors import UserError
-from foleybox.lab.data import find_clips
+from foleybox.errors import UserError
+from foleybox.lab.core.clips import find_clips
 from foleybox.lab.evaluation import embeddings, mn, vggish
 from foleybox.lab.evaluation.embeddings import (
     AUDIOSET,

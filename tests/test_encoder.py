@@ -13,16 +13,17 @@ from helpers_lab import toy_folder
 from torch import Tensor
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab.augment import NEPER_PER_DB, Views, draw_view, fade
-from foleybox.lab.data import find_clips, load_mels
+from foleybox.errors import UserError
+from foleybox.lab.core.augment import NEPER_PER_DB
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.mel import DCASE, SILENCE
 from foleybox.lab.evaluation.embeddings import embed_clips, load_embedding
-from foleybox.lab.features import DCASE, SILENCE
-from foleybox.lab.losses import supervised_contrastive
-from foleybox.lab.models.encoder import MEL_LOW, Encoder, EncoderConfig, embed_mels, encode_mels
-from foleybox.lab.runs import load_encoder
-from foleybox.lab.training import encoder as loop
-from foleybox.lab.training.encoder import TrainEncoder, cosine, main, train
+from foleybox.lab.kt import train_encoder as loop
+from foleybox.lab.kt.encoder import MEL_LOW, Encoder, EncoderConfig, embed_mels, encode_mels
+from foleybox.lab.kt.losses import supervised_contrastive
+from foleybox.lab.kt.runs import load_encoder
+from foleybox.lab.kt.train_encoder import TrainEncoder, Views, cosine, draw_view, fade, main, train
 
 TINY = EncoderConfig(width=4, embedding=16)
 draw_sheet = loop.sheet_of_views

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox.audio import write_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.events import (
     LATEST,
     Event,

@@ -6,20 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from foleybox.doors import UserError
-from foleybox.instrument import read_instrument, roll_up
-from foleybox.lab import export, graphs
-from foleybox.lab.export import Export, heard_by
-from foleybox.lab.features import DCASE, WIDE
-from foleybox.lab.graphs import GeneratorGraph, build_gan, without_parametrizations
-from foleybox.lab.models.hifigan import Hifigan
-from foleybox.lab.models.sagan import Generator, SaganConfig, refresh_batch_norm
-from foleybox.lab.models.vocos import Vocos, VocosConfig
-from foleybox.lab.runs import NUMBERED, hifigan_config, load_generator, load_vocoder, open_run, save_state, vocos_config
-from foleybox.lab.training.hifigan import TrainHifigan
-from foleybox.lab.training.sagan import TrainSagan
-from foleybox.lab.training.vocoder import TrainVocoder
+from foleybox.errors import UserError
+from foleybox.instrument import read_instrument
+from foleybox.lab.core.mel import DCASE, WIDE
+from foleybox.lab.core.runs import NUMBERED, open_run, save_state
+from foleybox.lab.export import command as export
+from foleybox.lab.export import graphs
+from foleybox.lab.export.command import Export, heard_by
+from foleybox.lab.export.graphs import GeneratorGraph, build_gan, without_parametrizations
+from foleybox.lab.kt.runs import load_generator
+from foleybox.lab.kt.sagan import Generator, SaganConfig, refresh_batch_norm
+from foleybox.lab.kt.train_sagan import TrainSagan
+from foleybox.lab.vocoders.hifigan import Hifigan
+from foleybox.lab.vocoders.runs import hifigan_config, load_vocoder, vocos_config
+from foleybox.lab.vocoders.train_hifigan import TrainHifigan
+from foleybox.lab.vocoders.train_vocos import TrainVocoder
+from foleybox.lab.vocoders.vocos import Vocos, VocosConfig
 from foleybox.labels import LABELS
+from foleybox.licences import roll_up
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth
 

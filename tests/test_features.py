@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from foleybox.doors import UserError
-from foleybox.lab.features import CEMBED, DCASE, MELS, LogMel, MelConfig, slaney_filters
+from foleybox.errors import UserError
+from foleybox.lab.core.mel import CEMBED, DCASE, MELS, LogMel, MelConfig, slaney_filters
 
 
 @pytest.mark.parametrize("name", MELS)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.lab.evaluation.frechet import (
     Gaussian,
     Moments,

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foleybox.audio import fit, resample
-from foleybox.doors import UserError
-from foleybox.lab.losses import squares_discriminator
-from foleybox.lab.models.hifigan import (
+from foleybox.errors import UserError
+from foleybox.lab.core.losses import squares_discriminator
+from foleybox.lab.vocoders.hifigan import (
     V1,
     V2,
     V3,
@@ -24,7 +24,7 @@ from foleybox.lab.models.hifigan import (
     PeriodDiscriminator,
     ScaleConfig,
 )
-from foleybox.lab.runs import read_official_hifigan
+from foleybox.lab.vocoders.runs import read_official_hifigan
 
 TINY = HifiganConfig(width=16)
 CMU = HifiganConfig(bands=1152, rates=(10, 8, 2, 2))

@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 from helpers import HEARD, toy_graphs, toy_instrument, toy_manifest
 
-from foleybox.doors import UserError
-from foleybox.instrument import (
-    NOT_FOR_DISTRIBUTION,
-    SHIPPED,
-    Heard,
-    _digest,
-    read_instrument,
-    roll_up,
-    write_instrument,
-)
+from foleybox.errors import UserError
+from foleybox.instrument import SHIPPED, _digest, read_instrument, write_instrument
+from foleybox.licences import NOT_FOR_DISTRIBUTION, Heard, roll_up
 
 
 def refused(folder: Path, words: str) -> None:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import foleybox
 from foleybox.audio import read_wave
 from foleybox.cli import main
-from foleybox.doors import UserError
-from foleybox.studio.jobs import COLUMNS, Jobs, read_jobs, tasks_of
+from foleybox.commands.jobs import COLUMNS, Jobs, read_jobs, tasks_of
+from foleybox.errors import UserError
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.synth import Synth
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import kt_finish
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 
 
 def mels(seed: int, level: float = -6.0, spread: float = 0.5, count: int = 40) -> kt_finish.Mels:

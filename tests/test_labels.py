@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.labels import LABELS, find_label, parse_label
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from foleybox.audio import Wave, read_wave, rms_db, wav_chunk, write_wave
 from foleybox.cli import main
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.extend import _alike
 from foleybox.studio.loop import (
     Wrap,

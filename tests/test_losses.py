@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from foleybox.lab.losses import conditional_contrastive, hinge_discriminator, hinge_generator, lecam, r1
+from foleybox.lab.kt.losses import conditional_contrastive, hinge_discriminator, hinge_generator, lecam, r1
 
 # d, the label table and the labels of the worked example: two items of label 0 on one axis, one of label 1 on the other.
 DATA = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)

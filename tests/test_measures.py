@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foleybox.doors import UserError
-from foleybox.lab.data import ClipFile
+from foleybox.errors import UserError
+from foleybox.lab.core.clips import ClipFile
 from foleybox.lab.evaluation.embeddings import EmbeddedClips, join
 from foleybox.lab.evaluation.frechet import gaussian
 from foleybox.lab.evaluation.kad import bandwidth

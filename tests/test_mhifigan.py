@@ -14,14 +14,17 @@ from helpers_lab import toy_wave
 from torch import Tensor
 
 from foleybox.audio import resample
-from foleybox.doors import UserError
-from foleybox.lab.augment import PartMasks, draw_part_masks
-from foleybox.lab.cembed import PARTS, CembedConfig, Mhifigan, fill_value, waves_of_cembeds
-from foleybox.lab.features import SILENCE
-from foleybox.lab.models.hifigan import MHIFIGAN, MHIFIGAN_EVEN, Hifigan, HifiganConfig
-from foleybox.lab.runs import load_mhifigan, load_vocoder
-from foleybox.lab.training import hifigan as loop
-from foleybox.lab.training.hifigan import MaskedSegments, TrainMhifigan, train
+from foleybox.errors import UserError
+from foleybox.lab.cmu.cembed import PARTS, CembedConfig, fill_value
+from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
+from foleybox.lab.cmu.mhifigan import MHIFIGAN, MHIFIGAN_EVEN, Mhifigan, waves_of_cembeds
+from foleybox.lab.cmu.runs import load_mhifigan
+from foleybox.lab.cmu.train_mhifigan import MaskedSegments, TrainMhifigan
+from foleybox.lab.core.mel import SILENCE
+from foleybox.lab.vocoders import train_hifigan as loop
+from foleybox.lab.vocoders.hifigan import Hifigan, HifiganConfig
+from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.vocoders.train_hifigan import train
 
 NARROW = HifiganConfig(bands=1152, width=16, rates=(10, 8, 2, 2))
 
@@ -128,7 +131,7 @@ def test_it_trains_resumes_bit_for_bit_and_says_stand_in(tmp_path: Path) -> None
     for name, stops in (("whole", (2,)), ("parts", (1, 2))):
         for steps in stops:
             settings = config(tmp_path / name, steps=steps, sample_every=2)
-            train(settings, waves(), waves()[:1], heard, cembeds=(cembeds(), cembeds()[:1]))
+            train(settings, waves(), waves()[:1], heard, (cembeds(), cembeds()[:1]))
     mine, theirs = (torch.load(tmp_path / n / "state.pt", weights_only=True) for n in ("whole", "parts"))
     assert mine["step"] == theirs["step"] == 2
     assert {"rows.mean", "rows.deviation"} < set(mine["generator"])
@@ -163,5 +166,5 @@ def test_mistakes_are_told_before_a_folder_is_made(tmp_path: Path) -> None:
         ({"batch": 0}, "--batch 0: expected 1 or more"),
     ):
         with pytest.raises(UserError, match=complaint):
-            train(config(tmp_path / "run", **changes), waves(), waves(), [], cembeds=(cembeds(), cembeds()))
+            train(config(tmp_path / "run", **changes), waves(), waves(), [], (cembeds(), cembeds()))
     assert not (tmp_path / "run").exists()

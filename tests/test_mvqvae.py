@@ -17,33 +17,23 @@ from helpers_lab import toy_folder
 from torch import Tensor, nn
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab import codes as codes_module
-from foleybox.lab.augment import PartMasks, draw_part_masks
-from foleybox.lab.cembed import PARTS, CembedConfig, fill_value, published_scale
-from foleybox.lab.codes import decode_codes, encode_mels, read_codes
-from foleybox.lab.data import ClipFile, find_clips, split_by_recording
-from foleybox.lab.features import CEMBED, DCASE, SILENCE, LogMel
-from foleybox.lab.losses import commitment
-from foleybox.lab.models import vqvae as model_file
-from foleybox.lab.models.vqvae import (
-    V1,
-    V2,
-    Beside,
-    Codebook,
-    Codebooks,
-    Mvqvae,
-    MvqvaeConfig,
-    ResidualBlock,
-    Rows,
-    Vqvae,
-    VqvaeConfig,
-    nearest,
-)
-from foleybox.lab.runs import fingerprint, load_mvqvae, load_quantiser, read_run_config
-from foleybox.lab.systems import MVQ
-from foleybox.lab.training import mvqvae as loop
-from foleybox.lab.training.mvqvae import TrainMvqvae, errors_by_part, main, measure, train
+from foleybox.errors import UserError
+from foleybox.lab.baseline import codes as codes_module
+from foleybox.lab.baseline import vqvae as model_file
+from foleybox.lab.baseline.codes import decode_codes, encode_mels, read_codes
+from foleybox.lab.baseline.losses import commitment
+from foleybox.lab.cmu.mvqvae import V1, V2
+from foleybox.lab.baseline.vqvae import Beside, Codebook, ResidualBlock, Vqvae, VqvaeConfig, nearest
+from foleybox.lab.cmu import train_mvqvae as loop
+from foleybox.lab.cmu.cembed import PARTS, CembedConfig, fill_value, published_scale
+from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
+from foleybox.lab.cmu.mvqvae import Codebooks, Mvqvae, MvqvaeConfig, Rows
+from foleybox.lab.cmu.runs import load_mvqvae, load_quantiser
+from foleybox.lab.cmu.systems import MVQ
+from foleybox.lab.cmu.train_mvqvae import TrainMvqvae, errors_by_part, main, measure, train
+from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording
+from foleybox.lab.core.mel import CEMBED, DCASE, SILENCE, LogMel
+from foleybox.lab.core.runs import fingerprint, read_run_config
 
 TINY = MvqvaeConfig(channels=4, residual=2, width=3, size=8)
 FAST = replace(TINY, depth=2, stride=16)  # over time alone: the loop is the same
@@ -554,7 +544,7 @@ def test_the_verb_encodes_a_run_of_it_and_the_codes_decode_to_cembeds(
 
 
 def test_a_run_of_one_kind_is_refused_where_the_other_is_wanted(finished: Path) -> None:
-    from foleybox.lab.runs import load_vqvae
+    from foleybox.lab.baseline.runs import load_vqvae
 
     with pytest.raises(UserError, match="is a run of 'mvqvae': expected one of `foleybox train vqvae`"):
         load_vqvae(finished)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from foleybox.audio import fit, read_wave, write_wave
-from foleybox.lab.data import find_clips, split_by_recording
+from foleybox.lab.core.clips import find_clips, split_by_recording
+from foleybox.lab.core.mel import LogMel
 from foleybox.lab.evaluation.originality import (
     MEL,
     Audit,
@@ -26,7 +27,6 @@ from foleybox.lab.evaluation.originality import (
     verdict,
     wave_correlations,
 )
-from foleybox.lab.features import LogMel
 
 RATE, SAMPLES = 22_050, 44_100
 

@@ -14,16 +14,16 @@ from helpers import HEARD, Drawn, clicks, toy_instrument, toy_manifest
 
 from foleybox.audio import Wave, read_wave, true_peak_db, wav_chunk, write_wave
 from foleybox.cli import main
-from foleybox.instrument import Heard
+from foleybox.commands.info import describe_sound
+from foleybox.commands.pack import licence_text, ucs_name
+from foleybox.licences import Heard
 from foleybox.studio.engines import UNITY_PLAYER, engine_files
-from foleybox.studio.info import describe_sound
 from foleybox.studio.onsets import find_onsets
-from foleybox.studio.pack import licence_text, ucs_name
 from foleybox.studio.recipe import read_recipe
+from foleybox.studio.remake import again
 from foleybox.studio.shape import event_loudness
 from foleybox.studio.spectra import band_levels, distance
 from foleybox.studio.synth import Synth
-from foleybox.studio.verify import again
 
 RATE = 8_000
 

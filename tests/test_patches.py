@@ -10,9 +10,11 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
-from foleybox.lab.losses import flow_matching, pooled_mel_distance, roughness  # noqa: E402
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, fold, unfold  # noqa: E402
-from foleybox.lab.models.patches import (  # noqa: E402
+from foleybox.lab.core.losses import roughness  # noqa: E402
+from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, fold, unfold  # noqa: E402
+from foleybox.lab.patches.losses import flow_matching, pooled_mel_distance
+from foleybox.lab.patches.train_patches import head_loss, some_amid  # noqa: E402
+from foleybox.lab.patches.transformer import (
     AMID,
     START,
     FlowHead,
@@ -25,7 +27,6 @@ from foleybox.lab.models.patches import (  # noqa: E402
     redraw,
     times,
 )
-from foleybox.lab.training.patches import head_loss, some_amid  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2, dropout=0.0)
 

@@ -9,9 +9,9 @@ from test_events import midi
 
 from foleybox.audio import read_wave, write_wave
 from foleybox.cli import main
-from foleybox.doors import UserError
+from foleybox.commands.perform import read_curve
+from foleybox.errors import UserError
 from foleybox.studio.events import read_events
-from foleybox.studio.perform import read_curve
 
 
 @pytest.fixture(scope="module")

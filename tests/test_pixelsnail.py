@@ -17,11 +17,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab import sampling
-from foleybox.lab.codes import Codes, split_codes, write_codes
-from foleybox.lab.models import pixelsnail
-from foleybox.lab.models.pixelsnail import (
+from foleybox.errors import UserError
+from foleybox.lab.baseline import pixelsnail, sampling
+from foleybox.lab.baseline import train_pixelsnail as loop
+from foleybox.lab.baseline.codes import Codes, split_codes, write_codes
+from foleybox.lab.baseline.pixelsnail import (
     PUBLISHED,
     Attention,
     Block,
@@ -31,8 +31,8 @@ from foleybox.lab.models.pixelsnail import (
     PixelSnailConfig,
     causal,
 )
-from foleybox.lab.runs import load_pixelsnail, read_state
-from foleybox.lab.sampling import (
+from foleybox.lab.baseline.runs import load_pixelsnail
+from foleybox.lab.baseline.sampling import (
     PLAIN,
     Drawing,
     PlaceByPlace,
@@ -43,9 +43,9 @@ from foleybox.lab.sampling import (
     sample,
     sample_naive,
 )
-from foleybox.lab.training import pixelsnail as loop
-from foleybox.lab.training.common import accelerator_for
-from foleybox.lab.training.pixelsnail import TrainPixelsnail, learning_rate, measure, train
+from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail, learning_rate, measure, train
+from foleybox.lab.core.loop import accelerator_for
+from foleybox.lab.core.runs import read_state
 
 TINY = PixelSnailConfig(4, 6, 8, channels=16, inner=12, kernel=3, blocks=2, gates=1, heads=2, label_width=0)
 

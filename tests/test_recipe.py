@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox.audio import read_wave, write_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.recipe import CHUNK, Recipe, from_json, lost_recipe, read_recipe, read_recipe_text, write_clip
 
 MAKE = {"do": "render", "label": "Sneeze_Cough", "seed": 2**53 - 1, "temperature": 0.8, "stream": 0}

@@ -12,7 +12,7 @@ import soundfile
 from toy_embedding import RATE, ToyEmbedding, sounds, toy
 
 from foleybox.audio import write_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.frechet import Gaussian, Statistics, write_statistics
 from foleybox.lab.evaluation.measures import MeasureConfig

@@ -9,12 +9,13 @@ import torch
 from helpers_lab import toy_folder
 from torch import Tensor, nn
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED, read_instrument
-from foleybox.lab import restore
-from foleybox.lab.data import find_clips
-from foleybox.lab.export import heard_by
-from foleybox.lab.graphs import (
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.runs import fingerprint, read_clips, read_run_config
+from foleybox.lab.export import restore
+from foleybox.lab.export.command import heard_by
+from foleybox.lab.export.graphs import (
     BATCH,
     DecoderGraph,
     GeneratorGraph,
@@ -23,22 +24,18 @@ from foleybox.lab.graphs import (
     stored_small,
     to_onnx,
 )
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
-from foleybox.lab.models.patches import Patches, times
-from foleybox.lab.restore import Restore, restore_autoencoder
-from foleybox.lab.runs import (
-    fingerprint,
-    load_autoencoder,
-    load_generator,
-    load_patches,
-    load_vocoder,
-    read_clips,
-    read_run_config,
-)
-from foleybox.lab.training import patches, sagan, vocoder
-from foleybox.lab.training.patches import TrainPatches
-from foleybox.lab.training.sagan import TrainSagan
-from foleybox.lab.training.vocoder import TrainVocoder
+from foleybox.lab.export.restore import Restore, restore_autoencoder
+from foleybox.lab.kt import train_sagan as sagan
+from foleybox.lab.kt.runs import load_generator
+from foleybox.lab.kt.train_sagan import TrainSagan
+from foleybox.lab.patches import train_patches as patches
+from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.patches.runs import load_autoencoder, load_patches
+from foleybox.lab.patches.train_patches import TrainPatches
+from foleybox.lab.patches.transformer import Patches, times
+from foleybox.lab.vocoders import train_vocos as vocoder
+from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.vocoders.train_vocos import TrainVocoder
 
 SMALL = SHIPPED / "foley-small"
 GAN = SHIPPED / "sagan-small"

@@ -18,12 +18,16 @@ from helpers_lab import toy_folder
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from foleybox.doors import UserError
-from foleybox.lab.augment import MelAugment
-from foleybox.lab.data import find_clips, load_mels
-from foleybox.lab.features import DCASE, SILENCE
-from foleybox.lab.models.encoder import Encoder, EncoderConfig, embed_mels
-from foleybox.lab.models.sagan import (
+from foleybox.errors import UserError
+from foleybox.lab.core.augment import MelAugment
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.mel import DCASE, SILENCE
+from foleybox.lab.core.runs import read_clips
+from foleybox.lab.kt import train_sagan as loop
+from foleybox.lab.kt.encoder import Encoder, EncoderConfig, embed_mels
+from foleybox.lab.kt.runs import load_generator
+from foleybox.lab.kt.sagan import (
     FLOOR,
     ConditionalBatchNorm,
     Discriminator,
@@ -35,10 +39,8 @@ from foleybox.lab.models.sagan import (
     to_mel,
     to_network,
 )
-from foleybox.lab.runs import load_generator, read_clips
-from foleybox.lab.systems import KT, KtSystem
-from foleybox.lab.training import sagan as loop
-from foleybox.lab.training.sagan import Anchors, Steadiers, TrainSagan, faded_in, main, train
+from foleybox.lab.kt.systems import KT, KtSystem
+from foleybox.lab.kt.train_sagan import Anchors, Steadiers, TrainSagan, faded_in, main, train
 
 TINY = SaganConfig(width=8, latent=16, embedding=16)
 

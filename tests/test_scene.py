@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox.audio import Wave, read_wave, rms_db, true_peak_db, wav_chunk
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.events import Event, read_events
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.recipe import read_recipe
+from foleybox.studio.remake import again
 from foleybox.studio.scene import Style, _true_peak_db, darker, perform, remake
 from foleybox.studio.spectra import band_levels
 from foleybox.studio.synth import Synth
-from foleybox.studio.verify import again
 
 RATE = 8_000
 STYLE = Style(variations=6)

@@ -14,14 +14,16 @@ from toy_runs import SNAIL, VOCOS, VQ, toy_codes, vocoder_run, vqvae_run
 
 from foleybox import cli
 from foleybox.audio import read_wave
-from foleybox.doors import UserError
-from foleybox.lab import scored
-from foleybox.lab.codes import write_codes
-from foleybox.lab.data import find_clips
+from foleybox.errors import UserError
+from foleybox.lab.baseline import pixelsnail
+from foleybox.lab.baseline.codes import write_codes
+from foleybox.lab.baseline.runs import load_pixelsnail, load_vqvae
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.runs import read_run_config, read_state
 from foleybox.lab.evaluation.report import Evaluate, run
-from foleybox.lab.models import pixelsnail, vocos
-from foleybox.lab.runs import load_pixelsnail, load_vqvae, read_run_config, read_state
-from foleybox.lab.scored import Ruler, ScoredPixelsnail, ScoredVqvae, as_written, train_pixelsnail, train_vqvae
+from foleybox.lab.play import scored
+from foleybox.lab.play.scored import Ruler, ScoredPixelsnail, ScoredVqvae, as_written, train_pixelsnail, train_vqvae
+from foleybox.lab.vocoders import vocos
 from foleybox.labels import LABELS
 
 

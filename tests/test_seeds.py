@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.seeds import SEEDS, noise
 
 # Frozen: a change here changes every sound of every instrument.

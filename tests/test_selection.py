@@ -11,13 +11,13 @@ import torch
 from helpers_lab import toy_folder
 from torch import Tensor
 
-from foleybox.doors import UserError
-from foleybox.lab import selection
-from foleybox.lab.data import ClipFile, few_of_each, find_clips
-from foleybox.lab.models.encoder import EncoderConfig
-from foleybox.lab.selection import Select, calibrate, choose, likeness, plain_numbers, select, standardised
-from foleybox.lab.training import encoder as loop
-from foleybox.lab.training.encoder import TrainEncoder, train
+from foleybox.errors import UserError
+from foleybox.lab.core.clips import ClipFile, few_of_each, find_clips
+from foleybox.lab.kt import selection
+from foleybox.lab.kt import train_encoder as loop
+from foleybox.lab.kt.encoder import EncoderConfig
+from foleybox.lab.kt.selection import Select, calibrate, choose, likeness, plain_numbers, select, standardised
+from foleybox.lab.kt.train_encoder import TrainEncoder, train
 from foleybox.labels import LABELS
 
 SURE = 0.9

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox.audio import Wave, loudness, rms_db, true_peak_db
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.shape import (
     Shape,
     apply,

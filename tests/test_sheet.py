@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import tone
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import Recipe
 from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, picture, write_png

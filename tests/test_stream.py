@@ -9,16 +9,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 
-from foleybox.doors import UserError  # noqa: E402
-from foleybox.instrument import Heard, Instrument, write_instrument  # noqa: E402
-from foleybox.lab.features import DCASE, WIDE  # noqa: E402
-from foleybox.lab.graphs import DecoderGraph, Drawing, build_patches, stored_small  # noqa: E402
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
-from foleybox.lab.models.patches import Patches, PatchesConfig  # noqa: E402
-from foleybox.lab.models.patches import draw as draw_in_torch  # noqa: E402
-from foleybox.lab.models.vocos import Vocos, VocosConfig  # noqa: E402
+from foleybox.errors import UserError  # noqa: E402
+from foleybox.instrument import Instrument, write_instrument  # noqa: E402
+from foleybox.lab.core.mel import DCASE, WIDE  # noqa: E402
+from foleybox.lab.export.graphs import DecoderGraph, Drawing, build_patches, stored_small  # noqa: E402
+from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
+from foleybox.lab.patches.transformer import Patches, PatchesConfig  # noqa: E402
+from foleybox.lab.patches.transformer import draw as draw_in_torch  # noqa: E402
+from foleybox.lab.vocoders.vocos import Vocos, VocosConfig  # noqa: E402
 from foleybox.labels import LABELS  # noqa: E402
-from foleybox.studio.points import vary  # noqa: E402
+from foleybox.licences import Heard
+from foleybox.studio.latents import vary  # noqa: E402
 from foleybox.studio.stream import draw, rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
@@ -164,7 +165,7 @@ def test_the_noise_of_each_label_is_scaled_by_its_own_temperature(
 def test_weights_stored_small_keep_what_they_compute_within_a_percent() -> None:
     import onnxruntime
 
-    from foleybox.lab.graphs import to_onnx
+    from foleybox.lab.export.graphs import to_onnx
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.GELU(), torch.nn.Linear(128, 64))

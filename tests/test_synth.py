@@ -15,7 +15,7 @@ from helpers import FRAMES, HOP, LATENT, toy_graphs, toy_instrument, toy_manifes
 
 import foleybox
 from foleybox.audio import read_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED, find_instrument, write_instrument
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import read_recipe

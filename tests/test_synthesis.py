@@ -15,16 +15,17 @@ from helpers import toy_instrument
 from toy_runs import SNAIL, VOCOS, VQ, gan_run, snail_run, vocoder_run, vqvae_run
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab import synthesis
-from foleybox.lab.codes import decode_codes
-from foleybox.lab.data import find_clips
-from foleybox.lab.models import vocos
-from foleybox.lab.models.pixelsnail import PixelSnail
-from foleybox.lab.models.vqvae import Vqvae
-from foleybox.lab.runs import load_vocoder, load_vqvae
-from foleybox.lab.sampling import sample
-from foleybox.lab.synthesis import Generate, load_system, mels_of_codes, vocode
+from foleybox.errors import UserError
+from foleybox.lab.baseline.codes import decode_codes
+from foleybox.lab.baseline.pixelsnail import PixelSnail
+from foleybox.lab.baseline.runs import load_vqvae
+from foleybox.lab.baseline.sampling import sample
+from foleybox.lab.baseline.vqvae import Vqvae
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.play import sample as synthesis
+from foleybox.lab.play.sample import Sample, load_system, mels_of_codes, vocode
+from foleybox.lab.vocoders import vocos
+from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
 
 
@@ -37,8 +38,8 @@ class Runs:
     vocoder: Path
     gan: Path
 
-    def config(self, **changes: Any) -> Generate:
-        return Generate(
+    def config(self, **changes: Any) -> Sample:
+        return Sample(
             **{"labels": ("all",), "instrument": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder, **changes}
         )
 

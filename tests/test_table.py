@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.table import Table, number, read_table, whole_number
 
 

@@ -12,10 +12,15 @@ from test_vocoder import sounds
 from torch import Tensor
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab import losses
-from foleybox.lab.features import DCASE, LogMel, MelConfig
-from foleybox.lab.models.hifigan import (
+from foleybox.errors import UserError
+from foleybox.lab.baseline.train_vqvae import TrainVqvae
+from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.core.loop import batch_indices, seed_step
+from foleybox.lab.core.losses import mel_distance
+from foleybox.lab.core.mel import DCASE, LogMel, MelConfig
+from foleybox.lab.core.runs import fingerprint, open_run, read_clips, read_state, save_state
+from foleybox.lab.vocoders import losses
+from foleybox.lab.vocoders.hifigan import (
     Hifigan,
     MultiPeriodDiscriminator,
     MultiScaleDiscriminator,
@@ -23,12 +28,9 @@ from foleybox.lab.models.hifigan import (
     ScaleConfig,
     official_names,
 )
-from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
-from foleybox.lab.runs import fingerprint, hifigan_config, load_vocoder, open_run, read_clips, read_state, save_state
-from foleybox.lab.training.common import batch_indices, seed_step
-from foleybox.lab.training.hifigan import Segments, TrainHifigan, judge, learning_rate, main, train
-from foleybox.lab.training.vqvae import TrainVqvae
-from foleybox.lab.training.waves import Decoded
+from foleybox.lab.vocoders.runs import hifigan_config, load_vocoder
+from foleybox.lab.vocoders.train_hifigan import Segments, TrainHifigan, judge, learning_rate, main, train
+from foleybox.lab.vocoders.waves import Decoded
 
 CPU = torch.device("cpu")
 HEARD = [{"clip": "Rain/1.wav 9", "label": "Rain", "tier": "open", "licence": "CC0", "source": "me"}]
@@ -71,7 +73,7 @@ def test_the_defaults_are_the_published_ones() -> None:
 def test_a_segment_is_part_of_its_clip_at_the_published_peak_with_the_mel_of_itself() -> None:
     waves = sounds()
     torch.manual_seed(0)
-    wave, mel = Segments(waves, DCASE, 8, 0.95, None, CPU).draw(torch.tensor([2, 0, 2]))
+    wave, mel = Segments(waves, DCASE, 8, 0.95, None).draw(torch.tensor([2, 0, 2]))
     clip = waves[2].float()
     clip = clip / clip.abs().max() * 0.95
     places = (clip.unfold(0, 2048, 1) - wave[0]).abs().amax(1)
@@ -82,12 +84,12 @@ def test_a_segment_is_part_of_its_clip_at_the_published_peak_with_the_mel_of_its
 def test_segments_begin_anywhere_and_both_ends_of_a_clip_are_reached() -> None:
     waves = torch.arange(2048 + 40, dtype=torch.int16)[None]
     torch.manual_seed(0)
-    wave, _ = Segments(waves, DCASE, 8, 0, None, CPU).draw(torch.zeros(1000, dtype=torch.int64))
+    wave, _ = Segments(waves, DCASE, 8, 0, None).draw(torch.zeros(1000, dtype=torch.int64))
     assert (wave[:, 0] * 32768).unique().tolist() == list(range(41))
 
 
 def test_a_silent_clip_stays_silent() -> None:
-    wave, mel = Segments(torch.zeros(1, 4096, dtype=torch.int16), DCASE, 8, 0.95, None, CPU).draw(torch.tensor([0]))
+    wave, mel = Segments(torch.zeros(1, 4096, dtype=torch.int16), DCASE, 8, 0.95, None).draw(torch.tensor([0]))
     assert float(wave.abs().max()) == 0
     assert mel.isfinite().all()
 
@@ -97,7 +99,7 @@ def test_decoded_mels_are_cut_where_the_wave_is_and_the_wave_stays_as_loud_as_it
     marks = torch.arange(4)[:, None, None] * 100.0 + torch.arange(40.0).expand(4, 80, 40)  # clip and frame
     torch.manual_seed(0)
     clips = torch.tensor([3, 1] * 100)
-    wave, mel = Segments(waves, DCASE, 8, 0.95, marks, CPU).draw(clips)
+    wave, mel = Segments(waves, DCASE, 8, 0.95, marks).draw(clips)
     first = mel[:, 0, 0].long() - 100 * clips
     assert first.unique().tolist() == list(range(33))
     assert torch.equal(mel[:, 5], mel[:, :1, 0] + torch.arange(8.0))
@@ -134,7 +136,7 @@ def test_the_first_step_has_the_published_losses(tmp_path: Path) -> None:
     for name, value in generator.state_dict().items():
         assert torch.equal(value, state["generator"][name])
     seed_step(0, 0)
-    real, mel = Segments(waves, DCASE, 8, 0.95, None, CPU).draw(batch_indices(0, 2, 4, 0))
+    real, mel = Segments(waves, DCASE, 8, 0.95, None).draw(batch_indices(0, 2, 4, 0))
     critics = torch.nn.ModuleList([MultiPeriodDiscriminator(PeriodConfig(1)), MultiScaleDiscriminator(ScaleConfig(2))])
     critics.load_state_dict(state["critics"])
     critics.eval()  # spectral norm's vectors stay
@@ -176,7 +178,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted_and_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waves, calls = sounds(), []
-    distance = losses.mel_distance
+    distance = mel_distance
 
     def sometimes(real: Tensor, fake: Tensor) -> Tensor:
         calls.append(None)

@@ -9,20 +9,25 @@ import pytest
 import torch
 from helpers_lab import toy_folder
 
-from foleybox.doors import UserError
-from foleybox.lab import export
-from foleybox.lab.data import find_clips, heard, load_mels, load_wave_cache
-from foleybox.lab.features import WIDE
-from foleybox.lab.graphs import NextGraph
-from foleybox.lab.models.autoencoder import AutoencoderConfig
-from foleybox.lab.models.patches import START, Patches, PatchesConfig, flow
-from foleybox.lab.runs import clips_seen, load_autoencoder, load_patches, read_clips, read_run_config
-from foleybox.lab.training import autoencoder, patches, vocoder
-from foleybox.lab.training.autoencoder import TrainAutoencoder, crop
-from foleybox.lab.training.common import STEADY
-from foleybox.lab.training.patches import OTHER, TrainPatches, as_many_rows, changed, some_speed
-from foleybox.lab.training.vocoder import TrainVocoder
-from foleybox.lab.training.waves import Decoded, Redrawing, redraw_clips
+from foleybox.errors import UserError
+from foleybox.lab.core.cache import load_mels, load_wave_cache
+from foleybox.lab.core.clips import find_clips, heard
+from foleybox.lab.core.loop import STEADY
+from foleybox.lab.core.mel import WIDE
+from foleybox.lab.core.runs import clips_seen, read_clips, read_run_config
+from foleybox.lab.export import command as export
+from foleybox.lab.export.graphs import NextGraph
+from foleybox.lab.patches import train_autoencoder as autoencoder
+from foleybox.lab.patches import train_patches as patches
+from foleybox.lab.patches.autoencoder import AutoencoderConfig
+from foleybox.lab.patches.runs import load_autoencoder, load_patches
+from foleybox.lab.patches.train_autoencoder import TrainAutoencoder, crop
+from foleybox.lab.patches.train_patches import OTHER, TrainPatches, as_many_rows, changed, some_speed
+from foleybox.lab.patches.transformer import START, Patches, PatchesConfig, flow
+from foleybox.lab.play.train_vocoder import Redrawing, redraw_clips
+from foleybox.lab.vocoders import train_vocos as vocoder
+from foleybox.lab.vocoders.train_vocos import TrainVocoder
+from foleybox.lab.vocoders.waves import Decoded
 from foleybox.labels import LABELS
 
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)

@@ -11,15 +11,16 @@ from helpers import toy_instrument, toy_manifest
 
 from foleybox.audio import Wave, read_wave, rms_db
 from foleybox.cli import main
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED
-from foleybox.studio import extend, points
-from foleybox.studio.points import Point, between, mix, morph, near, point, vary, walk
+from foleybox.studio import extend
+from foleybox.studio import latents as points
+from foleybox.studio.latents import Point, between, mix, morph, near, point, vary, walk
 from foleybox.studio.recipe import read_recipe, write_clip
+from foleybox.studio.remake import again, remake
 from foleybox.studio.seeds import VARY, noise
 from foleybox.studio.shape import Shape, event_loudness, levels
 from foleybox.studio.synth import Clip, Synth
-from foleybox.studio.verify import again, remake
 
 needs_shipped = pytest.mark.skipif(not list(SHIPPED.glob("*/instrument.json")), reason="no instrument ships yet")
 

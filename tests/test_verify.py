@@ -13,13 +13,14 @@ from helpers import toy_instrument
 
 from foleybox.audio import read_wave, write_wave
 from foleybox.cli import main
+from foleybox.commands.verify import LOSSY_DB, compare, find_sounds, verify_files
 from foleybox.instrument import SHIPPED
 from foleybox.studio.extend import finished
-from foleybox.studio.points import morph, vary, walk
+from foleybox.studio.latents import morph, vary, walk
 from foleybox.studio.recipe import CHUNK, from_json, read_recipe, write_clip
+from foleybox.studio.remake import MAKERS, remake
 from foleybox.studio.shape import Shape
 from foleybox.studio.synth import Clip, Synth
-from foleybox.studio.verify import LOSSY_DB, MAKERS, compare, find_sounds, remake, verify_files
 
 STEP = 2.0**-15
 

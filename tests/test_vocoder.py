@@ -12,16 +12,21 @@ from accelerate import Accelerator
 from helpers_lab import toy_folder
 from torch import Tensor
 
-from foleybox.doors import UserError
-from foleybox.lab.data import find_clips, load_mels
-from foleybox.lab.features import DCASE, SILENCE, WIDE, LogMel
-from foleybox.lab.models import vocos
-from foleybox.lab.models.autoencoder import Autoencoder, AutoencoderConfig
-from foleybox.lab.runs import load_autoencoder, load_vocoder, open_run, read_clips, read_state, save_state
-from foleybox.lab.training import vocoder
-from foleybox.lab.training.autoencoder import TrainAutoencoder
-from foleybox.lab.training.vocoder import Crops, TrainVocoder, learning_rate, main, train
-from foleybox.lab.training.waves import Decoded, Redrawing, decode_clips, measure
+from foleybox.errors import UserError
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.mel import DCASE, SILENCE, WIDE, LogMel
+from foleybox.lab.core.runs import open_run, read_clips, read_state, save_state
+from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
+from foleybox.lab.patches.runs import load_autoencoder
+from foleybox.lab.patches.train_autoencoder import TrainAutoencoder
+from foleybox.lab.play.train_vocoder import Redrawing, decode_clips
+from foleybox.lab.vocoders import train_vocos as vocoder
+from foleybox.lab.vocoders import vocos
+from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.play.train_vocoder import main
+from foleybox.lab.vocoders.train_vocos import Crops, TrainVocoder, learning_rate, train
+from foleybox.lab.vocoders.waves import Decoded, measure
 
 
 @pytest.fixture(autouse=True)

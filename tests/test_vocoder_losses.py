@@ -5,17 +5,14 @@ import math
 import pytest
 import torch
 
-from foleybox.lab.features import LogMel, MelConfig
-from foleybox.lab.losses import (
+from foleybox.lab.core.losses import feature_matching, mel_distance, squares_discriminator, squares_generator
+from foleybox.lab.core.mel import LogMel, MelConfig
+from foleybox.lab.vocoders.losses import (
     attack_distance,
-    feature_matching,
-    mel_distance,
     more_repetition,
     multi_resolution_stft,
     own_colour,
     repetition,
-    squares_discriminator,
-    squares_generator,
     texture_distance,
     texture_of_waves,
 )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foleybox.lab.features import LogMel
-from foleybox.lab.models.vocos import (
+from foleybox.lab.core.mel import LogMel
+from foleybox.lab.vocoders.vocos import (
     BASE,
     MEDIUM,
     SMALL,

@@ -23,11 +23,13 @@ from helpers_lab import toy_folder
 from torch import Tensor, nn
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab.data import find_clips, load_mels, split_by_recording
-from foleybox.lab.features import DCASE
-from foleybox.lab.losses import commitment, perplexity
-from foleybox.lab.models.vqvae import (
+from foleybox.errors import UserError
+from foleybox.lab.baseline import train_vqvae as loop
+from foleybox.lab.baseline.losses import commitment, perplexity
+from foleybox.lab.baseline.runs import load_vqvae
+from foleybox.lab.baseline.systems import VQ, VqSystem
+from foleybox.lab.baseline.train_vqvae import TrainVqvae, learning_rate, main, measure, spread, train, whole
+from foleybox.lab.baseline.vqvae import (
     KERNELS,
     Codebook,
     ResidualBlock,
@@ -38,11 +40,11 @@ from foleybox.lab.models.vqvae import (
     nearest,
     straight_through,
 )
-from foleybox.lab.runs import fingerprint, load_vqvae, read_run_config
-from foleybox.lab.systems import VQ, VqSystem
-from foleybox.lab.training import vqvae as loop
-from foleybox.lab.training.common import cyclic_rate
-from foleybox.lab.training.vqvae import TrainVqvae, learning_rate, main, measure, spread, train, whole
+from foleybox.lab.core.cache import load_mels
+from foleybox.lab.core.clips import find_clips, split_by_recording
+from foleybox.lab.core.loop import cyclic_rate
+from foleybox.lab.core.mel import DCASE
+from foleybox.lab.core.runs import fingerprint, read_run_config
 
 TINY = VqvaeConfig(channels=4, residual=2, width=3, size=8)
 draw_sheet = loop.mel_sheet

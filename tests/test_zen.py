@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foleybox import cli
-from foleybox.doors import UserError
-from foleybox.lab import sampling
-from foleybox.lab.codes import Codes, write_codes
-from foleybox.lab.models import pixelsnail
-from foleybox.lab.models.pixelsnail import (
+from foleybox.errors import UserError
+from foleybox.lab.baseline import pixelsnail, sampling
+from foleybox.lab.baseline.codes import Codes, write_codes
+from foleybox.lab.baseline.pixelsnail import (
     CMU_V1,
     PUBLISHED,
     Attention,
@@ -26,8 +25,8 @@ from foleybox.lab.models.pixelsnail import (
     Zen,
     causal,
 )
-from foleybox.lab.runs import load_pixelsnail, read_state
-from foleybox.lab.sampling import (
+from foleybox.lab.baseline.runs import load_pixelsnail
+from foleybox.lab.baseline.sampling import (
     PLAIN,
     Drawing,
     PlaceByPlace,
@@ -37,8 +36,9 @@ from foleybox.lab.sampling import (
     sample,
     sample_naive,
 )
-from foleybox.lab.systems import SNAIL
-from foleybox.lab.training.pixelsnail import TrainPixelsnail, train
+from foleybox.lab.baseline.systems import SNAIL
+from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail, train
+from foleybox.lab.core.runs import read_state
 
 TINY = PixelSnailConfig(5, 7, 8, channels=16, inner=12, kernel=3, blocks=2, gates=1, heads=2, zen=1, label_width=0)
 

@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
-from foleybox.lab.codes import Codes
-from foleybox.lab.features import MELS
-from foleybox.lab.models.pixelsnail import PixelSnail, PixelSnailConfig
-from foleybox.lab.models.sagan import Generator, SaganConfig
-from foleybox.lab.models.vocos import Vocos, VocosConfig
-from foleybox.lab.models.vqvae import Vqvae, VqvaeConfig
-from foleybox.lab.runs import fingerprint, open_run, save_state, vocos_config
-from foleybox.lab.training.pixelsnail import Settled
-from foleybox.lab.training.sagan import TrainSagan
-from foleybox.lab.training.vocoder import TrainVocoder
-from foleybox.lab.training.vqvae import TrainVqvae
+from foleybox.lab.baseline.codes import Codes
+from foleybox.lab.baseline.pixelsnail import PixelSnail, PixelSnailConfig
+from foleybox.lab.baseline.train_pixelsnail import Settled
+from foleybox.lab.baseline.train_vqvae import TrainVqvae
+from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.core.mel import MELS
+from foleybox.lab.core.runs import fingerprint, open_run, save_state
+from foleybox.lab.kt.sagan import Generator, SaganConfig
+from foleybox.lab.kt.train_sagan import TrainSagan
+from foleybox.lab.vocoders.runs import vocos_config
+from foleybox.lab.vocoders.train_vocos import TrainVocoder
+from foleybox.lab.vocoders.vocos import Vocos, VocosConfig
 
 VQ = VqvaeConfig(channels=4, residual=2, width=3, size=8)
 SNAIL = PixelSnailConfig(20, 4, 8, channels=16, inner=12, kernel=3, blocks=1, gates=1, heads=2, label_width=0)

@@ -7,20 +7,20 @@
 
 from typing import TYPE_CHECKING, Any
 
+from foleybox.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from foleybox.doors import UserError
+    from foleybox.errors import UserError
     from foleybox.studio.events import Event, pattern_events, read_events
     from foleybox.studio.extend import finished
+    from foleybox.studio.latents import morph, vary, walk
     from foleybox.studio.loop import looped
-    from foleybox.studio.points import morph, vary, walk
     from foleybox.studio.recipe import Recipe, read_recipe
     from foleybox.studio.scene import Scene, Style, perform
     from foleybox.studio.shape import Shape
     from foleybox.studio.synth import Clip, Synth
-
-__version__ = "0.1.0"
 
 # Name -> its module, imported when the name is first used: `import foleybox` costs nothing.
 _HOMES = {
@@ -31,16 +31,16 @@ _HOMES = {
     "Shape": "studio.shape",
     "Style": "studio.scene",
     "Synth": "studio.synth",
-    "UserError": "doors",
+    "UserError": "errors",
     "finished": "studio.extend",
     "looped": "studio.loop",
-    "morph": "studio.points",
+    "morph": "studio.latents",
     "pattern_events": "studio.events",
     "perform": "studio.scene",
     "read_events": "studio.events",
     "read_recipe": "studio.recipe",
-    "vary": "studio.points",
-    "walk": "studio.points",
+    "vary": "studio.latents",
+    "walk": "studio.latents",
 }
 __all__ = [
     "Clip",

@@ -16,7 +16,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from foleybox.doors import UserError, write_beside
+from foleybox.errors import UserError
+from foleybox.files import write_beside
 
 Wave = NDArray[np.float32]
 Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
@@ -122,6 +123,23 @@ def named(path: Path) -> str:
     It takes bytes too, which its types do not say.
     """
     return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
+
+
+def check_format(format: str, subtype: Subtype, flag: str = "--", rate: int | None = None) -> None:
+    """Raise UserError for a kind of file that cannot hold such samples, or at such a rate."""
+    if rate is not None and rate > HIGHEST.get(format, rate):
+        raise UserError(f"{flag}rate {rate} {flag}format {format}: expected {HIGHEST[format]:,} Hz or less, or wav")
+    if format == "flac" and subtype == "FLOAT":
+        raise UserError(
+            f"{flag}format flac {flag}subtype FLOAT: FLAC holds whole numbers; expected PCM_16 or PCM_24, or wav"
+        )
+    if format == "ogg" and subtype != "PCM_16":
+        raise UserError(
+            f"{flag}format ogg {flag}subtype {subtype}: OGG is Vorbis, which counts no bits; drop the subtype"
+        )
+
+
+# --- what every verb that writes sounds shares --------------------------------------------------------------------
 
 
 def write_wave(

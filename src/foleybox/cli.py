@@ -14,55 +14,58 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
-import foleybox
-from foleybox.doors import INSTALL_LAB, UserError
+from foleybox.errors import INSTALL_LAB, UserError
+from foleybox.version import __version__
 
 VERBS = {
-    "generate": ("foleybox.studio.generate:generate", "make sounds: labels and seeds become WAV, FLAC or OGG files"),
-    "vary": ("foleybox.studio.vary:vary", "make neighbours of a sound that you like"),
-    "morph": ("foleybox.studio.vary:morph", "go from one sound to another in even steps"),
-    "walk": ("foleybox.studio.vary:walk", "walk on from a sound, step by step"),
-    "jobs": ("foleybox.studio.jobs:jobs", "make what a table asks for: label, count, seed and knobs, line by line"),
-    "perform": ("foleybox.studio.perform:perform", "play sounds at given times: stems, a mix, markers"),
-    "loop": ("foleybox.studio.loop:loop", "make a seamless loop of a steady sound"),
-    "pack": ("foleybox.studio.pack:pack", "make a set of variations for a game engine"),
-    "verify": ("foleybox.studio.verify:verify", "make sounds again from the recipes they carry, and compare"),
-    "info": ("foleybox.studio.info:info", "say what an instrument or a sound file is"),
-    "data check": ("foleybox.lab.data:check", "look through a folder of recordings before training on it"),
-    "train sagan": ("foleybox.lab.training.sagan:main", "train KT's GAN: label and noise become a mel"),
-    "train vocoder": ("foleybox.lab.training.vocoder:main", "train a vocoder, Vocos or HiFi-GAN: a mel becomes a wave"),
+    "generate": ("foleybox.commands.generate:generate", "make sounds: labels and seeds become WAV, FLAC or OGG files"),
+    "vary": ("foleybox.commands.vary:vary", "make neighbours of a sound that you like"),
+    "morph": ("foleybox.commands.vary:morph", "go from one sound to another in even steps"),
+    "walk": ("foleybox.commands.vary:walk", "walk on from a sound, step by step"),
+    "jobs": ("foleybox.commands.jobs:jobs", "make what a table asks for: label, count, seed and knobs, line by line"),
+    "perform": ("foleybox.commands.perform:perform", "play sounds at given times: stems, a mix, markers"),
+    "loop": ("foleybox.commands.loop:loop", "make a seamless loop of a steady sound"),
+    "pack": ("foleybox.commands.pack:pack", "make a set of variations for a game engine"),
+    "verify": ("foleybox.commands.verify:verify", "make sounds again from the recipes they carry, and compare"),
+    "info": ("foleybox.commands.info:info", "say what an instrument or a sound file is"),
+    "data check": ("foleybox.lab.core.check:check", "look through a folder of recordings before training on it"),
+    "train sagan": ("foleybox.lab.kt.train_sagan:main", "train KT's GAN: label and noise become a mel"),
+    "train vocoder": (
+        "foleybox.lab.play.train_vocoder:main",
+        "train our vocoder, a Vocos: a mel becomes a wave",
+    ),
+    "train hifigan": ("foleybox.lab.play.train_vocoder:main_hifigan", "train the published HiFi-GAN vocoder"),
     "train mhifigan": (
-        "foleybox.lab.training.hifigan:main_mhifigan",
+        "foleybox.lab.cmu.train_mhifigan:main",
         "train CMU's MHiFiGAN: a CEmbed becomes a wave",
     ),
-    "train encoder": ("foleybox.lab.training.encoder:main", "train the encoder: a mel becomes an embedding and label"),
+    "train encoder": ("foleybox.lab.kt.train_encoder:main", "train the encoder: a mel becomes an embedding and label"),
     "train autoencoder": (
-        "foleybox.lab.training.autoencoder:main",
+        "foleybox.lab.patches.train_autoencoder:main",
         "train our autoencoder: a mel becomes latents and back",
     ),
     "train patches": (
-        "foleybox.lab.training.patches:main",
+        "foleybox.lab.patches.train_patches:main",
         "train causal patches: a label becomes latents, one by one",
     ),
-    "train vqvae": ("foleybox.lab.scored:train_vqvae", "train the VQ-VAE: a mel becomes a grid of codes and back"),
+    "train vqvae": ("foleybox.lab.play.scored:train_vqvae", "train the VQ-VAE: a mel becomes a grid of codes and back"),
     "train mvqvae": (
-        "foleybox.lab.training.mvqvae:main",
+        "foleybox.lab.cmu.train_mvqvae:main",
         "train CMU's MVQVAE: a CEmbed becomes a grid of codes and back",
     ),
-    "encode": ("foleybox.lab.codes:encode", "turn recordings into codes with a trained VQ-VAE"),
-    "train pixelsnail": ("foleybox.lab.scored:train_pixelsnail", "train PixelSNAIL: a label becomes a grid of codes"),
+    "encode": ("foleybox.lab.play.encode:encode", "turn recordings into codes with a trained VQ-VAE"),
+    "train pixelsnail": (
+        "foleybox.lab.play.scored:train_pixelsnail",
+        "train PixelSNAIL: a label becomes a grid of codes",
+    ),
+    "sample": ("foleybox.lab.play.sample:sample", "make sounds with a training run, without an instrument"),
     "evaluate": ("foleybox.lab.evaluation.report:evaluate", "measure sounds against real recordings"),
     "audit": ("foleybox.lab.evaluation.originality:audit", "look for copies of the recordings among sounds"),
-    "select": ("foleybox.lab.selection:select", "keep the best and most various of many generated sounds"),
-    "export": ("foleybox.lab.export:main", "make an instrument of trained parts"),
-    "restore": ("foleybox.lab.restore:main", "make runs of an instrument again, to train on from it"),
-    "doctor": ("foleybox.doctor:main", "see whether this machine has all that foleybox needs"),
+    "select": ("foleybox.lab.kt.selection:select", "keep the best and most various of many generated sounds"),
+    "export": ("foleybox.lab.export.command:main", "make an instrument of trained parts"),
+    "restore": ("foleybox.lab.export.restore:main", "make runs of an instrument again, to train on from it"),
+    "doctor": ("foleybox.commands.doctor:main", "see whether this machine has all that foleybox needs"),
 }
-# `generate` of a run folder of the lab, in place of an instrument, is a function with flags of its own.
-GENERATE_OF_A_RUN = "foleybox.lab.synthesis:generate"
-FLAGS_OF_A_RUN = ("--vqvae", "--vocoder", "--top-k", "--top-p")
-# `train vocoder --vocoder hifigan-v1` is another loop than that of Vocos, with flags of its own.
-TRAIN_HIFIGAN = "foleybox.lab.training.hifigan:main"
 LAB = {"torch", "accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript"}
 
 
@@ -112,14 +115,14 @@ def _run(arguments: list[str]) -> int:
         print(usage(), end="")
         return 0 if arguments else 2
     if arguments[0] in ("--version", "-V"):
-        print(f"foleybox {foleybox.__version__}")
+        print(f"foleybox {__version__}")
         return 0
     verb = next((words for size in (2, 1) if (words := " ".join(arguments[:size])) in VERBS), None)
     if verb is None:
         raise UserError(_unknown(arguments))
     try:
         rest = arguments[len(verb.split()) :]
-        return _call(_load(target(verb, rest)), verb, rest)
+        return _call(_load(VERBS[verb][0]), verb, rest)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in LAB:
             raise
@@ -139,24 +142,6 @@ def _unknown(arguments: list[str]) -> str:
     near = ["info"] if arguments[0] in about else difflib.get_close_matches(arguments[0], VERBS, 1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(VERBS)}"
     return f"unknown verb {arguments[0]!r}: {hint}"
-
-
-def target(verb: str, arguments: Sequence[str]) -> str:
-    """Return the function that a verb with these flags calls, as module:name."""
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if verb == "train vocoder":
-        name = words[words.index("--vocoder") + 1] if "--vocoder" in words[:-1] else ""
-        return TRAIN_HIFIGAN if name.startswith("hifigan") else VERBS[verb][0]
-    if verb != "generate":
-        return VERBS[verb][0]
-    folder = Path(words[words.index("--instrument") + 1]) if "--instrument" in words[:-1] else None
-    flag = next((word.replace("_", "-") for word in words if word.replace("_", "-") in FLAGS_OF_A_RUN), None)
-    if folder is None or (folder / "instrument.json").is_file():
-        if flag is not None:
-            what = f"{folder} is an instrument and" if folder else "the instrument that ships"
-            raise UserError(f"{flag} goes with a run of the lab (--instrument RUN), {what} has all its parts: drop it")
-        return VERBS[verb][0]
-    return GENERATE_OF_A_RUN if flag is not None or (folder / "config.json").is_file() else VERBS[verb][0]
 
 
 def _load(target: str) -> Callable[..., int | None]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foleybox.audio import SUFFIXES, read_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.seeds import check_seed
 from foleybox.studio.table import Table, number, read_table

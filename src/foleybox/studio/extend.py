@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.audio import Wave
-from foleybox.studio.points import near, play, point, vary
+from foleybox.studio.latents import near, play, point, vary
 from foleybox.studio.recipe import Json
 from foleybox.studio.seeds import VARY, noise
 from foleybox.studio.shape import LEAD, RELEASE, Shape, event, levels, quietest_cut, ramp

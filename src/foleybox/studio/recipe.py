@@ -30,9 +30,9 @@ from typing import Any
 
 import soundfile
 
-import foleybox
 from foleybox.audio import Subtype, Wave, named, read_wave, wav_chunk, write_wave
-from foleybox.doors import UserError
+from foleybox.errors import UserError
+from foleybox.version import __version__
 
 CHUNK = b"fbrc"
 VERSION = 2
@@ -50,7 +50,7 @@ class Recipe:
     make: Json
     asked: Json = field(default_factory=dict)
     process: tuple[Json, ...] = ()
-    foleybox: str = foleybox.__version__
+    foleybox: str = __version__
 
     @property
     def label(self) -> str:

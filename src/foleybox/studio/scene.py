@@ -18,6 +18,7 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -25,14 +26,14 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from tyro.conf import arg
 
-from foleybox.audio import Subtype, Wave, true_peak_db
-from foleybox.doors import UserError, write_text
+from foleybox.audio import Subtype, Wave, check_format, true_peak_db
+from foleybox.errors import UserError
+from foleybox.files import safe_name, write_text
 from foleybox.studio.events import LATEST, Event, in_order
 from foleybox.studio.extend import extend
-from foleybox.studio.generate import check_format, progress, safe_name
+from foleybox.studio.latents import check_amount, vary
 from foleybox.studio.loop import SLACK, looped, material, steady_clip
 from foleybox.studio.onsets import clearest, cut_out, find_rise
-from foleybox.studio.points import check_amount, vary
 from foleybox.studio.recipe import Json
 from foleybox.studio.seeds import check_seed, noise
 from foleybox.studio.shape import Shape, apply, event_loudness, faded
@@ -180,6 +181,7 @@ def perform(
     seconds: float | None = None,
     seed: int = 0,
     style: Style = Style(),
+    progress: Callable[[int], AbstractContextManager[Callable[[str], None]]] | None = None,
 ) -> Scene:
     """Play events at their times; return the scene.
 
@@ -189,12 +191,15 @@ def perform(
 
     Raises UserError for a label that is missing or not played by the instrument, a time that is negative or beyond the
     length, and a number out of range; no event is left out.
+
+    `progress(total)` is a context manager that yields a function to call after each rendered sound, with its label.
     """
     by_label, beds = arranged(synth, events, label, surfaces or {}, seconds, seed, style)
     rate = synth.instrument.rate
     tracks: list[Json] = []
     materials: list[list[Material]] = []
-    with progress(sum(_renders(own, style) for own in by_label.values()) + len(beds)) as bar:
+    total = sum(_renders(own, style) for own in by_label.values()) + len(beds)
+    with progress(total) if progress else nullcontext(lambda _: None) as bar:
         for name, own in by_label.items():
             track, sounds = _track(synth, name, own, seconds, seed, style, bar)
             tracks.append(track)
@@ -210,17 +215,18 @@ def perform(
     return Scene(synth, make, materials, _gain_db(make, materials, rate))
 
 
-def remake(make: Json, synth: Synth) -> Wave:
-    """Return the wave [samples] of a scene or a stem from its recipe, at the instrument's rate."""
-    from foleybox.studio.verify import remake as remake_any
+def remake(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave]) -> Wave:
+    """Return the wave [samples] of a scene or a stem from its recipe, at the instrument's rate.
 
+    `remake_source` makes the sounds that the scene is made of.
+    """
     rate = synth.instrument.rate
     materials = []
     for track in make["tracks"]:
         if "events" in track:
-            waves = [(cut_out(remake_any(of, synth), shot, rate), db) for of, *shot, db in track["shots"]]
+            waves = [(cut_out(remake_source(of, synth), shot, rate), db) for of, *shot, db in track["shots"]]
         else:
-            waves = [(remake_any(track["of"], synth)[: make["samples"]], track["db"])]
+            waves = [(remake_source(track["of"], synth)[: make["samples"]], track["db"])]
         materials.append([Material.of(wave, db, rate) for wave, db in waves])
     return assemble(make, materials, rate)
 

@@ -24,7 +24,7 @@ from math import factorial, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 
 SEEDS = 2**53  # JSON and JavaScript carry whole numbers exactly up to here
 STREAMS = 2**11  # independent noises of one seed:

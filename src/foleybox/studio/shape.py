@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tyro.conf import arg
 
 from foleybox.audio import Wave, fit, loudness, resample, true_peak_db
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 
 Step = dict[str, Any]  # JSON
 FRAME = 0.01  # seconds, of `levels`

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.audio import Wave
-from foleybox.doors import UserError, write_beside
+from foleybox.errors import UserError
+from foleybox.files import write_beside
 from foleybox.studio.synth import Clip
 
 WIDTH, HEIGHT = 200, 96  # pixels of one picture

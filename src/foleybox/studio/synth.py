@@ -20,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.audio import Subtype, Wave, fit
-from foleybox.doors import UserError
+from foleybox.errors import UserError
 from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
+from foleybox.studio.shape import Shape, shaped
 from foleybox.studio.stream import draw
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from foleybox.studio.shape import Shape
 
 BATCH = 8
 "clips rendered at once: more are hardly faster, and memory grows with them"
@@ -68,8 +68,6 @@ class Clip:
 
     def resampled(self, rate: int) -> "Clip":
         """Return the clip at another rate in Hz."""
-        from foleybox.studio.shape import Shape
-
         return self.shaped(Shape(rate=rate))
 
     def shaped(self, shape: "Shape", declick: bool = False) -> "Clip":
@@ -79,8 +77,6 @@ class Clip:
 
         A length beyond the clip's is filled with silence; `foleybox.finished` builds one of further variations.
         """
-        from foleybox.studio.shape import shaped
-
         wave, rate, steps = shaped(self.wave, self.rate, shape, declick)
         process, asked = (*self.recipe.process, *steps), {**self.recipe.asked, **shape.asked()}
         return Clip(wave, replace(self.recipe, rate=rate, process=process, asked=asked))

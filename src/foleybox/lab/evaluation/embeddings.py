@@ -21,12 +21,14 @@ from rich.progress import track
 from torch import Tensor
 
 from foleybox.audio import fit, read_wave, resample
-from foleybox.doors import UserError, sha256, write_beside
-from foleybox.lab.data import ClipFile, cache_folder, cached
+from foleybox.errors import UserError
+from foleybox.files import sha256, write_beside
+from foleybox.lab.core.cache import cache_folder, cached
+from foleybox.lab.core.clips import ClipFile
+from foleybox.lab.core.mel import DCASE, LogMel
 from foleybox.lab.evaluation import mn, vggish
-from foleybox.lab.features import DCASE, LogMel
-from foleybox.lab.models.encoder import encode_mels
-from foleybox.lab.runs import load_encoder
+from foleybox.lab.kt.encoder import encode_mels
+from foleybox.lab.kt.runs import load_encoder
 from foleybox.labels import LABELS
 
 Result = TypeVar("Result")

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.doors import UserError, write_beside
+from foleybox.errors import UserError
+from foleybox.files import write_beside
 from foleybox.labels import LABELS, Label, find_label
 
 Array = NDArray[np.float64]

@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.doors import UserError
-from foleybox.lab.data import ClipFile
+from foleybox.errors import UserError
+from foleybox.lab.core.clips import ClipFile
 from foleybox.lab.evaluation.embeddings import EmbeddedClips
 from foleybox.lab.evaluation.frechet import Array, Gaussian, Moments, Redrawn, extrapolate, frechet, gaussian, psd_root
 from foleybox.lab.evaluation.kad import bandwidth, clip_kernel, kad, mean_off_diagonal, squared_distances

@@ -22,13 +22,15 @@ import tyro
 from numpy.typing import NDArray
 from torch import Tensor
 
-from foleybox import __version__
-from foleybox.doors import UserError, make_room, write_text
-from foleybox.lab.data import ClipFile, find_clips, load_wave_cache, load_waves
+from foleybox.errors import UserError
+from foleybox.files import make_room, write_text
+from foleybox.lab.core.cache import load_wave_cache
+from foleybox.lab.core.clips import ClipFile, find_clips, load_waves
+from foleybox.lab.core.mel import LogMel, MelConfig
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.embeddings import beside, embed_clips, load_embedding
-from foleybox.lab.features import LogMel, MelConfig
 from foleybox.labels import LABELS
+from foleybox.version import __version__
 
 MEL = MelConfig(hop=512, bands=40)
 COPY = 0.9  # a waveform correlation from here up is called a copy whatever real clips do

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from foleybox.audio import fit, read_wave
-from foleybox.doors import write_beside, write_text
-from foleybox.lab.features import SILENCE, LogMel, MelConfig
+from foleybox.files import write_beside, write_text
+from foleybox.lab.core.mel import SILENCE, LogMel, MelConfig
 
 INLINE_LIMIT = 24_000_000  # bytes of sound in a page; more goes into a folder beside it
 

@@ -17,10 +17,10 @@ import numpy as np
 import soundfile
 import tyro
 
-from foleybox import __version__
 from foleybox.audio import named
-from foleybox.doors import UserError, make_room, sha256, write_text
-from foleybox.lab.data import ClipFile, find_clips
+from foleybox.errors import UserError
+from foleybox.files import make_room, sha256, write_text
+from foleybox.lab.core.clips import ClipFile, find_clips
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.embeddings import (
     SILENT,
@@ -49,6 +49,7 @@ from foleybox.lab.evaluation.measures import (
 )
 from foleybox.lab.evaluation.tables import CHALLENGE_STATISTICS, PRINTED, html, markdown, printed_row
 from foleybox.labels import LABELS, Label, find_label, parse_label
+from foleybox.version import __version__
 
 Mode = Literal["default", "official", "cmu32"]
 CLIPS = {"official": 100, "cmu32": 32}  # clips a label that a protocol demands

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foleybox.lab.data import ClipFile
+from foleybox.lab.core.clips import ClipFile
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.measures import METRICS
 from foleybox.labels import LABELS

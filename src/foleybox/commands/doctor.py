@@ -1,0 +1,111 @@
+"""`foleybox doctor`: does this machine have all that foleybox needs?"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from foleybox.errors import INSTALL_LAB, UserError
+from foleybox.version import __version__
+
+CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich", "mido")
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Look at this machine: versions, the instrument, the lab, the disk. Exit code 0 if sounds can be made, else 1.
+
+    Example: foleybox doctor
+    """
+
+    instrument: str | None = None
+    "instrument to try, by the name of one that ships or by its folder, in place of the default one"
+
+
+def main(config: Doctor) -> int:
+    """Print a line for each thing looked at, marked ok, `no` where foleybox lacks it, `-` where it can do without."""
+    healthy = True
+    looks: list[tuple[str, Callable[[], str], bool]] = [
+        ("foleybox", lambda: f"{__version__} in {Path(__file__).resolve().parents[1]}", True),
+        ("python", lambda: f"{platform.python_version()} on {platform.platform()}", True),
+        ("core", _core, True),
+        ("cores", _cores, True),
+        ("instrument", lambda: _instrument(config.instrument), True),
+        ("disk", lambda: f"{shutil.disk_usage('.').free / 1e9:,.1f} GB free in {Path.cwd()}", True),
+        ("lab", _lab, False),
+        ("recordings", _recordings, False),
+    ]
+    for name, look, needed in looks:
+        try:
+            mark, text = "ok", look()
+        except (UserError, ImportError, OSError, RuntimeError) as error:
+            mark, text = ("no" if needed else "-"), " ".join(str(error).split())
+            healthy = healthy and not needed
+        print(f"{mark:3} {name:11} {text}", flush=True)
+    if not healthy:
+        print("foleybox cannot make sounds here: mend what is marked `no`", file=sys.stderr)
+    return 0 if healthy else 1
+
+
+def _core() -> str:
+    import onnxruntime
+    import soundfile
+    import soxr
+
+    # Imported, since a package may be there and its shared library not load.
+    assert all((onnxruntime, soundfile, soxr))
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in CORE)
+
+
+def _cores() -> str:
+    from foleybox.studio.synth import cores
+
+    return f"{cores()} of {os.cpu_count()} to use"
+
+
+def _instrument(source: str | None) -> str:
+    from foleybox.studio.synth import Synth
+
+    start = time.perf_counter()
+    synth = Synth.load(source)
+    clip = synth.render(synth.labels[0], 0)
+    cold = time.perf_counter() - start
+    start = time.perf_counter()
+    synth.render(synth.labels[0], 1)
+    warm = time.perf_counter() - start
+    made = synth.instrument
+    size = sum(graph.bytes for graph in made.graphs.values()) / 1e6
+    seconds = len(clip.wave) / clip.rate
+    return (
+        f"{made.name} {made.version} ({size:.1f} MB, {made.licence.terms}) renders {clip.label}: first clip after "
+        f"{cold:.2f} s, then {seconds / warm:.0f}x real time"
+    )
+
+
+def _lab() -> str:
+    if find_spec("torch") is None:
+        raise UserError(f"not installed, and not needed to make sounds; to train: {INSTALL_LAB}")
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    others = ("accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript")
+    lacking = [name for name in others if find_spec(name) is None]
+    text = f"torch {torch.__version__} on {device}"
+    if lacking:
+        raise UserError(f"{text}, but {', '.join(lacking)} missing: {INSTALL_LAB}")
+    return text
+
+
+def _recordings() -> str:
+    named = os.environ.get("FOLEYBOX_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[4] / "shared"
+    manifest = folder / "data" / "foley" / "manifest.csv"
+    if not manifest.is_file():
+        raise UserError(f"none at {folder} (tests on real recordings skip; set FOLEYBOX_SHARED to where they are)")
+    return f"{manifest.parent}"

@@ -1,0 +1,146 @@
+"""`foleybox verify`: make sounds again from their recipes, and compare.
+
+Making again decides nothing: the recipe holds every number that was measured or drawn. What may differ is the last bit
+of a matrix product on another machine, so "within one 16-bit step" is as good as the same.
+"""
+
+import json as json_module
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import numpy as np
+import soundfile
+from tyro.conf import Positional, arg
+
+from foleybox.audio import BITS, SUFFIXES, Subtype, named, read_wave, write_wave
+from foleybox.commands.output import progress
+from foleybox.errors import UserError
+from foleybox.studio.recipe import Recipe, lost_recipe, read_recipe
+from foleybox.studio.remake import again
+from foleybox.studio.synth import Synth
+
+STEP = 2.0**-15  # one 16-bit step
+LOSSY_DB = -30.0  # OGG: the residual that another version of the encoder may leave; another sound leaves some +3 dB
+
+Verdict = Literal["identical", "within one step", "within the codec", "different", "no recipe", "cannot tell"]
+GOOD: tuple[Verdict, ...] = ("identical", "within one step", "within the codec")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Make sounds again from the recipes they carry, and compare sample by sample.
+
+    identical: every sample is the same. within one step: no sample is off by more than one 16-bit step (another
+    machine rounds the last bit of a product differently). within the codec: an OGG whose decoded samples differ by
+    less than -30 dB. different: with the residual, the energy of the difference over that of the sound, in dB. Exit
+    code 0 if every file is one of the first three, else 1.
+
+    Example: foleybox verify out
+    """
+
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="(required)")]
+    "sound files, and folders of them"
+    instrument: Annotated[str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: those that ship)")] = (
+        None
+    )
+    "the instrument that made them"
+    json: bool = False
+    "print a line of JSON for each file"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What came of one file."""
+
+    file: str
+    verdict: Verdict
+    steps: float | None = None  # the largest difference, in 16-bit steps
+    residual_db: float | None = None  # energy of the difference over that of the file; None where there is none
+    why: str = ""
+
+
+def verify(config: Verify) -> int:
+    """Print a line for each file and a summary; return the exit code. Raises UserError if there is no file to look at."""
+    paths = find_sounds(config.files)
+    counts: dict[Verdict, int] = {}
+    with progress(len(paths), lines=True) as bar:
+        for found in verify_files(paths, config.instrument):
+            counts[found.verdict] = counts.get(found.verdict, 0) + 1
+            print(json_module.dumps(asdict(found), ensure_ascii=False) if config.json else line(found), flush=True)
+            bar(found.file)
+    if not config.json:
+        parts = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())
+        print(f"{len(paths):,} file{'s' * (len(paths) > 1)}: {parts}")
+    return 0 if set(counts) <= set(GOOD) else 1
+
+
+def find_sounds(paths: tuple[Path, ...]) -> list[Path]:
+    """Return the sound files among files and folders; raise UserError for what is not there, and for none."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no file {path}: expected a sound file, or a folder of them")
+        inside = [path]
+        if path.is_dir():
+            files = (Path(folder, name) for folder, _, names in os.walk(path, onerror=_refuse) for name in names)
+            inside = sorted(each for each in files if each.suffix.lower() in SUFFIXES)
+        found += [each for each in inside if not each.name.startswith(".")]
+    if not found:
+        where = ", ".join(map(str, paths)) or "(nothing named)"
+        raise UserError(f"no sound files in {where}: expected {', '.join(SUFFIXES)}")
+    return found
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"cannot look into {error.filename} ({error.strerror}): verify what can be read, by name")
+
+
+def line(found: Verified) -> str:
+    """Say in a line what came of a file."""
+    residual = "" if found.residual_db is None else f"residual {found.residual_db:.1f} dB"
+    parts = [residual if found.verdict not in ("identical", "no recipe", "cannot tell") else "", found.why]
+    return f"{found.verdict:16} {found.file}" + "".join(f"  {' '.join(part.split())}" for part in parts if part)
+
+
+def verify_files(paths: list[Path], instrument: str | Path | None = None) -> Iterator[Verified]:
+    """Yield what came of each file: on one thread and one sound at a time, which is the canonical way to render."""
+    synths: dict[str, Synth] = {}
+    for path in paths:
+        try:
+            recipe = read_recipe(path)
+            if recipe is None:
+                yield Verified(str(path), "no recipe", why=lost_recipe(path))
+                continue
+            if recipe.fingerprint not in synths:
+                synths[recipe.fingerprint] = Synth.of(recipe, instrument, threads=1)
+            yield compare(path, recipe, synths[recipe.fingerprint])
+        except UserError as error:
+            yield Verified(str(path), "cannot tell", why=str(error).removeprefix(f"{path}: "))
+
+
+def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
+    """Make a file again and compare it with what is there, written and read back in the same format."""
+    there, rate = read_wave(path)
+    about = soundfile.info(named(path))
+    if rate != recipe.rate:
+        return Verified(str(path), "different", why=f"it is at {rate} Hz, by its recipe at {recipe.rate} Hz")
+    wave, rate = again(recipe, synth)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / f"again{path.suffix.lower()}"
+        write_wave(copy, wave, rate, cast(Subtype, about.subtype if about.subtype in BITS else "PCM_16"))
+        made, _ = read_wave(copy)
+    if len(made) != len(there):
+        return Verified(str(path), "different", why=f"it has {len(there):,} samples, by its recipe {len(made):,}")
+    off = there.astype(np.float64) - made
+    steps = float(np.abs(off).max(initial=0)) / STEP
+    if steps == 0:
+        return Verified(str(path), "identical", 0.0)
+    residual = 10 * np.log10(
+        max(float(np.square(off).sum()), 1e-30) / max(float(np.square(made, dtype=float).sum()), 1e-30)
+    )
+    close: Verdict = "within the codec" if about.subtype == "VORBIS" and residual < LOSSY_DB else "different"
+    return Verified(str(path), "within one step" if steps <= 1 else close, round(steps, 3), round(residual, 1))

@@ -1,0 +1,1 @@
+"""The official baseline: VQ-VAE and PixelSNAIL."""

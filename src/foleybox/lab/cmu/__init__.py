@@ -1,0 +1,1 @@
+"""CMU's systems: what they add to the baseline."""

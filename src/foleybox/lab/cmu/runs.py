@@ -1,0 +1,61 @@
+"""Trained parts of CMU's systems, read from their run folders."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from foleybox.errors import UserError
+from foleybox.lab.baseline.runs import load_vqvae
+from foleybox.lab.baseline.vqvae import Vqvae
+from foleybox.lab.cmu.cembed import CembedConfig
+from foleybox.lab.cmu.mhifigan import CEMBED_VERSIONS, Mhifigan
+from foleybox.lab.cmu.mvqvae import Mvqvae, MvqvaeConfig
+from foleybox.lab.core.runs import fill_part, read_run_config, read_trained
+from foleybox.lab.vocoders.hifigan import HifiganConfig
+
+
+def load_mhifigan(run: Path) -> tuple[Mhifigan, CembedConfig, int]:
+    """Return (the MHiFiGAN of a run in eval mode, its weight norms folded in, what its CEmbeds are made of, the step).
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    settings, state = read_trained(run, "mhifigan")
+    model = Mhifigan(mhifigan_config(settings["vocoder"], settings["width"]))
+    fill_part(model, "generator", state, run / "state.pt")
+    model.hifigan.remove_weight_norm()
+    return model.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
+
+
+def load_mvqvae(run: Path) -> tuple[Mvqvae, CembedConfig, int]:
+    """Return (the frozen MVQVAE of a run, what its CEmbeds are made of, the step).
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    settings, state = read_trained(run, "mvqvae")
+    mvqvae = Mvqvae(MvqvaeConfig(**settings["model"]), settings["head"])
+    fill_part(mvqvae, "mvqvae", state, run / "state.pt")
+    return mvqvae.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
+
+
+def read_cembed_config(settings: Mapping[str, Any]) -> CembedConfig:
+    """Return what the CEmbeds of a run with these settings are made of."""
+    features = settings["features"]
+    return CembedConfig(**{**features, "layer_weights": tuple(features["layer_weights"])})
+
+
+def load_quantiser(run: Path) -> tuple[Vqvae | Mvqvae, CembedConfig | None, int]:
+    """Return (the frozen VQ-VAE or MVQVAE of a run, what its CEmbeds are made of or None for mels, the step)."""
+    if read_run_config(run).get("part") == "mvqvae":
+        return load_mvqvae(run)
+    vqvae, step = load_vqvae(run)
+    return vqvae, None, step
+
+
+def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
+    """Return the settings of an MHiFiGAN. Raises UserError for a width that its rises cannot halve."""
+    config = CEMBED_VERSIONS[version]
+    halved = 2 ** len(config.rates)
+    if width is not None and (width < halved or width % halved):
+        raise UserError(f"--width {width} of {version}: expected a multiple of {halved}, such as {config.width}")
+    return config if width is None else dataclasses.replace(config, width=width)

@@ -1,0 +1,194 @@
+"""Real recordings on disk: find them, check them, split them by recording, cache their features.
+
+Three layouts are read: a folder of class folders in any spelling (the DCASE 2023 development set among them); the same
+under one `train`/`dev` style folder; a folder with `manifest.csv` or `metadata.csv` (columns `file` or `file_name`,
+and `label`; `split`, `recording_id`, `licence_tier`, `licence`, `source_repo` when present).
+"""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foleybox.audio import fit, read_wave
+from foleybox.errors import UserError
+from foleybox.labels import Label, find_folder_label
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
+MANIFESTS = ("manifest.csv", "metadata.csv")
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """One recording on disk and what is known of it. `label` is None for sounds outside the seven labels."""
+
+    path: Path
+    label: Label | None
+    recording: str
+    "clips cut from one recording share it: the unit of splitting"
+    tier: str = ""
+    licence: str = ""
+    source: str = ""
+    "the collection it is from, for credit"
+    split: str = ""
+
+
+def find_clips(
+    source: str | Path, split: str | None = None, tiers: Sequence[str] | None = None, any_label: bool = False
+) -> list[ClipFile]:
+    """Find the clips of a folder, sorted by path, so that the order never depends on the file system.
+
+    `source` is a folder, or "folder:split". `tiers` keeps clips of those licence tiers only (a manifest must state
+    them). `any_label` also returns sounds that are none of the seven labels, with `label` None.
+
+    Raises UserError for a folder that is not there, holds no clips, or has no such split or tier.
+    """
+    text = str(source)
+    if split is None and ":" in text and not Path(text).exists():
+        text, split = text.rsplit(":", 1)
+    folder = Path(text)
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}: expected a folder of class folders, or one with manifest.csv")
+    manifest = next((folder / name for name in MANIFESTS if (folder / name).is_file()), None)
+    found = _read_manifest(manifest) if manifest else _walk(folder)
+    known = [clip for clip in found if any_label or clip.label is not None]
+    if not known:
+        names = ", ".join(sorted({path.name for path in folder.iterdir() if path.is_dir()})[:8]) or "no folders"
+        raise UserError(
+            f"no clips of the seven labels in {folder} (found: {names}): expected class folders such as DogBark/ or "
+            "dog_bark/ with audio files in them, or a manifest.csv with columns file and label"
+        )
+    chosen = [clip for clip in known if split is None or clip.split == split]
+    if not chosen:
+        splits = ", ".join(sorted({clip.split for clip in known if clip.split})) or "none"
+        raise UserError(f"no clips of split {split!r} in {folder}: its splits are {splits}")
+    if tiers is not None:
+        chosen = [clip for clip in chosen if clip.tier in tiers]
+        if not chosen:
+            stated = ", ".join(sorted({clip.tier or "(not stated)" for clip in known}))
+            raise UserError(f"no clips of tiers {', '.join(tiers)} in {folder}: it states {stated}")
+    return sorted(chosen, key=lambda clip: clip.path.as_posix())
+
+
+def _walk(folder: Path) -> list[ClipFile]:
+    """Class folders, at the top or one level down (`dev/DogBark/000.wav`: the level above is the split)."""
+    clips = []
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or len(parts) not in (2, 3):
+            continue
+        split = parts[0] if len(parts) == 3 else ""
+        clips.append(ClipFile(path, find_folder_label(parts[-2]), "/".join(parts), split=split))
+    return clips
+
+
+def _read_manifest(manifest: Path) -> list[ClipFile]:
+    try:
+        rows, columns = _read_rows(manifest)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{manifest} cannot be read as a table ({error}): save it as CSV in UTF-8") from None
+    name = next((column for column in ("file", "file_name", "filename", "path") if column in columns), None)
+    if name is None or "label" not in columns:
+        raise UserError(
+            f"{manifest} has columns {', '.join(sorted(columns)) or '(none)'}: expected `file` (or `file_name`) and `label`"
+        )
+    clips = []
+    for number, row in enumerate(rows, start=2):
+        if not row[name] or not row["label"]:
+            raise UserError(f"{manifest}, line {number}: file or label is empty")
+        clips.append(
+            ClipFile(
+                manifest.parent / row[name],
+                find_folder_label(row["label"]),
+                row.get("recording_id") or row[name],
+                row.get("licence_tier") or "",
+                row.get("licence") or "",
+                row.get("source_repo") or row.get("source") or "",
+                row.get("split") or "",
+            )
+        )
+    return clips
+
+
+def _read_rows(manifest: Path) -> tuple[list[dict[str, str]], set[str]]:
+    with manifest.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        return list(reader), set(reader.fieldnames or ())
+
+
+def split_by_recording(clips: Sequence[ClipFile], held_out: float) -> tuple[list[ClipFile], list[ClipFile]]:
+    """Split into (kept, held out), the held-out share by recording: no recording is on both sides.
+
+    The side is a hash of the recording's name, so adding clips moves no other clip.
+    """
+    sides: tuple[list[ClipFile], list[ClipFile]] = ([], [])
+    for clip in clips:
+        draw = int.from_bytes(hashlib.sha256(clip.recording.encode()).digest()[:8]) / 2**64
+        sides[draw < held_out].append(clip)
+    return sides
+
+
+def load_waves(clips: Sequence[ClipFile], rate: int, samples: int) -> Tensor:
+    """Read clips as one int16 tensor [N, L] at `rate`, cut or zero-padded at the end to `samples`.
+
+    Sixteen bits keep 2,000 clips in 350 MB; `wave / 32768` is the wave. Raises UserError for an unreadable file.
+    """
+    waves = torch.empty(len(clips), samples, dtype=torch.int16)
+
+    def read(index: int) -> None:
+        wave, _ = read_wave(clips[index].path, rate)
+        scaled = np.clip(np.round(fit(wave, samples) * 32768), -32768, 32767)
+        waves[index] = torch.from_numpy(scaled.astype(np.int16))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(read, range(len(clips))):
+            pass
+    return waves
+
+
+def label_ids(clips: Iterable[ClipFile]) -> Tensor:
+    """Return the label ids of the clips, int64 [N]."""
+    return torch.tensor([clip.label.id for clip in clips if clip.label is not None])
+
+
+def recording_ids(clips: Sequence[ClipFile]) -> Tensor:
+    """Return a number for each clip, int64 [N], the same for those cut from one recording."""
+    return torch.from_numpy(np.unique([clip.recording for clip in clips], return_inverse=True)[1])
+
+
+def few_of_each(clips: Sequence[ClipFile], most: int) -> list[ClipFile]:
+    """Return at most `most` clips of each recording, evenly spread over its clips, in their order; all of them for 0."""
+    total, nth = Counter(clip.recording for clip in clips), Counter[str]()
+    kept = []
+    for clip in clips:
+        place, count = nth[clip.recording], total[clip.recording]
+        nth[clip.recording] += 1
+        if not most or place * most // count != (place - 1) * most // count:  # the first of each of `most` equal parts
+            kept.append(clip)
+    return kept
+
+
+def heard(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
+    """Return a row for each clip: what a run folder keeps of what it was trained on.
+
+    `clip` names the file by folder, name and size, so that moving the collection changes nothing, and two runs on the
+    same clips can be told from two runs on as many others.
+    """
+    return [
+        {
+            "clip": f"{clip.path.parent.name}/{clip.path.name} {clip.path.stat().st_size}",
+            "label": clip.label.name if clip.label else "(other)",
+            "tier": clip.tier,
+            "licence": clip.licence,
+            "source": clip.source,
+        }
+        for clip in clips
+    ]

@@ -1,0 +1,38 @@
+"""Sample sheets: pictures of log-mels while a model trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from foleybox.files import write_beside
+from foleybox.lab.core.mel import SILENCE
+from foleybox.labels import LABELS
+
+# --- looking ------------------------------------------------------------------------------------------------------
+
+
+def mel_sheet(path: Path, mels: Tensor, titles: Tensor | Sequence[str], columns: int = 6) -> None:
+    """Draw mels [N, M, T] as a picture, `columns` to a row, low bands at the bottom, to a PNG.
+
+    `titles` are words, or the label numbers int64 [N].
+    """
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    if isinstance(titles, Tensor):
+        titles = [LABELS[label].name for label in titles.tolist()]
+    rows, (M, T) = -(-len(mels) // columns), mels.shape[1:]
+    tall, wide = round(1.25 * M), round(1.03 * T)  # of a panel with the room for its title and the gap beside it
+    sheet = np.full((rows * tall, columns * wide), np.nan, np.float32)  # one picture: panels of their own take seconds
+    figure = Figure(figsize=(2.4 * columns, 1.5 * rows))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    for place, (mel, title) in enumerate(zip(mels.float().cpu().numpy(), titles)):
+        bottom, left = place // columns * tall + tall - M, place % columns * wide
+        sheet[bottom : bottom + M, left : left + T] = mel[::-1]
+        axis.text(left + T / 2, bottom - 0.05 * M, title, fontsize=6, ha="center", va="bottom")
+    axis.imshow(sheet, aspect="auto", cmap="magma", vmin=SILENCE, vmax=2.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_beside(path) as beside:
+        figure.savefig(beside, dpi=110, pil_kwargs={"compress_level": 1})  # noise hardly packs; trying takes seconds

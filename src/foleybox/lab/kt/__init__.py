@@ -1,0 +1,1 @@
+"""KT's systems: self-attention GANs with contrastive losses."""

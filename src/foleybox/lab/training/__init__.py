@@ -1,1 +1,0 @@
-"""One visible loop a model; what the loops share is in `common`."""

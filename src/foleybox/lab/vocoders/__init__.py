@@ -1,0 +1,1 @@
+"""Vocoders: Vocos and HiFi-GAN."""

@@ -1,0 +1,79 @@
+"""Trained vocoders, read from their run folders, and weights to start from."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from foleybox.errors import UserError
+from foleybox.lab.core.mel import MELS, MelConfig
+from foleybox.lab.core.runs import Stateful, fill_part, read_state, read_trained
+from foleybox.lab.vocoders.hifigan import VERSIONS, Hifigan, HifiganConfig, official_names
+from foleybox.lab.vocoders.vocos import SIZES, Vocos, VocosConfig
+
+
+def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
+    """Return (the vocoder of a run in eval mode, the mel it reads, the step): mel [B, M, T] -> wave [B, T hop].
+
+    Of a Vocos it is the averaged one; of a HiFi-GAN, which has no average, the last, its weight norms folded in.
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    settings, state = read_trained(run, "vocoder")
+    mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs do not say, and are Vocos
+    if kind == "vocos":
+        model = Vocos(vocos_config(mel, settings["size"]))
+        fill_part(model, "average", state, run / "state.pt")
+    else:
+        model = Hifigan(hifigan_config(mel, kind, settings["width"]))
+        fill_part(model, "generator", state, run / "state.pt")
+        model.remove_weight_norm()
+    return model.eval(), mel, int(state["step"])
+
+
+def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
+    """Return the settings of a vocoder of that size for that mel."""
+    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
+
+
+def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> HifiganConfig:
+    """Return the settings of a HiFi-GAN for that mel. Raises UserError for a width that its rises cannot halve."""
+    config = dataclasses.replace(VERSIONS[version], bands=mel.bands)
+    halved = 2 ** len(config.rates)
+    if width is not None and (width < halved or width % halved):
+        raise UserError(f"--width {width} of {version}: expected a multiple of {halved}, such as {config.width}")
+    return config if width is None else dataclasses.replace(config, width=width)
+
+
+# --- weights to start from ----------------------------------------------------------------------------------------
+
+
+def start_vocoder(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
+    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly.
+
+    A vocoder that was restored from an instrument has no critics: they stay as they are.
+    """
+    _, state = read_trained(run, "vocoder")
+    for name, part in parts:
+        if name == "critics" and name not in state:
+            continue
+        fill_part(part, name, state, run / "state.pt")
+
+
+def read_official_hifigan(path: Path, generator: Hifigan) -> None:
+    """Give a generator, with its weight norms, the weights of an official checkpoint (`g_...` of jik876/hifi-gan).
+
+    Raises UserError for a file that is none, and for any weight that is missing, surplus or of another shape.
+    """
+    content = read_state(path, "expected an official HiFi-GAN generator, such as g_02500000")
+    theirs = content.get("generator") if isinstance(content, Mapping) else None
+    if not isinstance(theirs, Mapping):
+        raise UserError(f"{path} holds no 'generator': expected an official HiFi-GAN generator, such as g_02500000")
+    names = official_names(generator.config)
+    missing, surplus = sorted(set(names.values()) - set(theirs)), sorted(set(theirs) - set(names.values()))
+    if missing or surplus:
+        lacks = f"lacks {missing[0]} ({len(missing)} in all)" if missing else ""
+        has = f"has {surplus[0]} ({len(surplus)} in all)" if surplus else ""
+        raise UserError(
+            f"{path} does not fit this generator: it {' and '.join(filter(None, (lacks, has)))}; "
+            "expected the version and width that it was trained with, weight norms not yet removed"
+        )
+    fill_part(generator, "generator", {"generator": {mine: theirs[name] for mine, name in names.items()}}, path)
