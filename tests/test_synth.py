@@ -243,7 +243,7 @@ def test_a_silent_draw_is_drawn_anew_from_the_seeds_next_stream(synth: Synth, mo
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in SHIPPED.glob("*/instrument.json")))
 def test_no_instrument_that_ships_begins_or_ends_a_steady_sound_with_a_click(name: str) -> None:
-    """What a vocoder does at the edges no spectrum sees: one that was rewarded for it clicked there (LOG.md, 2026-11-28)."""
+    """What a vocoder does at the edges no spectrum sees: one that was rewarded for it clicked there (docs/experiments.md)."""
     edges = []
     for clip in Synth.load(SHIPPED / name).render_many(
         (label, seed) for label in ("rain", "motor") for seed in range(6)

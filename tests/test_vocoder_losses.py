@@ -144,7 +144,7 @@ def test_a_buzz_that_comes_back_after_a_tenth_of_a_second_costs_too() -> None:
 
 @pytest.mark.parametrize("place", [slice(0, 1), slice(511, 513), slice(8000, 8001), slice(0, 250)])
 def test_no_click_and_no_burst_hides_a_repetition(place: slice) -> None:
-    """Vocoders that were rewarded for it began every sound with a click, then with half a frame of it (LOG.md, 2026-11-28)."""
+    """Vocoders that were rewarded for it began every sound with a click, then with half a frame of it (docs/experiments.md)."""
     torch.manual_seed(0)
     noise, another = torch.randn(2, 1, 16_384)
     buzz = 0.7 * torch.randn(1, 1, 256).expand(1, 64, 256).flatten(1) + 0.7 * another

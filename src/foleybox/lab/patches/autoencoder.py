@@ -9,7 +9,7 @@ discriminator. So the model that draws latents (models/patches.py) has a sixth o
 that made the prototypes' rain smooth.
 
 The analysis is linear and fixed at the first step: a learned encoder (ConvNeXt, latents of unit variance with noise) was
-tried first and was still behind it after a thousand steps (LOG.md).
+tried first and was still behind it after a thousand steps (docs/experiments.md).
 
 Longer patches can share a decoder with shorter ones: their components give a mel, from which the components that the
 decoder knows are taken, all of it linear.

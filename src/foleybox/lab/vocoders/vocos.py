@@ -176,7 +176,7 @@ class ResolutionDiscriminator(nn.Module):
 
     UnivNet's stack (Jang et al. 2021) on real and imaginary parts as in EnCodec (Defossez et al. 2022): phase is heard.
     Or on the logarithm of the magnitude and the place of each frequency: no phase, and soft is heard as well as loud. A
-    narrow one learns from that in a hundred steps what it does not learn from parts in a thousand (LOG.md).
+    narrow one learns from that in a hundred steps what it does not learn from parts in a thousand (docs/experiments.md).
     """
 
     window: Tensor
