@@ -70,7 +70,7 @@ class MeanAndMost(nn.Module):
         return torch.cat([found.mean((2, 3)), found.amax((2, 3))], 1)
 
 
-def heard(clips: Sequence[ClipFile]) -> tuple[Tensor, Tensor]:
+def training_rows(clips: Sequence[ClipFile]) -> tuple[Tensor, Tensor]:
     """Return log-mels at a quarter of the frames and half the bands, near unit scale, [N, 1, 50, 86], and label ids [N]."""
     return (F.avg_pool2d(load_mels(clips, WIDE)[:, None], (2, 4)) + 5) / 3, label_ids(clips)
 
@@ -131,9 +131,9 @@ def spread(found: Sequence[Tensor]) -> str:
 def main(config: Benchmark) -> int:
     """Run all cases, write the page."""
     clips, asked = find_clips(config.data, "train", tiers=config.tiers), find_clips(config.data, "dev")
-    (mels, labels), (held, held_labels) = heard(clips), heard(asked)
+    (mels, labels), (held, held_labels) = training_rows(clips), training_rows(asked)
     made: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
-    made |= {folder.name: heard(find_clips(folder)) for folder in config.sounds}
+    made |= {folder.name: training_rows(find_clips(folder)) for folder in config.sounds}
     rows, by_label = [], []
     for most in (*config.clips, 0):
         for name, sounds in made.items():

@@ -365,7 +365,7 @@ def main(config: Benchmark) -> None:
         "## Table 2: by label",
         f"FD of {config.clips} drawn sounds a label, seeds {config.seed} to {config.seed + config.clips - 1}.",
         by_label(drawn),
-        "Heard as its label by the embedding's tagger:",
+        "TrainingClips as its label by the embedding's tagger:",
         by_label(drawn, "accuracy", 2),
         "The report's own (FAD with VGGish; which clips it is of, and how many, it does not say):",
         table(["label", *PRINTED_FAD], printed),

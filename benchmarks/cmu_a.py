@@ -376,7 +376,7 @@ def table5(bench: Bench) -> str:
     ])  # fmt: skip
     critics.load_state_dict(state["critics"])
     mel, rows = LogMel(replace(CEMBED, low=0.0, high=CEMBED.rate / 2)), []
-    for name, some in (("train", heard), ("held out", held)):
+    for name, some in (("train", training_rows), ("held out", held)):
         waves = load_wave_cache(some, CEMBED.rate, 4.0)
         segments = MaskedSegments(waves, load_cembeds(some, bench.features), config, voice)
         sums, count = torch.zeros(3), 0
@@ -482,7 +482,7 @@ def about_encoder(features: CembedConfig) -> str:
     )
 
 
-def heard(bench: Bench) -> tuple[list[str], str]:
+def training_rows(bench: Bench) -> tuple[list[str], str]:
     """Return (the page's part on sounds; the command that draws them)."""
     config, chosen = bench.config, bench.chosen.name
     reference = find_clips(bench.reference)
@@ -519,7 +519,7 @@ def heard(bench: Bench) -> tuple[list[str], str]:
         f"FD by label: {config.trips} clips a label through the parts, {config.clips} drawn, seeds {config.seed} to "
         f"{config.seed + config.clips - 1}; the last column is real clips at the n of the first.",
         by_label(rows),
-        "Heard as its label by the embedding's tagger:",
+        "TrainingClips as its label by the embedding's tagger:",
         by_label(rows, "accuracy", 2),
         f"![real clips, MHiFiGAN, MVQVAE and MHiFiGAN, drawn]({config.out.with_suffix('.png').name})",
         "A row a label, 40 Hz to 11 kHz upwards: three real clips, the same through MHiFiGAN, the same through MVQVAE and "
@@ -530,7 +530,7 @@ def heard(bench: Bench) -> tuple[list[str], str]:
 def main(config: Benchmark) -> None:
     bench = Bench(config)
     config.work.mkdir(parents=True, exist_ok=True)
-    sounds, made_by = heard(bench) if config.clips else (["Not run (`--clips 0`)."], "")
+    sounds, made_by = training_rows(bench) if config.clips else (["Not run (`--clips 0`)."], "")
     flags = f"--clips {config.clips} --trips {config.trips} --seed {config.seed}" + " --no-timed" * (not config.timed)
     commands = "\n".join([
         *map(command, bench.mvqvaes),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import tyro
 from matplotlib.figure import Figure
 
-from foleybox.files import sha256, write_beside, write_text
+from foleybox.files import atomic_path, sha256, write_text
 from foleybox.lab.export.command import commit
 from foleybox.lab.kt.systems import KT
 from foleybox.labels import LABELS
@@ -159,7 +159,7 @@ def losses(runs: dict[str, Path], path: Path) -> None:
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0].legend(fontsize=7)
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         drawn.savefig(beside, dpi=110)
 
 
@@ -240,7 +240,7 @@ def main(config: Benchmark) -> None:
         "Mean distance between two generated clips over that between two real clips of `dev`: what the report argues about "
         "and gives no number for.",
         by_label({name: records[name] for name in four}, "diversity", 2),
-        "## Heard as its label by the tagger",
+        "## TrainingClips as its label by the tagger",
         by_label({name: records[name] for name in four}, "accuracy", 2),
         "## Variants",
         by_label({name: records[name] for name in [best, *others, f"{best}, selected"]}, "frechet", 1),
@@ -263,15 +263,15 @@ def describe(name: str, runs: dict[str, Path], config: Benchmark) -> str:
     """Say what a row is: the settings in which its run differs from the report's."""
     base, _, extra = name.partition(", ")
     run = settings(runs[base])
-    model, steadiers = run["model"], run["steadiers"]
+    model, regularisers = run["model"], run["regularisers"]
     said = [run["system"], f"plan {model['plan']} width {model['width']}", f"{run['steps']:,} steps of {run['batch']}"]
     said += [f"Adam {run['lr_generator']:g}/{run['lr_discriminator']:g}", f"seed {run['seed']}"]
     said.append("projection logit" if model["conditional_logit"] else "unconditional logit")
     if run["augment"]["probability"]:
         said.append(f"DiffAug {run['augment']['probability']:g}")
-    said += [f"{key} {steadiers[key]:g}" for key in ("lecam", "r1") if steadiers[key]]
-    if any(steadiers["transition"]):
-        said.append("label faded in over steps {} to {}".format(*steadiers["transition"]))
+    said += [f"{key} {regularisers[key]:g}" for key in ("lecam", "r1") if regularisers[key]]
+    if any(regularisers["transition"]):
+        said.append("label faded in over steps {} to {}".format(*regularisers["transition"]))
     if KT[run["system"]].source:
         said.append(f"source {run['source']}")
     said.append("last weights" if extra == "last weights" else f"average {run['average']:g}")

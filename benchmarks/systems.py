@@ -376,7 +376,7 @@ def page(store: Store, picture_name: str) -> str:
         ),
         "## FD by label",
         across(systems, store["floor"], "frechet", 1),
-        "## Heard as its label by the tagger",
+        "## TrainingClips as its label by the tagger",
         across(systems, store["floor"], "accuracy", 2),
         "## Coverage",
         across(systems, store["floor"], "coverage", 2),

@@ -8,11 +8,11 @@ import numpy as np
 from foleybox.audio import Wave
 from foleybox.instrument import Instrument, write_instrument
 from foleybox.labels import LABELS
-from foleybox.licences import Heard
+from foleybox.licences import TrainingClips
 from foleybox.studio.synth import Synth
 
 LATENT, BANDS, FRAMES, HOP = 8, 6, 12, 160
-HEARD = (Heard("DogBark", "open", "Somewhere: CC0", 3), Heard("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2))
+HEARD = (TrainingClips("DogBark", "open", "Somewhere: CC0", 3), TrainingClips("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2))
 
 
 def toy_graphs(seed: int = 0) -> dict[str, bytes]:

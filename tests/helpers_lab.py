@@ -1,11 +1,17 @@
 """Small real-looking sounds for the lab's tests, made by code."""
 
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
 
+from foleybox.lab.core.runs import RunConfig
 from foleybox.labels import LABELS
+
+C = TypeVar("C", bound=Any)
 
 
 def toy_wave(label: int, take: int, seconds: float = 4.0, rate: int = 22_050) -> np.ndarray:
@@ -25,3 +31,19 @@ def toy_folder(folder: Path, per_label: int, seconds: float = 4.0) -> Path:
             path = folder / label.name / f"{take:03d}.wav"
             soundfile.write(path, toy_wave(label.id, take, seconds), 22_050, subtype="PCM_16")
     return folder
+
+
+RUN = {each.name for each in fields(RunConfig)}
+
+
+def configured(kind: Callable[..., C], *arguments: Any, **values: Any) -> C:
+    """Return a training's settings; those of its RunConfig (seed, device, save_every ...) may stand among the others."""
+    run = {name: values.pop(name) for name in RUN & set(values)}
+    made = kind(*arguments, **values)
+    return changed(made, **run) if run else made
+
+
+def changed(settings: C, **values: Any) -> C:
+    """Return settings with some changed; those of its RunConfig may stand among the others."""
+    run = {name: values.pop(name) for name in RUN & set(values)}
+    return replace(settings, **values, run=replace(settings.run, **run)) if run else replace(settings, **values)

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import accelerate.state
 import pytest
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 from toy_embedding import ToyEmbedding
 from toy_runs import SNAIL, VOCOS, VQ, vocoder_run, vqvae_run
 
@@ -52,9 +52,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of the file before
         for system in ("baseline", "cmu-b"):
             vqvae, snail = (folder / "runs" / f"{system}-{part}" for part in ("vqvae", "snail"))
-            train_vqvae(TrainVqvae(out=vqvae, system=system, model=VQ, steps=2, **QUICK), clips, vqvae)
+            train_vqvae(configured(TrainVqvae, out=vqvae, system=system, model=VQ, steps=2, **QUICK), clips, vqvae)
             encode(Encode(vqvae, (str(folder / "data" / "foley" / "train"),), folder / f"{system}.npz", device="cpu"))
-            config = TrainPixelsnail(folder / f"{system}.npz", snail, system, "small", steps=1, **QUICK)
+            config = configured(TrainPixelsnail, folder / f"{system}.npz", snail, system, "small", steps=1, **QUICK)
             train_pixelsnail(config, read_codes(config.data), snail)
         vocoder_run(folder / "runs" / "vocoder")
         yield folder

@@ -12,7 +12,7 @@ from typing import Any
 import accelerate.state
 import pytest
 import torch
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 from toy_embedding import ToyEmbedding
 from toy_runs import SNAIL
 
@@ -23,7 +23,8 @@ from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail
 from foleybox.lab.baseline.train_pixelsnail import train as train_pixelsnail
 from foleybox.lab.cmu.cembed import CembedConfig, Cembeds
 from foleybox.lab.cmu.mvqvae import MvqvaeConfig
-from foleybox.lab.cmu.train_mhifigan import TrainMhifigan, main as main_mhifigan
+from foleybox.lab.cmu.train_mhifigan import TrainMhifigan
+from foleybox.lab.cmu.train_mhifigan import main as main_mhifigan
 from foleybox.lab.cmu.train_mvqvae import TrainMvqvae
 from foleybox.lab.cmu.train_mvqvae import train as train_mvqvae
 from foleybox.lab.core.clips import ClipFile, find_clips
@@ -86,14 +87,17 @@ def shared(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Itera
         data, runs = str(folder / "data" / "foley" / "train"), folder / "runs"
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of the file before
         for name, more in HEADS.items():
-            run = TrainMvqvae((data,), runs / name, features=STAND_IN, model=MVQ, steps=2, **QUICK, **more)
+            run = configured(TrainMvqvae, (data,), runs / name, features=STAND_IN, model=MVQ, steps=2, **QUICK, **more)
             train_mvqvae(run, find_clips(data), runs / name)
         encode(Encode(runs / "rvq", (data,), folder / "codes.npz", device="cpu"))
         for name, more in ATTENTIONS.items():
-            snail = TrainPixelsnail(folder / "codes.npz", runs / name, "cmu-a", "small", steps=1, **QUICK, **more)
+            snail = configured(
+                TrainPixelsnail, folder / "codes.npz", runs / name, "cmu-a", "small", steps=1, **QUICK, **more
+            )
             train_pixelsnail(snail, read_codes(snail.data), runs / name)
         main_mhifigan(
-            TrainMhifigan(
+            configured(
+                TrainMhifigan,
                 (data,),
                 runs / "voice",
                 width=16,

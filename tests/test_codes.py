@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ from foleybox.lab.baseline.runs import load_vqvae
 from foleybox.lab.baseline.train_vqvae import TrainVqvae
 from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import find_clips, heard, label_ids, split_by_recording
+from foleybox.lab.core.clips import find_clips, label_ids, split_by_recording, training_rows
 from foleybox.lab.core.mel import DCASE
 from foleybox.lab.core.runs import fingerprint, open_run, save_state
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose VQ-VAE never learned: its codes are codes all the same."""
     out = tmp_path_factory.mktemp("runs") / "vqvae"
-    open_run(out, "vqvae", TrainVqvae(model=TINY, head="pre"), [])
+    open_run(out, "vqvae", configured(TrainVqvae, model=TINY, head="pre"), [])
     torch.manual_seed(0)
     vqvae = Vqvae(TINY, "pre")
     vqvae.codebook.start(vqvae.encode(torch.randn(2, 80, 344)))
@@ -249,7 +249,7 @@ def test_the_verb_encodes_every_clip_and_writes_what_is_known_of_it(
     assert torch.equal(codes.labels, label_ids(clips))
     assert codes.recordings == [clip.recording for clip in clips]
     assert codes.names == [f"{clip.path.parent.name}/{clip.path.name}" for clip in clips]
-    assert codes.heard == heard(clips)
+    assert codes.heard == training_rows(clips)
     assert (codes.size, codes.fingerprint, codes.step) == (8, fingerprint(vqvae), 3)
 
     before = out.read_bytes()
@@ -263,7 +263,7 @@ def test_mistakes_at_the_door_are_one_line_and_write_nothing(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     partial = tmp_path / "partial"
-    open_run(partial, "vqvae", TrainVqvae(model=TINY, head="none"), [])
+    open_run(partial, "vqvae", configured(TrainVqvae, model=TINY, head="none"), [])
     save_state(partial / "state.pt", 3, {"vqvae": Vqvae(TINY, "pre")})
     other, empty = tmp_path / "other", tmp_path / "empty"
     open_run(other, "sagan", TrainVqvae(), [])

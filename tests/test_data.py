@@ -12,7 +12,7 @@ from helpers_lab import toy_folder, toy_wave
 from foleybox.errors import UserError
 from foleybox.lab.core.cache import cached, load_mels
 from foleybox.lab.core.check import DataCheck, check, inspect
-from foleybox.lab.core.clips import find_clips, heard, label_ids, load_waves, split_by_recording
+from foleybox.lab.core.clips import find_clips, label_ids, load_waves, split_by_recording, training_rows
 from foleybox.lab.core.mel import DCASE, LogMel
 
 
@@ -58,7 +58,7 @@ def test_a_manifest_gives_label_split_tier_and_recording(tmp_path: Path) -> None
     assert [(clip.split, clip.tier, clip.recording) for clip in clips] == [("train", "open", "r1"), ("dev", "nc", "r2")]
     assert [clip.tier for clip in find_clips(f"{tmp_path}:dev")] == ["nc"]
     assert len(find_clips(tmp_path, tiers=["open"])) == 1
-    rows = heard(find_clips(tmp_path, any_label=True))
+    rows = training_rows(find_clips(tmp_path, any_label=True))
     assert [row["label"] for row in rows] == ["Rain", "Rain", "(other)"]
     assert rows[0]["clip"].startswith("wav/a.wav ")
 

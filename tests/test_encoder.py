@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_lab import toy_folder
+from helpers_lab import changed, configured, toy_folder
 from torch import Tensor
 
 from foleybox import cli
@@ -170,11 +170,12 @@ def test_a_view_is_never_louder_keeps_silence_and_cuts_no_more_than_it_may() -> 
 
 
 def tiny_run(out: Path, **changes: object) -> TrainEncoder:
-    settings = TrainEncoder(
+    settings = configured(
+        TrainEncoder,
         ("unused",), out, model=TINY, batch=7, contrastive_steps=3, classifier_steps=3, device="cpu", threads=1,
         tracker="none", log_every=1, save_every=1, held_out=0.1,
     )  # fmt: skip
-    return replace(settings, **changes)  # type: ignore[arg-type]
+    return changed(settings, **changes)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_lab import configured
 
 from foleybox.errors import UserError
 from foleybox.instrument import read_instrument
@@ -12,7 +13,7 @@ from foleybox.lab.core.mel import DCASE, WIDE
 from foleybox.lab.core.runs import NUMBERED, open_run, save_state
 from foleybox.lab.export import command as export
 from foleybox.lab.export import graphs
-from foleybox.lab.export.command import Export, heard_by
+from foleybox.lab.export.command import Export, count_clips
 from foleybox.lab.export.graphs import GeneratorGraph, build_gan, without_parametrizations
 from foleybox.lab.kt.runs import load_generator
 from foleybox.lab.kt.sagan import Generator, SaganConfig, refresh_batch_norm
@@ -39,9 +40,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two run folders with untrained parts, as training leaves them."""
     gan, vocoder = tmp_path_factory.mktemp("gan"), tmp_path_factory.mktemp("vocoder")
     torch.manual_seed(0)
-    open_run(gan, "sagan", TrainSagan((), gan, model=TINY), CLIPS)
+    open_run(gan, "sagan", configured(TrainSagan, (), gan, model=TINY), CLIPS)
     save_state(gan / "state.pt", 5, {"average": Generator(TINY)})
-    open_run(vocoder, "vocoder", TrainVocoder((), vocoder, size="small"), CLIPS)
+    open_run(vocoder, "vocoder", configured(TrainVocoder, (), vocoder, size="small"), CLIPS)
     save_state(vocoder / "state.pt", 7, {"average": Vocos(VocosConfig())})
     return gan, vocoder
 
@@ -58,9 +59,9 @@ def test_of_clips_known_by_number_and_clips_known_by_name_the_larger_number_coun
     """They may be the same clips: a restored instrument that hears its own recordings again has not heard twice as many."""
     numbered = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 1.{i}"} for i in range(5)]
     other = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 2.1", "label": "DogBark"}]
-    assert [(row.label, row.clips) for row in heard_by(CLIPS, numbered)] == [("Rain", 5)]
-    assert [(row.label, row.clips) for row in heard_by(CLIPS, CLIPS, numbered[:2])] == [("Rain", 3)]
-    assert [(row.label, row.clips) for row in heard_by(CLIPS, other)] == [("DogBark", 1), ("Rain", 3)]
+    assert [(row.label, row.clips) for row in count_clips(CLIPS, numbered)] == [("Rain", 5)]
+    assert [(row.label, row.clips) for row in count_clips(CLIPS, CLIPS, numbered[:2])] == [("Rain", 3)]
+    assert [(row.label, row.clips) for row in count_clips(CLIPS, other)] == [("DogBark", 1), ("Rain", 3)]
 
 
 def test_the_instrument_plays_what_torch_plays(runs: tuple[Path, Path], toy: Path) -> None:
@@ -85,7 +86,7 @@ def test_a_hifigan_run_becomes_an_instrument_that_plays_what_torch_plays(
     run, out = tmp_path / "hifigan", tmp_path / "toy"
     torch.manual_seed(0)
     trained = Hifigan(hifigan_config(DCASE, "hifigan-v3", 8))
-    open_run(run, "vocoder", TrainHifigan((), run, "hifigan-v3", width=8, start_from=tmp_path), CLIPS)
+    open_run(run, "vocoder", configured(TrainHifigan, (), run, "hifigan-v3", width=8, start_from=tmp_path), CLIPS)
     save_state(run / "state.pt", 9, {"generator": trained})
     assert export.main(Export(runs[0], run, out, draws=0)) == 0
     assert "Vocoder: HiFi-GAN V3 of width 8, 9 steps of 16 x 32 frames, seed 0." in (out / "CARD.md").read_text()
@@ -138,8 +139,8 @@ def test_runs_in_the_wrong_order_are_refused(runs: tuple[Path, Path], tmp_path: 
 def test_a_clip_that_both_parts_heard_counts_once_and_others_add_up() -> None:
     other = [{**CLIPS[0], "clip": "Engine/0.wav 5", "label": "(other)", "tier": "nc"}]
     more = [{**CLIPS[0], "clip": "Rain/9.wav 9"}]
-    assert [(row.label, row.clips) for row in heard_by(CLIPS, CLIPS[:2] + other)] == [("(other)", 1), ("Rain", 3)]
-    assert [(row.label, row.clips) for row in heard_by(CLIPS, more)] == [("Rain", 4)]
+    assert [(row.label, row.clips) for row in count_clips(CLIPS, CLIPS[:2] + other)] == [("(other)", 1), ("Rain", 3)]
+    assert [(row.label, row.clips) for row in count_clips(CLIPS, more)] == [("Rain", 4)]
 
 
 def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
@@ -174,16 +175,21 @@ def test_the_card_says_what_the_patches_heard_beside_the_labels_and_before() -> 
 @pytest.mark.parametrize("order", [1, -1])
 def test_no_term_is_lost_where_two_clips_have_one_name_and_size(order: int) -> None:
     rows = [{**CLIPS[0], "tier": "nc"}, {**CLIPS[0], "tier": "open"}][::order]
-    heard = heard_by(rows)
+    heard = count_clips(rows)
     assert [(row.tier, row.clips) for row in heard] == [("nc", 1), ("open", 1)]
     assert roll_up(heard).terms == "CC-BY-NC-4.0"
-    assert heard_by(rows[:1], rows[:1])[0].clips == 1  # two parts heard one clip
+    assert count_clips(rows[:1], rows[:1])[0].clips == 1  # two parts heard one clip
 
 
 def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     other, again = tmp_path / "vocoder", tmp_path / "again"
-    open_run(other, "vocoder", TrainVocoder((), other, size="small", seed=1), [*CLIPS, {**CLIPS[0], "tier": "nc"}])
+    open_run(
+        other,
+        "vocoder",
+        configured(TrainVocoder, (), other, size="small", seed=1),
+        [*CLIPS, {**CLIPS[0], "tier": "nc"}],
+    )
     save_state(other / "state.pt", 11, {"average": Vocos(VocosConfig())})
     assert export.main(Export(toy, other, again, version="2")) == 0
     before, after = read_instrument(toy), read_instrument(again)
@@ -202,7 +208,7 @@ def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, t
 
 def test_a_vocoder_of_another_mel_is_not_given_to_an_instrument(toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "wide"
-    open_run(run, "vocoder", TrainVocoder((), run, size="small", mel="wide"), CLIPS)
+    open_run(run, "vocoder", configured(TrainVocoder, (), run, size="small", mel="wide"), CLIPS)
     save_state(run / "state.pt", 7, {"average": Vocos(vocos_config(WIDE, "small"))})
     with pytest.raises(UserError, match="for that mel"):
         export.main(Export(toy, run, tmp_path / "x"))

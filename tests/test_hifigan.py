@@ -192,8 +192,8 @@ def test_each_scale_hears_means_of_four_samples_at_half_the_rate_of_the_one_befo
     half = torch.stack([padded[0, i : i + 4].mean() for i in range(0, 1025, 2)])[None]
     padded = F.pad(half, (2, 2))
     quarter = torch.stack([padded[0, i : i + 4].mean() for i in range(0, 514, 2)])[None]
-    for part, heard, score in zip(critic.parts, (wave, half, quarter), scores):
-        torch.testing.assert_close(part(heard)[0], score)
+    for part, affected, score in zip(critic.parts, (wave, half, quarter), scores):
+        torch.testing.assert_close(part(affected)[0], score)
 
 
 def test_eight_undecided_discriminators_cost_4() -> None:

@@ -9,7 +9,7 @@ from helpers import HEARD, toy_graphs, toy_instrument, toy_manifest
 
 from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED, _digest, read_instrument, write_instrument
-from foleybox.licences import NOT_FOR_DISTRIBUTION, Heard, roll_up
+from foleybox.licences import NOT_FOR_DISTRIBUTION, TrainingClips, roll_up
 
 
 def refused(folder: Path, words: str) -> None:
@@ -164,7 +164,7 @@ def test_a_manifest_that_states_nonsense_is_refused_by_name(tmp_path: Path, chan
     ],
 )
 def test_the_strictest_tier_heard_decides_the_terms(tiers: list[str], terms: str) -> None:
-    assert roll_up(Heard("Rain", tier, "somewhere", 2) for tier in tiers).terms == terms
+    assert roll_up(TrainingClips("Rain", tier, "somewhere", 2) for tier in tiers).terms == terms
 
 
 def test_gpl_and_share_alike_are_reported_with_their_counts() -> None:
@@ -175,14 +175,14 @@ def test_gpl_and_share_alike_are_reported_with_their_counts() -> None:
         "CC0",
         "CC BY",
     ]
-    why = " ".join(roll_up(Heard("Rain", "open", licence, 3) for licence in licences).why)
+    why = " ".join(roll_up(TrainingClips("Rain", "open", licence, 3) for licence in licences).why)
     assert "3 clips under GPL" in why
     assert "6 clips under share-alike" in why
     assert "Sampling" not in why
 
 
 def test_an_instrument_that_heard_unlicensed_clips_cannot_ship() -> None:
-    licence = toy_manifest(heard=(*HEARD, Heard("Rain", "unclear", "?", 1))).licence
+    licence = toy_manifest(heard=(*HEARD, TrainingClips("Rain", "unclear", "?", 1))).licence
     assert licence.terms == NOT_FOR_DISTRIBUTION
     assert licence.why[0].startswith("1 clips whose source states no licence")
 

@@ -82,13 +82,13 @@ def test_at_the_wrap_the_wave_goes_on_as_it_did() -> None:
 
 def test_a_good_loop_measures_no_more_at_its_seam_than_inside_and_a_bare_cut_more() -> None:
     hum = (tone(197.3, RATE, 3.0) + 0.01 * noise(3.0)).astype(np.float32)
-    assert measure_seam(wrapped(hum, find_wrap(hum, RATE, RATE, FADE)), RATE, FADE).unheard
+    assert measure_seam(wrapped(hum, find_wrap(hum, RATE, RATE, FADE)), RATE, FADE).inaudible
     bare = hum[: RATE + 20]
-    assert not measure_seam(bare, RATE, 0).unheard
+    assert not measure_seam(bare, RATE, 0).inaudible
     growing = noise(1.0) * np.geomspace(1, 0.02, RATE).astype(np.float32)  # ends quietly, begins loudly
-    assert not measure_seam(growing, RATE, 0).unheard
+    assert not measure_seam(growing, RATE, 0).inaudible
     hiss = noise(3)
-    assert measure_seam(wrapped(hiss, find_wrap(hiss, RATE, RATE, FADE)), RATE, FADE).unheard
+    assert measure_seam(wrapped(hiss, find_wrap(hiss, RATE, RATE, FADE)), RATE, FADE).inaudible
 
 
 def test_it_lies_where_its_two_sides_are_most_alike() -> None:
@@ -203,7 +203,7 @@ def test_a_loop_that_may_be_heard_exits_with_1_and_says_so(here: Path, capsys) -
     assert main(["loop", "fading.wav", "--seconds", "1", "--fade", "0.01", "-o", "x.wav"]) == 1
     assert "it may be heard" in capsys.readouterr().out
     assert main(["loop", "fading.wav", "--seconds", "1", "--fade", "0.01", "-o", "x.wav", "--force", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["unheard"] is False
+    assert json.loads(capsys.readouterr().out)["inaudible"] is False
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(4.0, 3.72), (0.5, 0.38), (20.0, 4.0)])

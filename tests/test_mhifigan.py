@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_lab import toy_wave
+from helpers_lab import configured, toy_wave
 from torch import Tensor
 
 from foleybox.audio import resample
@@ -19,12 +19,11 @@ from foleybox.lab.cmu.cembed import PARTS, CembedConfig, fill_value
 from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
 from foleybox.lab.cmu.mhifigan import MHIFIGAN, MHIFIGAN_EVEN, Mhifigan, waves_of_cembeds
 from foleybox.lab.cmu.runs import load_mhifigan
-from foleybox.lab.cmu.train_mhifigan import MaskedSegments, TrainMhifigan
+from foleybox.lab.cmu.train_mhifigan import MaskedSegments, TrainMhifigan, train
 from foleybox.lab.core.mel import SILENCE
 from foleybox.lab.vocoders import train_hifigan as loop
 from foleybox.lab.vocoders.hifigan import Hifigan, HifiganConfig
 from foleybox.lab.vocoders.runs import load_vocoder
-from foleybox.lab.vocoders.train_hifigan import train
 
 NARROW = HifiganConfig(bands=1152, width=16, rates=(10, 8, 2, 2))
 
@@ -100,7 +99,7 @@ def config(out: Path, **changes: Any) -> TrainMhifigan:
         "threads": 1,
         "tracker": "none",
     }
-    return TrainMhifigan(**{**values, **changes})
+    return configured(TrainMhifigan, **{**values, **changes})
 
 
 def test_a_segment_is_the_wave_of_its_frames_and_parts_of_its_cembed_are_hidden(tmp_path: Path) -> None:
@@ -127,11 +126,11 @@ def test_a_segment_is_the_wave_of_its_frames_and_parts_of_its_cembed_are_hidden(
 
 
 def test_it_trains_resumes_bit_for_bit_and_says_stand_in(tmp_path: Path) -> None:
-    heard = [{"clip": "x"}]
+    training_rows = [{"clip": "x"}]
     for name, stops in (("whole", (2,)), ("parts", (1, 2))):
         for steps in stops:
             settings = config(tmp_path / name, steps=steps, sample_every=2)
-            train(settings, waves(), waves()[:1], heard, (cembeds(), cembeds()[:1]))
+            train(settings, waves(), waves()[:1], training_rows, (cembeds(), cembeds()[:1]))
     mine, theirs = (torch.load(tmp_path / n / "state.pt", weights_only=True) for n in ("whole", "parts"))
     assert mine["step"] == theirs["step"] == 2
     assert {"rows.mean", "rows.deviation"} < set(mine["generator"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 from torch import Tensor, nn
 
 from foleybox import cli
@@ -22,12 +22,11 @@ from foleybox.lab.baseline import codes as codes_module
 from foleybox.lab.baseline import vqvae as model_file
 from foleybox.lab.baseline.codes import decode_codes, encode_mels, read_codes
 from foleybox.lab.baseline.losses import commitment
-from foleybox.lab.cmu.mvqvae import V1, V2
 from foleybox.lab.baseline.vqvae import Beside, Codebook, ResidualBlock, Vqvae, VqvaeConfig, nearest
 from foleybox.lab.cmu import train_mvqvae as loop
 from foleybox.lab.cmu.cembed import PARTS, CembedConfig, fill_value, published_scale
 from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
-from foleybox.lab.cmu.mvqvae import Codebooks, Mvqvae, MvqvaeConfig, Rows
+from foleybox.lab.cmu.mvqvae import V1, V2, Codebooks, Mvqvae, MvqvaeConfig, Rows
 from foleybox.lab.cmu.runs import load_mvqvae, load_quantiser
 from foleybox.lab.cmu.systems import MVQ
 from foleybox.lab.cmu.train_mvqvae import TrainMvqvae, errors_by_part, main, measure, train
@@ -301,7 +300,7 @@ def tiny_run(out: Path, **changes: Any) -> TrainMvqvae:
         "save_every": 1,
         "sample_every": 100,
     }
-    return TrainMvqvae(**{**values, **changes})
+    return configured(TrainMvqvae, **{**values, **changes})
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -485,7 +484,7 @@ def test_the_system_is_the_reports_and_what_is_asked_for_goes_before_it() -> Non
     plan = MVQ["cmu-a"]
     assert (plan.head, plan.head_weight, plan.batch, plan.lr_low) == ("pre", 0.01, 16, 1e-5)
     assert TrainMvqvae().plan == plan
-    assert TrainMvqvae(head="none", batch=3).plan == replace(plan, head="none", batch=3)
+    assert configured(TrainMvqvae, head="none", batch=3).plan == replace(plan, head="none", batch=3)
     assert asdict(PartMasks()) == {
         "mask_frames": 25,
         "mask_mel_rows": 25,

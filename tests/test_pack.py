@@ -16,7 +16,7 @@ from foleybox.audio import Wave, read_wave, true_peak_db, wav_chunk, write_wave
 from foleybox.cli import main
 from foleybox.commands.info import describe_sound
 from foleybox.commands.pack import licence_text, ucs_name
-from foleybox.licences import Heard
+from foleybox.licences import TrainingClips
 from foleybox.studio.engines import UNITY_PLAYER, engine_files
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.recipe import read_recipe
@@ -301,7 +301,7 @@ def test_unity_gets_a_player_whose_brackets_close_and_no_engine_gets_nothing() -
 
 
 def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
-    text = licence_text(toy_manifest(heard=(*HEARD, Heard("Rain", "open", "CC BY 3.0", 4, "somebody/sounds"))))
+    text = licence_text(toy_manifest(heard=(*HEARD, TrainingClips("Rain", "open", "CC BY 3.0", 4, "somebody/sounds"))))
     assert "Terms of the instrument: CC-BY-NC-4.0" in text
     assert "2 clips licensed for non-commercial use only" in text
     for line in ("3  (not stated): Somewhere: CC0", "4  somebody/sounds: CC BY 3.0"):
@@ -309,7 +309,7 @@ def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
 
 
 def test_a_pack_of_an_instrument_that_nobody_licensed_says_so(here: Path, monkeypatch, capsys) -> None:
-    synth = Steps(toy_manifest(samples=8_000, heard=(Heard("Rain", "unclear", "?", 1),)), Path("nowhere"))
+    synth = Steps(toy_manifest(samples=8_000, heard=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere"))
     monkeypatch.setattr("foleybox.studio.pack.Synth.load", lambda *_: synth)
     assert main(["pack", "footstep", "--count", "1"]) == 0
     assert "toy is not for distribution: do not ship this pack" in capsys.readouterr().err

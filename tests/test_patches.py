@@ -12,7 +12,7 @@ from torch import Tensor  # noqa: E402
 
 from foleybox.lab.core.losses import roughness  # noqa: E402
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, fold, unfold  # noqa: E402
-from foleybox.lab.patches.losses import flow_matching, pooled_mel_distance
+from foleybox.lab.patches.losses import flow_matching, pooled_mel_distance  # noqa: E402
 from foleybox.lab.patches.train_patches import head_loss, some_amid  # noqa: E402
 from foleybox.lab.patches.transformer import (
     AMID,

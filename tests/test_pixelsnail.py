@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
+from helpers_lab import changed, configured
 from torch import Tensor, nn
 
 from foleybox import cli
@@ -259,7 +260,7 @@ def later(model: PixelSnail) -> Tensor:
     return torch.ones(n, n, dtype=torch.bool).triu(1)
 
 
-def heard(model: PixelSnail) -> Tensor:
+def training_rows(model: PixelSnail) -> Tensor:
     """Every later place, but for a row's last code: nothing of the next row hears of it before it lies right above."""
     found, width = later(model), model.config.width
     for last in range(width - 1, len(found), width):
@@ -270,7 +271,7 @@ def heard(model: PixelSnail) -> Tensor:
 @pytest.mark.parametrize(("height", "width", "kernel"), [(4, 6, 3), (5, 7, 5), (3, 11, 5), (6, 1, 5), (1, 8, 3)])
 def test_c2_a_code_moves_the_later_logits_and_not_one_earlier_by_a_bit(height: int, width: int, kernel: int) -> None:
     model = snail(dataclasses.replace(TINY, height=height, width=width, kernel=kernel))
-    assert moved(model).tolist() == heard(model).tolist()
+    assert moved(model).tolist() == training_rows(model).tolist()
 
 
 def test_c2_causality_survives_three_steps_of_training() -> None:
@@ -281,7 +282,7 @@ def test_c2_causality_survives_three_steps_of_training() -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(codes, torch.arange(4)), codes).backward()
         optimizer.step()
-    assert moved(model.eval()).tolist() == heard(model).tolist()
+    assert moved(model.eval()).tolist() == training_rows(model).tolist()
 
 
 def test_c2_nothing_leaks_in_training_either() -> None:
@@ -511,11 +512,12 @@ def toy(count: int = 14, size: int = 8, fingerprint: str = "0" * 64) -> Codes:
 
 
 def settings(out: Path, **changes: Any) -> TrainPixelsnail:
-    base = TrainPixelsnail(
+    base = configured(
+        TrainPixelsnail,
         Path("codes.npz"), out, size="small", held_out=0.2, batch=4, lr=1e-2, steps=4, device="cpu", threads=1,
         tracker="none", log_every=1, save_every=2, measure_every=2,
     )  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    return changed(base, **changes)
 
 
 def log(out: Path) -> list[dict[str, float]]:
@@ -577,13 +579,13 @@ def test_measured_means_are_over_clips_whatever_the_batch() -> None:
 
 
 def test_the_baseline_keeps_its_rate_and_cmus_goes_round() -> None:
-    assert {learning_rate(TrainPixelsnail(Path()), step) for step in (0, 1, 10**6)} == {3e-4}
-    cmu = TrainPixelsnail(Path(), system="cmu-b", period=100)
+    assert {learning_rate(configured(TrainPixelsnail, Path()), step) for step in (0, 1, 10**6)} == {3e-4}
+    cmu = configured(TrainPixelsnail, Path(), system="cmu-b", period=100)
     rates = [learning_rate(cmu, step) for step in range(101)]
     assert rates[0] == rates[100] == pytest.approx(1e-5)
     assert max(rates) == rates[50] == pytest.approx(2.5e-4)
     assert all(1e-5 < rate < 2.5e-4 for rate in rates[1:50] + rates[51:100])
-    assert (TrainPixelsnail(Path()).plan.precision, cmu.plan.precision, cmu.plan.batch) == ("no", "bf16", 8)
+    assert (configured(TrainPixelsnail, Path()).plan.precision, cmu.plan.precision, cmu.plan.batch) == ("no", "bf16", 8)
 
 
 def scaled(monkeypatch: pytest.MonkeyPatch) -> None:

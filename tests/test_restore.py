@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
@@ -14,7 +14,7 @@ from foleybox.instrument import SHIPPED, read_instrument
 from foleybox.lab.core.clips import find_clips
 from foleybox.lab.core.runs import fingerprint, read_clips, read_run_config
 from foleybox.lab.export import restore
-from foleybox.lab.export.command import heard_by
+from foleybox.lab.export.command import count_clips
 from foleybox.lab.export.graphs import (
     BATCH,
     DecoderGraph,
@@ -134,8 +134,8 @@ def test_between_the_steps_of_the_flow_the_head_says_a_smooth_curve(runs: Path) 
 def test_what_was_heard_is_counted_again(runs: Path) -> None:
     """Part by part, and once where three parts are joined."""
     heard = read_instrument(SMALL).heard
-    assert heard_by(read_clips(runs / "patches")) == heard
-    assert heard_by(*(read_clips(runs / part) for part in PARTS)) == heard
+    assert count_clips(read_clips(runs / "patches")) == heard
+    assert count_clips(*(read_clips(runs / part) for part in PARTS)) == heard
 
 
 def test_the_patches_know_whose_latents_they_draw(runs: Path) -> None:
@@ -158,7 +158,8 @@ def test_what_a_model_was_told_of_changes_is_not_asked_of_its_graph(runs: Path) 
 def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> None:
     sounds = toy_folder(tmp_path / "sounds", per_label=2)
     common: dict[str, Any] = {"steps": 1, "device": "cpu", "threads": 1, "tracker": "none", "log_every": 1}
-    again = TrainPatches(
+    again = configured(
+        TrainPatches,
         out=tmp_path / "patches", autoencoder=runs / "autoencoder", start_from=runs / "patches", batch=7, lr=0.0,
         held_out=0.0, **common,
     )  # fmt: skip
@@ -169,7 +170,8 @@ def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> 
     assert torch.equal(kept["label.weight"], torch.cat([seven, none]))
     assert all(torch.equal(kept[name], given[name]) for name in given)
     assert len(read_clips(again.out)) == 14 + len(read_clips(runs / "patches"))
-    voice = TrainVocoder(
+    voice = configured(
+        TrainVocoder,
         (str(sounds),), tmp_path / "vocoder", mel="wide", start_from=runs / "vocoder", mels_from=runs / "autoencoder",
         held_out=0.3, batch=2, period_width=2, resolution_width=4, **common,
     )  # fmt: skip
@@ -205,7 +207,8 @@ def test_a_restored_gan_trains_on_its_discriminator_first(
     monkeypatch.setattr(sagan, "sample_sheet", lambda *_: None)  # 42 sounds cost more than two steps
     sounds = toy_folder(tmp_path / "sounds", per_label=2)
     model = load_generator(gan / "sagan")[0].config
-    config = TrainSagan(
+    config = configured(
+        TrainSagan,
         out=tmp_path / "run", start_from=gan / "sagan", generator_from=1, model=model, batch=7, steps=1,
         device="cpu", threads=1, precision="no", tracker="none", log_every=1,
     )  # fmt: skip
@@ -223,7 +226,9 @@ def test_a_restored_gan_trains_on_its_discriminator_first(
 
 def test_a_gan_of_another_size_is_refused_with_what_it_is(gan: Path, tmp_path: Path) -> None:
     sounds = toy_folder(tmp_path / "sounds", per_label=2)
-    config = TrainSagan(out=tmp_path / "run", start_from=gan / "sagan", batch=7, steps=1, device="cpu", tracker="none")
+    config = configured(
+        TrainSagan, out=tmp_path / "run", start_from=gan / "sagan", batch=7, steps=1, device="cpu", tracker="none"
+    )
     with pytest.raises(UserError, match="conditional_logit=True"):
         sagan.train(config, find_clips(sounds), config.out)
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers_lab import toy_folder
+from helpers_lab import changed, configured, toy_folder
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -40,7 +40,7 @@ from foleybox.lab.kt.sagan import (
     to_network,
 )
 from foleybox.lab.kt.systems import KT, KtSystem
-from foleybox.lab.kt.train_sagan import Anchors, Steadiers, TrainSagan, faded_in, main, train
+from foleybox.lab.kt.train_sagan import Anchors, Regularisers, TrainSagan, faded_in, main, train
 
 TINY = SaganConfig(width=8, latent=16, embedding=16)
 
@@ -227,11 +227,12 @@ draw_sheet = loop.sample_sheet
 
 
 def tiny_run(out: Path, **changes: object) -> TrainSagan:
-    settings = TrainSagan(
+    settings = configured(
+        TrainSagan,
         ("unused",), out, model=TINY, batch=7, steps=4, precision="no", device="cpu", threads=1, tracker="none",
         log_every=1, save_every=2, sample_every=100,
     )  # fmt: skip
-    return replace(settings, **changes)  # type: ignore[arg-type]
+    return changed(settings, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +254,8 @@ def _no_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     """With all that a run may have switched on."""
     clips = find_clips(folder)
-    steadiers = Steadiers(lecam=0.1, lecam_from=0, r1=0.1, r1_every=2, transition=(1, 3))
-    real: dict[str, Any] = {"precision": "bf16", "augment": MelAugment(probability=0.5), "steadiers": steadiers}
+    regularisers = Regularisers(lecam=0.1, lecam_from=0, r1=0.1, r1_every=2, transition=(1, 3))
+    real: dict[str, Any] = {"precision": "bf16", "augment": MelAugment(probability=0.5), "regularisers": regularisers}
     real |= {"average": 0.9, "d_steps": 2}
     train(tiny_run(tmp_path / "whole", steps=2, **real), clips, tmp_path / "whole")
     train(tiny_run(tmp_path / "parts", steps=1, **real), clips, tmp_path / "parts")
@@ -442,8 +443,8 @@ def test_more_discriminator_steps_see_more_reals_and_one_generator_step(
 
 def test_the_penalties_are_in_the_loss_when_they_are_due(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    steadiers = Steadiers(lecam=0.3, lecam_from=2, r1=0.1, r1_every=2)
-    train(tiny_run(out, steps=4, steadiers=steadiers), find_clips(folder), out)
+    regularisers = Regularisers(lecam=0.3, lecam_from=2, r1=0.1, r1_every=2)
+    train(tiny_run(out, steps=4, regularisers=regularisers), find_clips(folder), out)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert ["d_r1" in line for line in lines] == [True, False, True, False]
     assert ["d_lecam" in line for line in lines] == [False, False, True, True]
@@ -501,12 +502,12 @@ def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_pat
         ({"encoder": Path("runs/encoder")}, "--system kt-2c has no encoder in its loss"),
         ({"source": "self"}, "--system kt-2c has no encoder in its loss"),
         (
-            {"steadiers": Steadiers(transition=(500, 500))},
+            {"regularisers": Regularisers(transition=(500, 500))},
             "--transition 500 500: expected a first step and a later last one",
         ),
-        ({"steadiers": Steadiers(transition=(9, 5))}, "--transition 9 5: expected"),
+        ({"regularisers": Regularisers(transition=(9, 5))}, "--transition 9 5: expected"),
         ({"d_steps": 0}, "--d-steps 0: expected 1 or more"),
-        ({"steadiers": Steadiers(r1=-1.0)}, "--r1 -1.0: expected 0 or more"),
+        ({"regularisers": Regularisers(r1=-1.0)}, "--r1 -1.0: expected 0 or more"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

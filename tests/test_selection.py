@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_lab import toy_folder
+from helpers_lab import changed, configured, toy_folder
 from torch import Tensor
 
 from foleybox.errors import UserError
@@ -130,7 +130,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "encoder"
-    config = TrainEncoder(
+    config = configured(
+        TrainEncoder,
         (str(folder),), out, model=EncoderConfig(4, 16), batch=7, contrastive_steps=2, classifier_steps=2, held_out=0.0,
         device="cpu", threads=1, tracker="none",
     )  # fmt: skip
@@ -150,7 +151,7 @@ def candidates(folder: Path, tmp_path: Path) -> Path:
 
 def settings(candidates: Path, run: Path, **changes: object) -> Select:
     config = Select(str(candidates), 3, run, candidates.parent / "selected", confidence=0.0, near=0.99999)
-    return replace(config, **changes)  # type: ignore[arg-type]
+    return changed(config, **changes)
 
 
 def test_the_kept_files_are_the_candidates_byte_for_byte_and_every_verdict_is_written(

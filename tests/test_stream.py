@@ -18,7 +18,7 @@ from foleybox.lab.patches.transformer import Patches, PatchesConfig  # noqa: E40
 from foleybox.lab.patches.transformer import draw as draw_in_torch  # noqa: E402
 from foleybox.lab.vocoders.vocos import Vocos, VocosConfig  # noqa: E402
 from foleybox.labels import LABELS  # noqa: E402
-from foleybox.licences import Heard
+from foleybox.licences import TrainingClips  # noqa: E402
 from foleybox.studio.latents import vary  # noqa: E402
 from foleybox.studio.stream import draw, rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
@@ -51,7 +51,7 @@ def synth(parts: tuple[Patches, Autoencoder, Vocos], tmp_path_factory: pytest.Te
         samples=88_200,
         latent=(87, 6 + 4 * 2),
         mel=vars(WIDE),
-        heard=(Heard("Rain", "open", "CC0", 1),),
+        heard=(TrainingClips("Rain", "open", "CC0", 1),),
         kind="patches",
     )
     folder = tmp_path_factory.mktemp("instrument") / "toy"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers_lab import toy_folder
+from helpers_lab import changed, configured, toy_folder
 from test_vocoder import sounds
 from torch import Tensor
 
@@ -37,7 +37,8 @@ HEARD = [{"clip": "Rain/1.wav 9", "label": "Rain", "tier": "open", "licence": "C
 
 
 def settings(out: Path, **changes: object) -> TrainHifigan:
-    base = TrainHifigan(
+    base = configured(
+        TrainHifigan,
         out=out,
         vocoder="hifigan-v3",
         width=8,
@@ -53,7 +54,7 @@ def settings(out: Path, **changes: object) -> TrainHifigan:
         sample_every=100,
         tracker="none",
     )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    return changed(base, **changes)
 
 
 def log_of(out: Path) -> list[dict[str, float]]:
@@ -167,7 +168,7 @@ def test_sixteen_steps_on_two_clips_lower_the_mel_loss(tmp_path: Path) -> None:
 
 
 def test_the_rate_falls_by_a_thousandth_an_epoch_and_does_not_know_the_last_step() -> None:
-    config = TrainHifigan(batch=16)
+    config = configured(TrainHifigan, batch=16)
     assert learning_rate(config, 0, 160) == learning_rate(config, 9, 160) == 2e-4
     assert learning_rate(config, 10, 160) == pytest.approx(2e-4 * 0.999)
     assert learning_rate(config, 1000, 160) == pytest.approx(2e-4 * 0.999**100)
@@ -283,7 +284,9 @@ def test_on_decoded_mels_the_generator_reads_those_and_is_judged_by_the_real_wav
 def vqvae(tmp_path: Path) -> Path:
     """A run folder with an untrained VQ-VAE."""
     torch.manual_seed(0)
-    config = TrainVqvae(out=tmp_path / "vqvae", model=VqvaeConfig(channels=4, residual=2, width=4, size=8), head="none")
+    config = configured(
+        TrainVqvae, out=tmp_path / "vqvae", model=VqvaeConfig(channels=4, residual=2, width=4, size=8), head="none"
+    )
     open_run(config.out, "vqvae", config, [])
     save_state(config.out / "state.pt", 3, {"vqvae": Vqvae(config.model)})
     return config.out

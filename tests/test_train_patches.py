@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 
 from foleybox.errors import UserError
 from foleybox.lab.core.cache import load_mels, load_wave_cache
-from foleybox.lab.core.clips import find_clips, heard
+from foleybox.lab.core.clips import find_clips, training_rows
 from foleybox.lab.core.loop import STEADY
 from foleybox.lab.core.mel import WIDE
 from foleybox.lab.core.runs import clips_seen, read_clips, read_run_config
@@ -50,11 +50,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_autoencoder(out: Path) -> TrainAutoencoder:
-    return TrainAutoencoder(out=out, model=FORM, judge_width=2, segment=32, batch=4, adversarial_from=1, **QUICK)
+    return configured(
+        TrainAutoencoder, out=out, model=FORM, judge_width=2, segment=32, batch=4, adversarial_from=1, **QUICK
+    )
 
 
 def of_patches(out: Path, run: Path) -> TrainPatches:
-    return TrainPatches(out=out, autoencoder=run, model=SIZE, batch=7, **QUICK)
+    return configured(TrainPatches, out=out, autoencoder=run, model=SIZE, batch=7, **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their
     torch.manual_seed(0)
     mel = torch.full((64, 100, 40), -11.0)
     mel[:, :, 0] = 0.0
-    config = TrainPatches(gain=0.0, shift_bands=0)
+    config = configured(TrainPatches, gain=0.0, shift_bands=0)
     moved = changed(config, mel, torch.arange(64) < 32, patch=4)[0].amax(1).argmax(1)
     assert moved[:32].max() > 20
     assert moved[32:].max() == 3
@@ -147,7 +149,7 @@ def test_steady_sounds_are_turned_round_and_others_begin_within_a_patch_of_their
 def test_every_speed_is_heard_but_no_steady_sound_is_cut_short_by_a_faster_one() -> None:
     played = [torch.full((2, 1, 1), value) for value in (1.0, 1.1, 1.2)]
     indices, steady = torch.tensor([0, 1]).repeat(200), torch.tensor([True, False]).repeat(200)
-    mels, speeds = some_speed(TrainPatches(speeds=(1.1, 1.2)), played, indices, steady)
+    mels, speeds = some_speed(configured(TrainPatches, speeds=(1.1, 1.2)), played, indices, steady)
     chosen = mels[:, 0, 0]
     assert torch.equal(chosen, speeds)
     assert set(chosen[steady].tolist()) == {1.0}
@@ -183,7 +185,7 @@ def test_recordings_that_are_left_out_are_not_heard(folder: Path, latents: Path,
     config = replace(of_patches(tmp_path / "run", latents), data=(str(folder),), without=(out,), held_out=0.0, steps=1)
     patches.main(config)
     told = {row["clip"] for row in read_clips(config.out)}
-    assert {row["clip"] for row in heard(clips)} - told == {row["clip"] for row in heard(clips[:1])}
+    assert {row["clip"] for row in training_rows(clips)} - told == {row["clip"] for row in training_rows(clips[:1])}
     with pytest.raises(UserError, match="--without nobody's: no clip of such a recording"):
         patches.main(replace(config, without=(out, "nobody's")))
 
@@ -260,7 +262,7 @@ def test_what_is_told_is_what_was_done() -> None:
     torch.manual_seed(0)
     mel = torch.zeros(40, 100, 8)
     mel[:, 50] = 3.0
-    config = TrainPatches(gain=0.0, shift_bands=2)
+    config = configured(TrainPatches, gain=0.0, shift_bands=2)
     moved, told = changed(config, mel, torch.zeros(40, dtype=torch.bool), patch=1)
     assert torch.equal(moved[:, :, 4].argmax(1) - 50, 2 * told[:, 0])
     assert told[:, 0].unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
@@ -361,11 +363,12 @@ def test_a_vocoder_reads_what_patches_drew_again_beside_the_clip_that_it_was(
 
     waves = load_wave_cache(clips, WIDE.rate, 4.0)
     quick = {key: QUICK[key] for key in ("device", "threads", "tracker", "log_every", "save_every")}
-    settings = TrainVocoder(
+    settings = configured(
+        TrainVocoder,
         out=tmp_path / "vocoder", mel="wide", size="small", steps=1, batch=4, segment=16, stft_weight=0, mels_from=latents,
         redrawing=redrawing(finished), **quick,
     )  # fmt: skip
-    vocoder.train(settings, waves, waves[:1], heard(clips[:1]), decoded)
+    vocoder.train(settings, waves, waves[:1], training_rows(clips[:1]), decoded)
     assert {row["clip"] for row in read_clips(tmp_path / "vocoder")} >= {row["clip"] for row in read_clips(finished)}
     record = read_run_config(tmp_path / "vocoder")
     assert record["mels_from"] == record["redrawing"]["redrawn_by"] == decoded.fingerprint

@@ -9,7 +9,7 @@ import accelerate.state
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers_lab import toy_folder
+from helpers_lab import changed, configured, toy_folder
 from torch import Tensor
 
 from foleybox.errors import UserError
@@ -20,11 +20,10 @@ from foleybox.lab.core.runs import open_run, read_clips, read_state, save_state
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.runs import load_autoencoder
 from foleybox.lab.patches.train_autoencoder import TrainAutoencoder
-from foleybox.lab.play.train_vocoder import Redrawing, decode_clips
+from foleybox.lab.play.train_vocoder import Redrawing, decode_clips, main
 from foleybox.lab.vocoders import train_vocos as vocoder
 from foleybox.lab.vocoders import vocos
 from foleybox.lab.vocoders.runs import load_vocoder
-from foleybox.lab.play.train_vocoder import main
 from foleybox.lab.vocoders.train_vocos import Crops, TrainVocoder, learning_rate, train
 from foleybox.lab.vocoders.waves import Decoded, measure
 
@@ -48,7 +47,8 @@ def sounds(count: int = 4, frames: int = 40) -> Tensor:
 
 
 def settings(out: Path, **changes: object) -> TrainVocoder:
-    base = TrainVocoder(
+    base = configured(
+        TrainVocoder,
         out=out,
         size="small",
         segment=8,
@@ -66,7 +66,7 @@ def settings(out: Path, **changes: object) -> TrainVocoder:
         sample_every=100,
         tracker="none",
     )
-    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    return changed(base, **changes)
 
 
 def test_repetition_is_a_term_of_the_loss_only_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_infinite_step_in_fp16_is_skipped_and_halves_the_scale(
 def test_what_an_autoencoder_heard_is_heard_by_a_vocoder_that_reads_its_mels(tmp_path: Path) -> None:
     theirs = [{"clip": "Rain/9.wav 1", "label": "Rain", "tier": "nc", "licence": "CC BY-NC", "source": "them"}]
     form = AutoencoderConfig(latent=6, width=8, fine=8, coarse_layers=1, fine_layers=1, noise=2)
-    open_run(tmp_path / "ours", "autoencoder", TrainAutoencoder(model=form), theirs)
+    open_run(tmp_path / "ours", "autoencoder", configured(TrainAutoencoder, model=form), theirs)
     mels = LogMel(DCASE)(sounds().float() / 32768)
     config = settings(tmp_path / "run", steps=1, mels_from=tmp_path / "ours")
     train(config, sounds(), sounds(2), [], Decoded(mels, mels[:2], "0" * 64))
@@ -252,7 +252,7 @@ def test_at_rate_0_no_weight_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_rate_rises_halves_and_starts_anew_with_the_critics() -> None:
-    config = TrainVocoder(lr=1e-3, adversarial_lr=3e-4, half_life=1000, warm_up=10, adversarial_from=2000)
+    config = configured(TrainVocoder, lr=1e-3, adversarial_lr=3e-4, half_life=1000, warm_up=10, adversarial_from=2000)
     assert learning_rate(config, 0) == pytest.approx(1e-4, rel=1e-2)
     assert learning_rate(config, 1000) == pytest.approx(5e-4)
     assert learning_rate(config, 1999) == pytest.approx(2.5e-4, rel=1e-2)
@@ -299,7 +299,7 @@ def test_critics_that_saw_something_else_start_anew(tmp_path: Path) -> None:
 def test_the_mels_of_our_autoencoder_can_be_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
     form = AutoencoderConfig(latent=6, width=8, fine=8, coarse_layers=1, fine_layers=1, noise=2)
-    open_run(tmp_path / "ours", "autoencoder", TrainAutoencoder(model=form), [])
+    open_run(tmp_path / "ours", "autoencoder", configured(TrainAutoencoder, model=form), [])
     save_state(tmp_path / "ours" / "state.pt", 3, {"average": Autoencoder(form)})
     toy_folder(tmp_path / "sounds", 1)
     clips = find_clips(f"{tmp_path}/sounds")

@@ -155,7 +155,7 @@ def test_a_judge_of_logarithms_hears_no_phase_and_soft_as_well_as_loud() -> None
     quiet = torch.fft.irfft(torch.fft.rfft(wave) * (torch.arange(4097) < 1000), 8192)
     changes = []
     for one in (parts, logs):
-        (_, without), (_, heard) = one(quiet), one(quiet + soft - wave)
-        first = [(a[0] - b[0]).norm() / b[0].norm() for a, b in zip(heard, without, strict=True)]
+        (_, without), (_, affected) = one(quiet), one(quiet + soft - wave)
+        first = [(a[0] - b[0]).norm() / b[0].norm() for a, b in zip(affected, without, strict=True)]
         changes.append(float(torch.stack(first).mean()))
     assert changes[1] > 5 * changes[0]

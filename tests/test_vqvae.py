@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from helpers_lab import toy_folder
+from helpers_lab import configured, toy_folder
 from torch import Tensor, nn
 
 from foleybox import cli
@@ -380,7 +380,7 @@ def test_the_systems_are_the_reports() -> None:
 
 
 def test_what_is_asked_for_goes_before_what_the_system_says() -> None:
-    config = TrainVqvae(system="cmu-b", head="none", lr=1e-3, period=8)
+    config = configured(TrainVqvae, system="cmu-b", head="none", lr=1e-3, period=8)
     assert config.plan == replace(VQ["cmu-b"], head="none", lr=1e-3)
     assert [learning_rate(config, step) for step in (0, 4, 8)] == pytest.approx([1e-5, 1e-3, 1e-5])
     assert [learning_rate(TrainVqvae(), step) for step in (0, 999)] == [3e-4, 3e-4]
@@ -411,7 +411,7 @@ def tiny_run(out: Path, **changes: Any) -> TrainVqvae:
         "save_every": 1,
         "sample_every": 100,
     }
-    return TrainVqvae(**{**values, **changes})
+    return configured(TrainVqvae, **{**values, **changes})
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

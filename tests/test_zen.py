@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_lab import changed, configured
 from torch import Tensor, nn
 
 from foleybox import cli
@@ -395,11 +396,12 @@ def toy(height: int = 5, width: int = 7, count: int = 14) -> Codes:
 
 
 def settings(out: Path, **changes: Any) -> TrainPixelsnail:
-    base = TrainPixelsnail(
+    base = configured(
+        TrainPixelsnail,
         Path("codes.npz"), out, "cmu-a", size="small", held_out=0.2, batch=4, lr=1e-2, steps=4, device="cpu", threads=1,
         tracker="none", log_every=1, save_every=2, measure_every=2,
     )  # fmt: skip
-    return dataclasses.replace(base, **changes)
+    return changed(base, **changes)
 
 
 def test_cmu_a_is_trained_as_the_report_says_with_one_halving() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers_lab import configured
 
 from foleybox.lab.baseline.codes import Codes
 from foleybox.lab.baseline.pixelsnail import PixelSnail, PixelSnailConfig
@@ -28,7 +29,7 @@ GAN = SaganConfig(plan="S", width=4)
 def vqvae_run(out: Path, seed: int = 0, **changes: Any) -> str:
     """Write a VQ-VAE's run; return its fingerprint."""
     config = replace(VQ, **changes)
-    open_run(out, "vqvae", TrainVqvae(model=config, head="none"), [])
+    open_run(out, "vqvae", configured(TrainVqvae, model=config, head="none"), [])
     torch.manual_seed(seed)
     vqvae = Vqvae(config)
     with torch.no_grad():
@@ -53,7 +54,7 @@ def snail_run(out: Path, vqvae: str, seed: int = 0, **changes: Any) -> PixelSnai
 
 def vocoder_run(out: Path, **changes: Any) -> None:
     """Write a vocoder's run, of the tiny size that `small` is while a test uses `tiny`."""
-    config = TrainVocoder(size="small", **changes)
+    config = configured(TrainVocoder, size="small", **changes)
     open_run(out, "vocoder", config, [])
     torch.manual_seed(0)
     save_state(out / "state.pt", 7, {"average": Vocos(vocos_config(MELS[config.mel], "small"))})
@@ -61,7 +62,7 @@ def vocoder_run(out: Path, **changes: Any) -> None:
 
 def gan_run(out: Path) -> None:
     """Write the run of a GAN whose labels differ, as they do not at its start."""
-    open_run(out, "sagan", TrainSagan(model=GAN), [])
+    open_run(out, "sagan", configured(TrainSagan, model=GAN), [])
     torch.manual_seed(0)
     generator = Generator(GAN)
     with torch.no_grad():

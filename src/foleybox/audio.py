@@ -17,7 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from foleybox.errors import UserError
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 
 Wave = NDArray[np.float32]
 Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
@@ -176,7 +176,7 @@ def write_wave(
         data = _wav(wave, rate, subtype, tags or {}, chunks or {})
     else:
         data = _encoded(suffix, wave, rate, subtype, tags or {})
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         beside.write_bytes(data)
     return gain
 

@@ -14,7 +14,7 @@ from foleybox.errors import UserError
 
 
 @contextmanager
-def write_beside(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it becomes `path` in one rename.
 
     On any exception (a full disk and Ctrl-C among them) the temporary file is removed and `path` is as it was.
@@ -33,7 +33,7 @@ def write_beside(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path`, whole or not at all, on the disk before the rename."""
-    with write_beside(path) as beside, beside.open("wb") as file:
+    with atomic_path(path) as beside, beside.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def make_room(*files: Path | None) -> None:
+def check_writable(*files: Path | None) -> None:
     """Make the folders of files that a long job will write at its end. Raises UserError for one that cannot be written."""
     for path in files:
         if path is None:
@@ -65,7 +65,7 @@ def make_folders(folders: Iterable[Path], other: str) -> None:
             raise UserError(f"cannot write to {folder} ({error.strerror}): name another {other}") from None
 
 
-def put_in_place(beside: Path, folder: Path) -> None:
+def replace_folder(beside: Path, folder: Path) -> None:
     """Let the folder `beside` take the place of `folder`; what was there goes last, and comes back if that fails."""
     if not folder.exists():
         beside.replace(folder)

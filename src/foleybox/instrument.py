@@ -35,8 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from foleybox.errors import UserError
-from foleybox.files import put_in_place, sha256, write_text
-from foleybox.licences import Heard, Licence, roll_up
+from foleybox.files import replace_folder, sha256, write_text
+from foleybox.licences import Licence, TrainingClips, roll_up
 
 FORMAT = 1
 MANIFEST, CARD = "instrument.json", "CARD.md"
@@ -54,7 +54,7 @@ class Graph:
     bytes: int
 
 
-def check_told(instrument: "Instrument") -> None:
+def check_training_clips(instrument: "Instrument") -> None:
     """Raise UserError for an instrument that does not say how its parts were trained: nothing can be built on it."""
     parts = ("generator", "vocoder", *(("autoencoder",) if instrument.kind == "patches" else ()))
     for part in parts:
@@ -78,7 +78,7 @@ class Instrument:
     samples: int  # in a clip
     latent: tuple[int, ...]  # shape of the generator's latent, without N: (128,)
     mel: dict[str, int | float]  # the numbers of the mel between the graphs: rate, n_fft, hop, bands, low, high
-    heard: tuple[Heard, ...]  # what it was trained on
+    heard: tuple[TrainingClips, ...]  # what it was trained on
     kind: str = "gan"
     graphs: dict[str, Graph] = field(default_factory=dict)  # filled by write_instrument
     measured: dict[str, Any] = field(default_factory=dict)  # scores, any JSON
@@ -133,7 +133,7 @@ def write_instrument(
         (beside / CARD).write_text(card, encoding="utf-8")
         write_text(beside / MANIFEST, json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n")
         read_instrument(beside)  # what the reader would refuse is never put in place
-        put_in_place(beside, folder)
+        replace_folder(beside, folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -248,7 +248,7 @@ def read_instrument(folder: str | Path) -> Instrument:
         labels=tuple(content["labels"]),
         latent=tuple(content["latent"]),
         graphs={name: Graph(**row) for name, row in content["graphs"].items()},
-        heard=tuple(Heard(**row) for row in content["heard"]),
+        heard=tuple(TrainingClips(**row) for row in content["heard"]),
     )
     if content["licence"]["terms"] != instrument.licence.terms:
         raise UserError(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Heard:
+class TrainingClips:
     """So many training clips of one label, tier, stated licence and source."""
 
     label: str
@@ -46,7 +46,7 @@ class Licence:
     why: tuple[str, ...]
 
 
-def roll_up(heard: Iterable[Heard]) -> Licence:
+def roll_up(heard: Iterable[TrainingClips]) -> Licence:
     """Return the licence that follows from what an instrument heard, by the rules TERMS and MENTIONS."""
     heard = list(heard)
     tiers = {tier for tier, _, _ in TERMS}

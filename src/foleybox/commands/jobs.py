@@ -21,7 +21,7 @@ import soundfile
 from tyro.conf import Positional, arg
 
 from foleybox.audio import BITS, Subtype, check_format, named
-from foleybox.commands.output import MOST, Files, Source, Told, check_folder, check_room, progress, size
+from foleybox.commands.output import MOST, Files, LevelReport, Source, check_folder, check_room, progress, size
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
 from foleybox.licences import TERMS
@@ -102,7 +102,7 @@ def jobs(config: Jobs) -> None:
     check_folder(out)
     earlier = _earlier(config, {task.path.as_posix() for task in tasks})
     todo = _todo(config, tasks, synth)
-    told = Told(len(todo))
+    told = LevelReport(len(todo))
     needed = sum(
         (task.job.shape.seconds or synth.instrument.seconds) * size(_files(config, task.job), task.job.shape, synth)
         for task in todo

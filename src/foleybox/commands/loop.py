@@ -10,7 +10,7 @@ import soundfile
 from tyro.conf import Positional, arg
 
 from foleybox.audio import Subtype, named, read_wave, write_wave
-from foleybox.commands.output import Source, Told, check_room
+from foleybox.commands.output import LevelReport, Source, check_room
 from foleybox.errors import UserError
 from foleybox.studio.extend import steady
 from foleybox.studio.loop import (
@@ -102,7 +102,7 @@ def loop(config: Loop) -> int:
             file=sys.stderr,
         )
     _tell(config, clip, wrap, source.rate, seam, why_no_recipe)
-    return 0 if seam.unheard else 1
+    return 0 if seam.inaudible else 1
 
 
 def _check(config: Loop) -> Path:
@@ -160,15 +160,17 @@ def _tell(config: Loop, clip: Clip, wrap: Wrap, rate: int, seam: Seam, why_no_re
     if config.json:
         facts = {"file": str(config.out), "seconds": round(seconds, 4), "rate": clip.rate, **wrap._asdict()}
         facts["withheld"] = sum(step.get("withheld", 0.0) for step in clip.recipe.process)
-        print(json_module.dumps({**facts, "seam": seam._asdict(), "unheard": seam.unheard}, ensure_ascii=False))
+        print(json_module.dumps({**facts, "seam": seam._asdict(), "inaudible": seam.inaudible}, ensure_ascii=False))
         return
     print(f"wrote {config.out}: {seconds:.3f} s from {wrap.start / rate:.2f} s on, and three rounds of it")
     verdict = (
-        "it is not heard" if seam.unheard else "it may be heard: try another --seed, fewer --seconds, or a longer sound"
+        "it is not heard"
+        if seam.inaudible
+        else "it may be heard: try another --seed, fewer --seconds, or a longer sound"
     )
     if is_silent(clip.wave):
         print("foleybox: the loop is silence: name a sound that lasts", file=sys.stderr)
-    told = Told(1)
+    told = LevelReport(1)
     told.add(clip, 1.0)
     told.tell()
     print(f"seam: flux {seam.wrap:.2f} dB at the wrap, {seam.inside:.2f} dB inside; {verdict}")

@@ -114,7 +114,7 @@ def check_room(out: Path, folders: Iterable[Path], bytes: float) -> None:
 def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None) -> None:
     """Write each clip to its path as it comes, and say what was written."""
     pictures = Sheet() if sheet else None
-    told, first = Told(total), None
+    told, first = LevelReport(total), None
     shortest, longest = float("inf"), 0.0  # seconds
     try:
         with progress(total, lines=files.json) as bar:
@@ -144,7 +144,7 @@ def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sh
             print(f"drew {sheet}")
 
 
-class Told:
+class LevelReport:
     """Counts what a user should be told about the levels of some sounds."""
 
     def __init__(self, total: int) -> None:

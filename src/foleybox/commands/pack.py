@@ -222,7 +222,7 @@ def _loop(synth: Synth, clip: Clip, config: Pack) -> Clip | str:
         return "not steady"
     made, wrap = looped(material(synth, clip, config.seconds), config.seconds, rate=config.rate)
     seam = measure_seam(made.wave, made.rate, wrap.fade * made.rate // clip.rate)
-    return made if seam.unheard else "with a seam"
+    return made if seam.inaudible else "with a seam"
 
 
 # --- naming and writing -------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class Seam(NamedTuple):
     inside: float
 
     @property
-    def unheard(self) -> bool:
+    def inaudible(self) -> bool:
         return self.wrap <= self.inside
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from foleybox.audio import Wave
 from foleybox.errors import UserError
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.studio.synth import Clip
 
 WIDTH, HEIGHT = 200, 96  # pixels of one picture
@@ -112,7 +112,7 @@ def write_png(path: str | Path, image: Image) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"cannot draw {path}: expected a name that ends in .png")
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         beside.write_bytes(png(image))
 
 

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,7 +30,7 @@ from foleybox.lab.core.loop import (
     share,
     spread,
 )
-from foleybox.lab.core.runs import open_run, resume, save_state
+from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
 
 PATIENCE = 100
 "steps without a finite gradient after which training gives up"
@@ -72,18 +72,7 @@ class TrainPixelsnail:
     "another longest gradient than the system's; 0: any length"
     steps: int = 144_000
     "in all, those of earlier sittings included: CMU's 265 epochs; the baseline's 1,500 are 909,000"
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] | None = None
-    "another than the system's; fp16 needs a GPU, and others have found PixelSNAIL unstable in it"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 50
-    save_every: int = 500
-    "a checkpoint is 1.2 GB at the published size, 30 MB at the small one"
-    measure_every: int = 1000
-    "steps between measurements of the held-out clips and of as many that were trained on; the last has all"
+    run: RunConfig = field(default_factory=RunConfig)
     score_every: int = 0
     "steps between scores of drawn sounds, where there are some (`--reference`); 0: at every measurement"
 
@@ -123,9 +112,7 @@ def train(
     plan = config.plan
     kept, held = split_codes(codes, config.held_out)
     check(config, plan, kept, held)
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    accelerator = accelerator_for(config.device, plan.precision, out, config.tracker)
+    accelerator = accelerator_for(config.run, plan.precision, out)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if plan.batch % world:
         raise UserError(f"--batch {plan.batch} over {world} processes: expected a multiple of {world}")
@@ -139,7 +126,7 @@ def train(
             ), clips=kept.heard,
         )  # fmt: skip
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     snail = PixelSnail(size).to(device)
     snail.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     optimizer = torch.optim.Adam([weight for weight in snail.parameters() if weight.requires_grad], plan.lr)
@@ -154,9 +141,9 @@ def train(
     skipped_in_a_row = 0
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step, rank)  # each process drops out for itself
+            seed_step(config.run.seed, step, rank)  # each process drops out for itself
             snail.train()
-            indices = share(batch_indices(step, plan.batch, len(kept.codes), config.seed), rank, world)
+            indices = share(batch_indices(step, plan.batch, len(kept.codes), config.run.seed), rank, world)
             real, label = kept.codes[indices].to(device), kept.labels[indices].to(device)
             with accelerator.autocast():
                 logits = model(real, label)
@@ -183,12 +170,12 @@ def train(
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
             last, extra = done == config.steps, {}
-            if due(done, config.steps, config.measure_every) and accelerator.is_main_process:
+            if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 count = len(kept.codes)
                 some = torch.arange(count) if last else spread(count, max(len(held.codes), plan.batch))
                 extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
             now = extra.get("held_out_cross_entropy", torch.inf)
-            score_every = config.score_every or config.measure_every
+            score_every = config.score_every or config.run.sample_every
             if score is not None:
                 now = torch.inf
                 if due(done, config.steps, score_every) and accelerator.is_main_process:
@@ -197,17 +184,17 @@ def train(
             if now < best.score:
                 best.score.fill_(now)
                 save_state(out / "best.pt", done, {"pixelsnail": snail})
-            if due(done, config.steps, config.log_every, config.measure_every, score_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every, score_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(out / "state.pt", done, parts)
     return snail.eval()
 
 
 def check(config: TrainPixelsnail, plan: SnailTraining, kept: Codes, held: Codes) -> None:
     """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, log_every=1, save_every=1, measure_every=1, score_every=0, threads=0)
-    at_least(config, seed=0, held_out=0)
+    at_least(config, steps=1, period=2, score_every=0)
+    at_least(config, held_out=0)
     at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0)
     if not 0 <= config.dropout < 1:
         raise UserError(f"--dropout {config.dropout}: expected 0 or more, below 1")

@@ -20,7 +20,7 @@ from foleybox.lab.baseline.losses import commitment, perplexity
 from foleybox.lab.baseline.systems import VQ, VqSystem, VqTraining
 from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import ClipFile, find_clips, heard, label_ids, split_by_recording
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, split_by_recording, training_rows
 from foleybox.lab.core.loop import (
     Best,
     Log,
@@ -36,7 +36,7 @@ from foleybox.lab.core.loop import (
     whole,
 )
 from foleybox.lab.core.mel import DCASE
-from foleybox.lab.core.runs import open_run, resume, save_state
+from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.labels import LABELS
 
@@ -79,17 +79,7 @@ class TrainVqvae:
     "another longest gradient than the system's; 0: any length"
     steps: int = 218_000
     "in all, those of earlier sittings included: the report's 800 epochs"
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] | None = None
-    "another than the system's; the codebook is float32 in any case. fp16 needs a GPU"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 2000
-    "steps between sheets, with the numbers of the held-out clips and of as many that were trained on; the last has all"
+    run: RunConfig = field(default_factory=lambda: RunConfig(sample_every=2000))
     score_every: int = 0
     "steps between scores of reconstructed sounds, where there are some (`--reference`); 0: at every sheet"
 
@@ -141,10 +131,8 @@ def train(
     plan = config.plan
     kept, held = split_by_recording(clips, config.held_out)
     check(config, plan, len(kept), len(held))
-    if config.threads:
-        torch.set_num_threads(config.threads)
     unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = accelerator_for(config.device, plan.precision, out, config.tracker, handlers=[unsynced])
+    accelerator = accelerator_for(config.run, plan.precision, out, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if plan.batch % world:
         raise UserError(f"--batch {plan.batch} over {world} processes: expected a multiple of {world}")
@@ -154,12 +142,12 @@ def train(
         )
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
         settled = Settled(**vars(replace(config, **asdict(plan))), scored=None if score is None else scored)
-        open_run(out, "vqvae", settled, clips=heard(kept))
+        open_run(out, "vqvae", settled, clips=training_rows(kept))
         mels = load_mels(kept, DCASE)  # [N, 80, 344]
         held_mels = load_mels(held, DCASE) if held else mels[:0]
     labels, held_labels = label_ids(kept), label_ids(held)
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     vqvae = Vqvae(config.model, plan.head).to(device)
     vqvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     optimizer = torch.optim.Adam(vqvae.parameters(), plan.lr)
@@ -172,7 +160,7 @@ def train(
     start = resume(out / "state.pt", parts)
     if not start:
         with torch.no_grad():
-            first = batch_indices(0, plan.batch, len(mels), config.seed)
+            first = batch_indices(0, plan.batch, len(mels), config.run.seed)
             vqvae.codebook.start(vqvae.encode(mels[first].to(device)))
     agree(vqvae.codebook, world)
     model, optimizer = accelerator.prepare(vqvae, optimizer)
@@ -180,9 +168,9 @@ def train(
 
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step)
+            seed_step(config.run.seed, step)
             vqvae.train()
-            indices = share(batch_indices(step, plan.batch, len(mels), config.seed), rank, world)
+            indices = share(batch_indices(step, plan.batch, len(mels), config.run.seed), rank, world)
             mel, label = mels[indices].to(device), labels[indices].to(device)
             with accelerator.autocast():
                 made = model(mel)
@@ -214,30 +202,30 @@ def train(
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
             last, extra = done == config.steps, {}
-            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
+            if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 some = torch.arange(len(mels)) if last else spread(len(mels), max(len(held), plan.batch))
                 extra = measure(vqvae, mels[some], labels[some], "train")
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
                 shown = (held_mels, held_labels) if held else (mels, labels)
                 sheet(out / "samples" / f"step-{done:06d}.png", vqvae, *shown)
-            score_every = config.score_every or config.sample_every
+            score_every = config.score_every or config.run.sample_every
             if score is not None and due(done, config.steps, score_every) and accelerator.is_main_process:
                 now = score(vqvae.eval())
                 extra |= {"score": now} if math.isfinite(now) else {}
                 if now < best.score:
                     best.score.fill_(now)
                     save_state(out / "best.pt", done, {"vqvae": vqvae})
-            if due(done, config.steps, config.log_every, config.sample_every, score_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every, score_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(out / "state.pt", done, parts)
     return vqvae.eval()
 
 
 def check(config: TrainVqvae, plan: VqTraining, kept: int, held: int) -> None:
     """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, log_every=1, save_every=1, sample_every=1, score_every=0, threads=0)
-    at_least(config, seed=0, held_out=0)
+    at_least(config, steps=1, period=2, score_every=0)
+    at_least(config, held_out=0)
     at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0, head_weight=0)
     at_least(config.model, channels=2, blocks=0, residual=1, width=1, size=2)
     if config.model.size > 65_536:

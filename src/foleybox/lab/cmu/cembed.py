@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.lab.cmu.mvqvae import Rows
 from foleybox.lab.core.cache import cache_folder
 from foleybox.lab.core.clips import ClipFile, load_waves
@@ -240,7 +240,7 @@ def load_cembeds(clips: Sequence[ClipFile], config: CembedConfig, batch: int = 4
             some = missing[start : start + batch]
             waves = load_waves([clips[index] for index in some], CEMBED.rate, FRAMES * STRIDE).to(device)
             for index, made in zip(some, cembed(waves.float() / 32768).cpu().numpy(), strict=True):
-                with write_beside(paths[index]) as beside:
+                with atomic_path(paths[index]) as beside:
                     np.save(beside, made)
     return Cembeds(paths)
 

@@ -14,7 +14,7 @@ from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
 from foleybox.lab.cmu.mhifigan import Mhifigan
 from foleybox.lab.cmu.runs import mhifigan_config
 from foleybox.lab.core.cache import load_wave_cache
-from foleybox.lab.core.clips import heard
+from foleybox.lab.core.clips import training_rows
 from foleybox.lab.core.loop import at_least
 from foleybox.lab.core.mel import MELS
 from foleybox.lab.core.runs import open_run
@@ -78,7 +78,7 @@ def main(config: TrainMhifigan) -> int:
     rate = MELS["cembed"].rate
     waves, held_waves = (load_wave_cache(clips, rate, FRAMES * MELS["cembed"].hop / rate) for clips in (kept, held))
     cembeds, held_cembeds = (load_cembeds(clips, config.features) for clips in (kept, held))
-    train(config, waves, held_waves, heard(kept), (cembeds, held_cembeds))
+    train(config, waves, held_waves, training_rows(kept), (cembeds, held_cembeds))
     return 0
 
 
@@ -91,7 +91,7 @@ def train(
     UserError for a segment longer than a clip and a run folder of another configuration.
     """
     at_least(config.masks, mask_frames=0, mask_mel_rows=0, mask_encoder_rows=0)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     generator = Mhifigan(mhifigan_config(config.vocoder, config.width))
     segments = MaskedSegments(waves, cembeds[0], config, generator)
     fill_rows(generator.rows, cembeds[0], config.scale)

@@ -15,14 +15,14 @@ from accelerate import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.lab.baseline.losses import commitment, perplexity
 from foleybox.lab.baseline.systems import VqTraining
 from foleybox.lab.cmu.cembed import FRAMES, PARTS, CembedConfig, Cembeds, fill_rows, fill_value, load_cembeds
 from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
 from foleybox.lab.cmu.mvqvae import Mvqvae, MvqvaeConfig, Rows
 from foleybox.lab.cmu.systems import MVQ, MvqSystem
-from foleybox.lab.core.clips import ClipFile, find_clips, heard, label_ids, split_by_recording
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, split_by_recording, training_rows
 from foleybox.lab.core.loop import (
     Log,
     accelerator_for,
@@ -36,7 +36,7 @@ from foleybox.lab.core.loop import (
     spread,
     whole,
 )
-from foleybox.lab.core.runs import open_run, resume, save_state
+from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
 from foleybox.labels import LABELS
 
 
@@ -84,17 +84,7 @@ class TrainMvqvae:
     "another longest gradient than the system's; 0: any length"
     steps: int = 218_000
     "in all, those of earlier sittings included: the report's 800 epochs"
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] | None = None
-    "another than the system's; the codebook is float32 in any case. fp16 needs a GPU"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 2000
-    "steps between sheets, with the numbers of the held-out clips and of as many that were trained on; the last has all"
+    run: RunConfig = field(default_factory=lambda: RunConfig(sample_every=2000))
 
     @property
     def plan(self) -> VqTraining:
@@ -129,10 +119,8 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
     plan = config.plan
     kept, held = split_by_recording(clips, config.held_out)
     check(config, plan, len(kept), len(held))
-    if config.threads:
-        torch.set_num_threads(config.threads)
     unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = accelerator_for(config.device, plan.precision, out, config.tracker, handlers=[unsynced])
+    accelerator = accelerator_for(config.run, plan.precision, out, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if plan.batch % world:
         raise UserError(f"--batch {plan.batch} over {world} processes: expected a multiple of {world}")
@@ -143,12 +131,12 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
     with accelerator.main_process_first():  # one makes the folder and the cache, the others read them
         features = load_cembeds(kept, config.features)
         held_features = load_cembeds(held, config.features)
-        open_run(out, "mvqvae", replace(config, **asdict(plan)), clips=heard(kept))
+        open_run(out, "mvqvae", replace(config, **asdict(plan)), clips=training_rows(kept))
     labels, held_labels = label_ids(kept), label_ids(held)
     if config.features.stand_in and accelerator.is_main_process:
         print("stand-in encoder: random weights in MERT's place; nothing of this run tells anything about MERT")
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     mvqvae = Mvqvae(config.model, plan.head).to(device)
     mvqvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     optimizer = torch.optim.Adam(mvqvae.parameters(), plan.lr)
@@ -159,7 +147,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
     if not start:
         fill_rows(mvqvae.rows, features, config.scale)
         with torch.no_grad():
-            first = batch_indices(0, plan.batch, len(features), config.seed)
+            first = batch_indices(0, plan.batch, len(features), config.run.seed)
             mvqvae.codebook.start(mvqvae.encode(features[first].to(device)))
     agree(mvqvae.codebook, world)
     hidden_value = fill_value(mvqvae.rows, config.fill)
@@ -168,11 +156,11 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
 
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step)
+            seed_step(config.run.seed, step)
             mvqvae.train()
             hidden = draw_part_masks(plan.batch, PARTS, FRAMES, config.masks)
             hidden = share(hidden, rank, world).to(device)
-            indices = share(batch_indices(step, plan.batch, len(features), config.seed), rank, world)
+            indices = share(batch_indices(step, plan.batch, len(features), config.run.seed), rank, world)
             real, label = features[indices].to(device), labels[indices].to(device)
             target = mvqvae.rows(real)
             with accelerator.autocast():
@@ -205,23 +193,23 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
             log.advance(done)
             last = done == config.steps
             extra = {"stand_in": 1.0} if config.features.stand_in else {}
-            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
+            if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 some = torch.arange(len(features)) if last else spread(len(features), max(len(held), plan.batch))
                 extra |= measure(mvqvae, features, some, labels, "train")
                 extra |= measure(mvqvae, held_features, torch.arange(len(held)), held_labels, "held_out")
                 name = f"step-{done:06d}{'-stand-in' if config.features.stand_in else ''}.png"
                 shown = (held_features, held_labels) if held else (features, labels)
                 sheet(out / "samples" / name, mvqvae, *shown, config)
-            if due(done, config.steps, config.log_every, config.sample_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(out / "state.pt", done, parts)
     return mvqvae.eval()
 
 
 def check(config: TrainMvqvae, plan: VqTraining, kept: int, held: int) -> None:
     """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, log_every=1, save_every=1, sample_every=1, threads=0, seed=0, held_out=0)
+    at_least(config, steps=1, period=2, held_out=0)
     at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0, head_weight=0)
     at_least(config.model, channels=2, blocks=0, residual=1, width=1, size=2, depth=0, components=0)
     at_least(config.masks, mask_frames=0, mask_mel_rows=0, mask_encoder_rows=0)
@@ -308,5 +296,5 @@ def sheet(path: Path, mvqvae: Mvqvae, features: Cembeds | Tensor, labels: Tensor
             axis.set_title(LABELS[int(labels[which])].name, fontsize=6, pad=1)
             axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         figure.savefig(beside, dpi=110)

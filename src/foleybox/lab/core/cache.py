@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.lab.core.clips import ClipFile, load_waves
 from foleybox.lab.core.mel import LogMel, MelConfig
 
@@ -34,7 +34,7 @@ def cached(name: str, clips: Sequence[ClipFile], settings: str, compute: Callabl
     except (FileNotFoundError, EOFError, ValueError):  # not there, or a loss of power left it empty
         tensor = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         np.save(beside, tensor.numpy())
     return tensor
 

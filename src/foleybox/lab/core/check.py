@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from foleybox.audio import read_wave
 from foleybox.errors import UserError
-from foleybox.files import make_room, write_text
+from foleybox.files import check_writable, write_text
 from foleybox.lab.core.clips import SUFFIXES, ClipFile, find_clips
 from foleybox.labels import LABELS
 
@@ -114,7 +114,7 @@ def _longest_run(flags: NDArray[np.bool_]) -> int:
 def check(config: DataCheck) -> int:
     """Print the report of `inspect`; 0 if every clip can be read and no label has fewer than two clips, else 1."""
     folder = Path(config.source) if Path(config.source).exists() else Path(config.source.rsplit(":", 1)[0])
-    make_room(config.json)
+    check_writable(config.json)
     find_clips(config.source)  # refuses a folder without any clip of the seven
     found = inspect(find_clips(config.source, any_label=True), folder, config.seconds)
     known = {clip.path.resolve() for clip in find_clips(folder, any_label=True)}

@@ -176,7 +176,7 @@ def few_of_each(clips: Sequence[ClipFile], most: int) -> list[ClipFile]:
     return kept
 
 
-def heard(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
+def training_rows(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
     """Return a row for each clip: what a run folder keeps of what it was trained on.
 
     `clip` names the file by folder, name and size, so that moving the collection changes nothing, and two runs on the

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foleybox.errors import UserError
 from foleybox.files import write_text
+from foleybox.lab.core.runs import RunConfig
 from foleybox.labels import LABELS
 
 STEADY = torch.tensor([label.name in ("MovingMotorVehicle", "Rain") for label in LABELS])
@@ -249,22 +250,27 @@ def _step_of(line: str) -> float:
 
 
 def accelerator_for(
-    device: str, precision: str, out: Path, tracker: str = "tensorboard", handlers: list[KwargsHandler] | None = None
+    run: RunConfig, precision: str, out: Path, handlers: list[KwargsHandler] | None = None
 ) -> Accelerator:
-    """Return the accelerator of a run: device, mixed precision, processes under torchrun, tracker.
+    """Check a run's settings, set the threads, and return its accelerator: device, precision, processes, tracker.
 
-    `device`: "auto" or "cpu". `precision`: "no", "bf16" or "fp16" (fp16 needs a GPU).
+    `precision`: "no", "bf16" or "fp16" (fp16 needs a GPU), unless the run names another. Processes are those of torchrun.
+    Raises UserError for a number below its lowest value, a tracker that is not installed, and fp16 on a CPU.
     """
-    if tracker == "wandb" and find_spec("wandb") is None:
+    at_least(run, seed=0, threads=0, save_every=1, sample_every=1, log_every=1)
+    precision = run.precision or precision
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    if run.tracker == "wandb" and find_spec("wandb") is None:
         raise UserError(
             "tracker wandb is not installed: pip install -c constraints.txt '.[wandb]', or use --tracker tensorboard"
         )
-    if precision == "fp16" and (device == "cpu" or not torch.cuda.is_available()):
+    if precision == "fp16" and (run.device == "cpu" or not torch.cuda.is_available()):
         raise UserError("precision fp16 needs a GPU: use bf16 or no on a CPU")
     return Accelerator(
         mixed_precision=precision,
-        cpu=device == "cpu" or not torch.cuda.is_available(),
-        log_with=None if tracker == "none" else tracker,
+        cpu=run.device == "cpu" or not torch.cuda.is_available(),
+        log_with=None if run.tracker == "none" else run.tracker,
         project_dir=out,
         kwargs_handlers=handlers,
     )

@@ -11,10 +11,12 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+import tyro
 from torch import nn
 
 from foleybox.errors import UserError
@@ -41,6 +43,26 @@ MAY_CHANGE = {
 "settings that a resumed run may be given anew: they do not change what the model or its batches are"
 
 
+@dataclass(frozen=True)
+class RunConfig:
+    """How a training runs; what all training commands have in common."""
+
+    seed: int = 0
+    "of the first weights, the batches and the noise"
+    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["no", "bf16", "fp16"] | None = None
+    "mixed precision, if not the system's: bf16 is twice as fast on GPUs and processors with avx512_bf16; fp16 needs a GPU"
+    threads: int = 0
+    "CPU threads; 0: torch's choice"
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    save_every: int = 500
+    "steps between checkpoints"
+    sample_every: int = 1000
+    "steps between sample sheets and held-out measurements"
+    log_every: tyro.conf.Suppress[int] = 50
+    "steps between lines of the log"
+
+
 class Stateful(Protocol):
     """Anything with a state dict: a module, an optimiser."""
 
@@ -49,8 +71,9 @@ class Stateful(Protocol):
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON-ready values."""
-    return json.loads(_json(dataclasses.asdict(config)))
+    """Return a dataclass as JSON-ready values; the fields of its RunConfig stand among its own, as in config.json."""
+    values = json.loads(_json(dataclasses.asdict(config)))
+    return values | values.pop("run") if isinstance(getattr(config, "run", None), RunConfig) else values
 
 
 def _json(value: Any) -> str:
@@ -112,7 +135,9 @@ def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
     stored = dict(stored)
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
-        if each.name in stored:
+        if isinstance(value, RunConfig):
+            stored = _completed(stored, value)
+        elif each.name in stored:
             if dataclasses.is_dataclass(value) and isinstance(stored[each.name], dict):
                 stored[each.name] = _completed(stored[each.name], value)
         elif each.default is not dataclasses.MISSING or each.default_factory is not dataclasses.MISSING:
@@ -153,7 +178,7 @@ def clips_seen(run: Path) -> int:
     return settings.get("seen_before", 0) + read_state(run / "state.pt")["step"] * settings["batch"]
 
 
-def heard_with(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> list[dict[str, str]]:
+def merge_rows(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> list[dict[str, str]]:
     """Return the rows of a run's own clips (`data.heard`), then those of what others heard and is not among them yet."""
     told = list(mine)
     for rows in others:

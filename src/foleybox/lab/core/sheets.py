@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.lab.core.mel import SILENCE
 from foleybox.labels import LABELS
 
@@ -34,5 +34,5 @@ def mel_sheet(path: Path, mels: Tensor, titles: Tensor | Sequence[str], columns:
         axis.text(left + T / 2, bottom - 0.05 * M, title, fontsize=6, ha="center", va="bottom")
     axis.imshow(sheet, aspect="auto", cmap="magma", vmin=SILENCE, vmax=2.0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         figure.savefig(beside, dpi=110, pil_kwargs={"compress_level": 1})  # noise hardly packs; trying takes seconds

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foleybox.audio import fit, read_wave, resample
 from foleybox.errors import UserError
-from foleybox.files import sha256, write_beside
+from foleybox.files import atomic_path, sha256
 from foleybox.lab.core.cache import cache_folder, cached
 from foleybox.lab.core.clips import ClipFile
 from foleybox.lab.core.mel import DCASE, LogMel
@@ -242,7 +242,7 @@ def find_weights(name: str, given: Path | None = None) -> Path:
 def _fetch(name: str, release: Release, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching the weights of {name} from {release.url}", file=sys.stderr)
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         try:
             with urllib.request.urlopen(release.url, timeout=30) as reply, beside.open("wb") as file:
                 while block := reply.read(1 << 20):

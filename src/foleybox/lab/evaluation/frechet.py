@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.errors import UserError
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.labels import LABELS, Label, find_label
 
 Array = NDArray[np.float64]
@@ -172,5 +172,5 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     for label in sorted(statistics.labels, key=LABELS.index):
         mean, cov, n = statistics.labels[label]
         entries |= {f"{label.slug}/mu": mean, f"{label.slug}/sigma": cov, f"{label.slug}/n": np.array(n)}
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         np.savez_compressed(beside, **entries)  # type: ignore[arg-type]

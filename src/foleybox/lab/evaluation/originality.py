@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foleybox.errors import UserError
-from foleybox.files import make_room, write_text
+from foleybox.files import check_writable, write_text
 from foleybox.lab.core.cache import load_wave_cache
 from foleybox.lab.core.clips import ClipFile, find_clips, load_waves
 from foleybox.lab.core.mel import LogMel, MelConfig
@@ -79,7 +79,7 @@ class Audit:
 
 def audit(config: Audit) -> int:
     """Compare, print a summary, write what was asked for; 1 if a copy was found, else 0."""
-    make_room(config.json, config.html)
+    check_writable(config.json, config.html)
     result, clips, known = run(config)
     print(summary(result))
     if config.json:

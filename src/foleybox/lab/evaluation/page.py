@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from foleybox.audio import fit, read_wave
-from foleybox.files import write_beside, write_text
+from foleybox.files import atomic_path, write_text
 from foleybox.lab.core.mel import SILENCE, LogMel, MelConfig
 
 INLINE_LIMIT = 24_000_000  # bytes of sound in a page; more goes into a folder beside it
@@ -101,7 +101,7 @@ class Sounds:
             return f"data:audio/flac;base64,{base64.b64encode(data).decode()}"
         name = f"{self.used:012d}-{path.stem}.flac"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with write_beside(self.folder / name) as beside:
+        with atomic_path(self.folder / name) as beside:
             beside.write_bytes(data)
         return escape(f"{self.folder.name}/{name}")
 

@@ -19,7 +19,7 @@ import tyro
 
 from foleybox.audio import named
 from foleybox.errors import UserError
-from foleybox.files import make_room, sha256, write_text
+from foleybox.files import check_writable, sha256, write_text
 from foleybox.lab.core.clips import ClipFile, find_clips
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.embeddings import (
@@ -101,7 +101,7 @@ class Evaluate:
 
 def evaluate(config: Evaluate) -> int:
     """Measure, print the tables, write what was asked for; 0. Raises UserError where there is no honest figure."""
-    make_room(config.json, config.markdown, config.html)
+    check_writable(config.json, config.markdown, config.html)
     result = run(config)
     text = markdown(result)
     print(text)

@@ -94,10 +94,10 @@ def _trained(run: dict[str, Any]) -> str:
         )
     loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
     tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class
-    steadiers = run.get("steadiers", {})
-    also = [f"{name} {steadiers[name]:g}" for name in ("lecam", "r1") if steadiers.get(name)]
-    if any(steadiers.get("transition", ())):
-        also.append("label faded in over steps {} to {}".format(*steadiers["transition"]))
+    regularisers = run.get("regularisers", {})
+    also = [f"{name} {regularisers[name]:g}" for name in ("lecam", "r1") if regularisers.get(name)]
+    if any(regularisers.get("transition", ())):
+        also.append("label faded in over steps {} to {}".format(*regularisers["transition"]))
     if loss.source:
         also.append(f"source {run['source']}")
     return ", ".join(

@@ -15,7 +15,14 @@ import torch
 import tyro
 
 from foleybox.errors import UserError
-from foleybox.instrument import MANIFEST, Instrument, check_place, check_told, read_instrument, write_instrument
+from foleybox.instrument import (
+    MANIFEST,
+    Instrument,
+    check_place,
+    check_training_clips,
+    read_instrument,
+    write_instrument,
+)
 from foleybox.lab.core.runs import NUMBERED, read_clips, read_run_config
 from foleybox.lab.export.card import card
 from foleybox.lab.export.graphs import Drawing, build_gan, build_patches, build_vocoder, stored_small
@@ -24,7 +31,7 @@ from foleybox.lab.kt.sagan import refresh_batch_norm
 from foleybox.lab.patches.runs import load_patches_and_autoencoder
 from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
-from foleybox.licences import Heard
+from foleybox.licences import TrainingClips
 from foleybox.version import __version__
 
 SECONDS = 4.0
@@ -80,7 +87,7 @@ FOLDERS = {"clips", "out", "data", "others", "start_from", "encoder", "decoder_f
 "settings of a run that say where something lay"
 
 
-def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
+def count_clips(*runs: list[dict[str, str]]) -> tuple[TrainingClips, ...]:
     """Count the clips that runs were trained on (`runs.read_clips`); a clip that two of them heard counts once.
 
     Two clips of one name and size under other terms are two: a term is never lost to another's.
@@ -93,7 +100,7 @@ def heard_by(*runs: list[dict[str, str]]) -> tuple[Heard, ...]:
     for clip, *terms in clips:
         (numbered if clip.startswith(NUMBERED) else named)[tuple(terms)] += 1
     return tuple(
-        Heard(label, tier, licence, count, source)
+        TrainingClips(label, tier, licence, count, source)
         for (label, tier, licence, source), count in sorted((named | numbered).items())
     )
 
@@ -145,7 +152,7 @@ def main(config: Export) -> int:
         samples=samples,
         latent=latent,
         mel=asdict(mel),
-        heard=heard_by(*map(read_clips, runs)),
+        heard=count_clips(*map(read_clips, runs)),
         kind=kind,
         measured=measured,
         made_with=made_with,
@@ -181,7 +188,7 @@ def tools() -> dict[str, Any]:
 def revoice(config: Export) -> int:
     """Write an instrument that is there with another vocoder; its other graphs stay what they are."""
     old = read_instrument(config.generator)
-    check_told(old)
+    check_training_clips(old)
     check_free(config, old.kind)
     measured = _read_json(config.measured) if config.measured else {}
     notes = _read_notes(config.notes) if config.notes else ""
@@ -195,7 +202,7 @@ def revoice(config: Export) -> int:
     graphs = {name: stored_small(graph) if name in small else graph for name, graph in graphs.items()}
     # What the instrument heard is known by numbers alone: of clips that both may have heard, the larger number counts.
     counts = {row: row.clips for row in old.heard}
-    for row in heard_by(read_clips(config.vocoder)):
+    for row in count_clips(read_clips(config.vocoder)):
         same = next((each for each in counts if replace(each, clips=row.clips) == row), row)
         counts[same] = max(row.clips, counts.get(same, 0))
     heard = [replace(row, clips=count) for row, count in counts.items()]

@@ -29,7 +29,7 @@ from torch.nn.utils import parametrize
 
 from foleybox.errors import UserError
 from foleybox.files import write_text
-from foleybox.instrument import Instrument, check_told, find_instrument, read_instrument
+from foleybox.instrument import Instrument, check_training_clips, find_instrument, read_instrument
 from foleybox.lab.core.mel import MELS
 from foleybox.lab.core.runs import CLIPS, NUMBERED, Stateful, fingerprint, save_state
 from foleybox.lab.kt.sagan import Generator, GeneratorBlock, SaganConfig
@@ -68,13 +68,13 @@ def main(config: Restore) -> int:
     """`foleybox restore`: write the runs, or nothing."""
     folder = find_instrument(config.instrument)
     instrument = read_instrument(folder)
-    check_told(instrument)
+    check_training_clips(instrument)
     if config.out.exists():
         raise UserError(f"{config.out} is there already: name a new folder with -o")
     graphs = {name: folder / graph.file for name, graph in instrument.graphs.items()}
     parts = gan_parts(instrument, graphs) if instrument.kind == "gan" else patches_parts(instrument, graphs)
     parts["vocoder"] = vocoder_part(instrument, graphs["vocoder"])
-    clips = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in heard_again(instrument))
+    clips = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of_instrument(instrument))
     beside = config.out.with_name(f".{config.out.name}.{secrets.token_hex(4)}.partial")
     try:
         for name, (module, under, settings) in parts.items():
@@ -120,7 +120,7 @@ def vocoder_part(instrument: Instrument, graph: Path) -> Part:
     return Part(restore_vocoder(graph, Vocos(vocos_config(mel, settings["size"]))), ("generator", "average"), settings)
 
 
-def heard_again(instrument: Instrument) -> Iterator[dict[str, str]]:
+def rows_of_instrument(instrument: Instrument) -> Iterator[dict[str, str]]:
     """Give a row for each clip that the instrument heard: how many they were is known, and of which collection, not which."""
     for place, row in enumerate(instrument.heard):
         told = {each.name: getattr(row, each.name) for each in fields(row) if each.name != "clips"}

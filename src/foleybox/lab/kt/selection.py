@@ -25,7 +25,7 @@ from rich.progress import track
 from torch import Tensor
 
 from foleybox.errors import UserError
-from foleybox.files import put_in_place, sha256, write_text
+from foleybox.files import replace_folder, sha256, write_text
 from foleybox.lab.core.cache import cached
 from foleybox.lab.core.clips import ClipFile, few_of_each, find_clips, load_waves
 from foleybox.lab.core.mel import DCASE, LogMel
@@ -302,9 +302,9 @@ def decision(clips: list[ClipFile], confidence: Tensor, choice: Choice, config: 
     """Return what selection.json says of a label: the numbers, and each candidate's confidence and verdict."""
     rank = {candidate: place for place, candidate in enumerate(choice.kept, start=1)}
     rows = []
-    for i, (clip, heard) in enumerate(zip(clips, confidence.tolist(), strict=True)):
-        row: dict[str, Any] = {"file": clip.path.name, "confidence": round(heard, 4)}
-        believed = heard >= config.confidence
+    for i, (clip, belief) in enumerate(zip(clips, confidence.tolist(), strict=True)):
+        row: dict[str, Any] = {"file": clip.path.name, "confidence": round(belief, 4)}
+        believed = belief >= config.confidence
         if i in rank:
             row |= {"verdict": "kept" if believed else "kept, not heard as its label", "rank": rank[i]}
         elif i in choice.copy_of:
@@ -345,6 +345,6 @@ def write_selection(out: Path, copies: list[tuple[Path, Path]], record: dict[str
             (beside / target).parent.mkdir(exist_ok=True)
             shutil.copy2(source, beside / target)
         write_text(beside / SELECTION, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
-        put_in_place(beside, out)
+        replace_folder(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

@@ -7,7 +7,7 @@ the contrastive stage made. Both stages are ranges of one clock: steps 0 to `con
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,10 @@ from torch import Tensor
 from foleybox.errors import UserError
 from foleybox.lab.core.augment import NEPER_PER_DB, cut
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import ClipFile, find_clips, heard, label_ids, split_by_recording
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, split_by_recording, training_rows
 from foleybox.lab.core.loop import Log, accelerator_for, at_least, balanced_indices, due, seed_step
 from foleybox.lab.core.mel import DCASE, SILENCE
-from foleybox.lab.core.runs import open_run, resume, save_state
+from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.lab.kt.encoder import Encoder, EncoderConfig, encode_mels
 from foleybox.lab.kt.losses import supervised_contrastive
@@ -96,15 +96,7 @@ class TrainEncoder:
     weight_decay: float = 1e-4
     classifier_lr: float = 0.01
     "of Adam in the classifier stage, falling as a cosine"
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    "bf16 is faster on GPUs and on processors with avx512_bf16; fp16 needs a GPU"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 20
-    save_every: int = 100
+    run: RunConfig = field(default_factory=lambda: RunConfig(log_every=20, save_every=100))
 
 
 def main(config: TrainEncoder) -> int:
@@ -128,7 +120,7 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
     configuration.
     """
     at_least(config, batch=len(LABELS), contrastive_steps=1, classifier_steps=1, log_every=1, save_every=1)
-    at_least(config, threads=0, seed=0, held_out=0)
+    at_least(config, held_out=0)
     kept, held = split_by_recording(clips, config.held_out)
     for label in LABELS:
         count = sum(clip.label == label for clip in kept)
@@ -137,17 +129,15 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
                 f"{label.name} has {count} clip(s) to train on, {sum(clip.label == label for clip in held)} held out: "
                 "expected at least 2 of each of the seven labels; add recordings or lower --held-out"
             )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    accelerator = accelerator_for(config.device, config.precision, out, config.tracker)
+    accelerator = accelerator_for(config.run, "bf16", out)
     if accelerator.num_processes > 1:  # batch statistics and pairs would be those of a part of the batch
         raise UserError(f"{accelerator.num_processes} processes: the encoder trains in one; start it without torchrun")
     device = accelerator.device
-    open_run(out, "encoder", config, clips=heard(kept))
+    open_run(out, "encoder", config, clips=training_rows(kept))
     mels, held_mels = load_mels(kept, DCASE), load_mels(held, DCASE) if held else None  # [N, 80, 344]
     labels = label_ids(kept)
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     encoder = Encoder(config.model).to(device)
     # Narrower ones crash in torch 2.13 without AVX-512: backwards through a strided 1 x 1 convolution.
     if config.model.width >= 8:
@@ -166,8 +156,8 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
     steps = config.contrastive_steps + config.classifier_steps
     with Log(out, accelerator, start, steps) as log:
         for step in range(start, steps):
-            seed_step(config.seed, step)
-            indices = balanced_indices(step, config.batch, labels, config.seed)
+            seed_step(config.run.seed, step)
+            indices = balanced_indices(step, config.batch, labels, config.run.seed)
             mel, label = mels[indices].to(device), labels[indices].to(device)
             numbers: dict[str, Tensor] = {}
 
@@ -202,9 +192,9 @@ def train(config: TrainEncoder, clips: list[ClipFile], out: Path) -> Encoder:
             log.advance(done)
             if done == steps:
                 log.write(done, measure(encoder, mels, labels, held, held_mels))
-            elif due(done, config.contrastive_steps, config.log_every):
+            elif due(done, config.contrastive_steps, config.run.log_every):
                 log.write(done)
-            if due(done, steps, config.save_every):
+            if due(done, steps, config.run.save_every):
                 save_state(out / "state.pt", done, parts)
     return encoder.eval()
 

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from foleybox.errors import UserError
 from foleybox.lab.core.augment import Changes, MelAugment, augment_mel, draw_changes
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import ClipFile, find_clips, heard, label_ids
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, training_rows
 from foleybox.lab.core.loop import (
     STEADY,
     Log,
@@ -29,7 +29,7 @@ from foleybox.lab.core.loop import (
     update_average,
 )
 from foleybox.lab.core.mel import DCASE
-from foleybox.lab.core.runs import heard_with, open_run, read_clips, resume, save_state
+from foleybox.lab.core.runs import RunConfig, merge_rows, open_run, read_clips, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.lab.kt.encoder import embed_mels
 from foleybox.lab.kt.losses import conditional_contrastive, hinge_discriminator, hinge_generator, lecam, r1
@@ -55,7 +55,7 @@ PATIENCE = 100
 
 
 @dataclass(frozen=True)
-class Steadiers:
+class Regularisers:
     """What keeps a GAN on little data from falling over; all off in the report's systems."""
 
     lecam: float = 0.0
@@ -95,7 +95,7 @@ class TrainSagan:
     "step from which the generator learns: with a discriminator that knows nothing yet it would lose what it knows"
     model: SaganConfig = field(default_factory=SaganConfig)
     augment: MelAugment = field(default_factory=MelAugment)
-    steadiers: Steadiers = field(default_factory=Steadiers)
+    regularisers: Regularisers = field(default_factory=Regularisers)
     steps: int = 100_000
     "generator steps in all, those of earlier sittings included"
     batch: int = 64
@@ -114,19 +114,9 @@ class TrainSagan:
     "weight of the contrastive loss"
     average: float = 0.0
     "decay of the generator's moving average, which is what `export` takes; .999 forgets in 700 steps; 0: no average"
-    seed: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    "bf16 is twice as fast on GPUs and on processors with avx512_bf16; fp16 needs a GPU"
+    run: RunConfig = field(default_factory=lambda: RunConfig(log_every=20, save_every=100, sample_every=500))
     compile: bool = False
     "torch.compile both networks: a fifth faster on a processor after two minutes of compiling"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 20
-    save_every: int = 100
-    "a checkpoint is 70 MB at width 16"
-    sample_every: int = 500
 
     @property
     def loss(self) -> Contrast:
@@ -170,17 +160,15 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     another configuration, and a loss that stays infinite or NaN.
     """
     check(config, clips)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = accelerator_for(config.device, config.precision, out, config.tracker, handlers=[unsynced])
+    accelerator = accelerator_for(config.run, "bf16", out, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if config.batch % world:
         raise UserError(f"--batch {config.batch} over {world} processes: expected a multiple of {world}")
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
         makers = (config.start_from, config.encoder)  # the encoder's gradients are in the weights too
         before = [read_clips(run) for run in makers if run]
-        open_run(out, "sagan", config, heard_with(heard(clips), *before), config.start_from)
+        open_run(out, "sagan", config, merge_rows(training_rows(clips), *before), config.start_from)
         mels = load_mels(clips, DCASE)  # [N, 80, 344]
     reals, labels = to_network(mels, config.model), label_ids(clips)  # [N, 1, 80, 344], [N]
     neper = -2 * FLOOR / (config.model.mel_high - config.model.mel_low)
@@ -192,7 +180,7 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     else:
         table_fake = table
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     generator, discriminator = begin(config)
     for network in (generator, discriminator):  # twice as fast in bf16 on a processor
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
@@ -248,15 +236,15 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
             tau_data=config.loss.tau_data,
             tau_class=config.loss.tau_class,
         )
-        return config.contrastive * faded_in(step, config.steadiers.transition) * loss
+        return config.contrastive * faded_in(step, config.regularisers.transition) * loss
 
     def train_discriminator(turn: int, step: int, last: bool) -> Turn:
         """Tell real from fake, spread the real embeddings, hold each near its label's; `last` keeps the fakes' graph."""
-        indices = share(balanced_indices(turn, config.batch, labels, config.seed), rank, world)
+        indices = share(balanced_indices(turn, config.batch, labels, config.run.seed), rank, world)
         label, real = labels[indices].to(device), reals[indices].to(device)
         steady = STEADY.to(device)[label]
         z = mine(torch.randn(config.batch, config.model.latent))
-        penalised = config.steadiers.r1 > 0 and turn % config.steadiers.r1_every == 0
+        penalised = config.regularisers.r1 > 0 and turn % config.regularisers.r1_every == 0
         # A penalty is differentiated twice: in full precision, by the attention that can be.
         with sdpa_kernel(SDPBackend.MATH) if penalised else accelerator.autocast():
             with torch.set_grad_enabled(last):
@@ -271,9 +259,9 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
                 "d_contrast": contrast(on_real, label, table[indices].to(device), step),
             }
             if penalised:
-                terms["d_r1"] = config.steadiers.r1 * config.steadiers.r1_every * r1(logit_real, real)
-        if config.steadiers.lecam and step >= config.steadiers.lecam_from:
-            terms["d_lecam"] = config.steadiers.lecam * lecam(logit_real, logit_fake, *anchors())
+                terms["d_r1"] = config.regularisers.r1 * config.regularisers.r1_every * r1(logit_real, real)
+        if config.regularisers.lecam and step >= config.regularisers.lecam_from:
+            terms["d_lecam"] = config.regularisers.lecam * lecam(logit_real, logit_fake, *anchors())
         optimizer_d.zero_grad()
         loss = sum(terms.values(), torch.zeros((), device=device))
         fine = all_finite(loss, world)
@@ -311,9 +299,9 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
     skipped_in_a_row = 0
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step)
+            seed_step(config.run.seed, step)
             for network in (plain_generator, plain_discriminator):
-                set_conditioning(network, faded_in(step, config.steadiers.transition))
+                set_conditioning(network, faded_in(step, config.regularisers.transition))
             before = [buffer.clone() for buffer in buffers]
 
             first = step * config.d_steps
@@ -335,12 +323,12 @@ def train(config: TrainSagan, clips: list[ClipFile], out: Path) -> Generator:
             done = step + 1
             log.add({**judged.terms, **terms_g, "skipped": float(not fine)})
             log.advance(done)
-            if due(done, config.steps, config.log_every):
+            if due(done, config.steps, config.run.log_every):
                 log.write(done)
             if accelerator.is_main_process:
-                if due(done, config.steps, config.save_every):
+                if due(done, config.steps, config.run.save_every):
                     save_state(out / "state.pt", done, parts)
-                if due(done, config.steps, config.sample_every):
+                if due(done, config.steps, config.run.sample_every):
                     sample_sheet(out / "samples" / f"step-{done:06d}.png", average)
     return average
 
@@ -351,12 +339,12 @@ def check(config: TrainSagan, clips: list[ClipFile]) -> None:
         count = sum(clip.label == label for clip in clips)
         if count < 2:  # a label without clips would be played untrained
             raise UserError(f"{label.name} has {count} clip(s): expected at least 2 of each of the seven labels")
-    positive = dict.fromkeys(("steps", "d_steps", "log_every", "save_every", "sample_every"), 1)
+    positive = dict.fromkeys(("steps", "d_steps"), 1)
     at_least(config, batch=len(LABELS), **positive, generator_from=0, threads=0, seed=0)
-    first, last = config.steadiers.transition
+    first, last = config.regularisers.transition
     if not 0 <= first <= last or first == last > 0:
         raise UserError(f"--transition {first} {last}: expected a first step and a later last one, or 0 0 for none")
-    at_least(config.steadiers, lecam=0, lecam_from=0, r1=0, r1_every=1)
+    at_least(config.regularisers, lecam=0, lecam_from=0, r1=0, r1_every=1)
     if config.loss.source and config.encoder is None:
         raise UserError(
             f"--system {config.system} needs the frozen encoder: train one with `foleybox train encoder`, and name its run "

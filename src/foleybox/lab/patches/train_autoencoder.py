@@ -9,7 +9,7 @@ of averaged mels holds level and colour, and the grain is the discriminator's bu
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import tyro
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from foleybox.errors import UserError
 from foleybox.lab.core.augment import NEPER_PER_DB, gain
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import ClipFile, find_clips, heard, split_by_recording
+from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording, training_rows
 from foleybox.lab.core.loop import (
     Log,
     accelerator_for,
@@ -32,7 +32,7 @@ from foleybox.lab.core.loop import (
 )
 from foleybox.lab.core.losses import feature_matching, mel_distance, roughness, squares_discriminator, squares_generator
 from foleybox.lab.core.mel import SILENCE, WIDE
-from foleybox.lab.core.runs import heard_with, open_run, read_clips, resume, save_state
+from foleybox.lab.core.runs import RunConfig, merge_rows, open_run, read_clips, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, MelDiscriminatorConfig
 from foleybox.lab.patches.losses import pooled_mel_distance
@@ -88,16 +88,7 @@ class TrainAutoencoder:
     "gradients longer than this are shortened"
     steps: int = 20_000
     "in all, those of earlier sittings included"
-    seed: int = 0
-    precision: Literal["no", "bf16"] = "no"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 1000
-    "steps between sheets and held-out numbers"
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 def main(config: TrainAutoencoder) -> int:
@@ -132,9 +123,9 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
     given = load_autoencoder(config.decoder_from)[0] if config.decoder_from else None
     if given is not None:
         config = replace(config, model=with_decoder_of(given, config.model))
-    positive = dict.fromkeys(("log_every", "save_every", "sample_every", "warm_up", "half_life"), 1)
+    positive = dict.fromkeys(("warm_up", "half_life"), 1)
     at_least(config, segment=config.model.patch, batch=2, steps=0 if given else 1, **positive)
-    at_least(config, adversarial_from=0, threads=0, seed=0, sigma=0, gain=0)
+    at_least(config, adversarial_from=0, sigma=0, gain=0)
     kept, held = split_by_recording(clips, config.held_out)
     if not kept or not held:
         raise UserError(f"{len(kept)} clips to train on and {len(held)} held out: expected some of each")
@@ -143,16 +134,14 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             f"--bands {config.model.bands}, --segment {config.segment}: expected {WIDE.bands} bands, and a segment of "
             f"at most {WIDE.frames(88_200)} frames that is a multiple of --patch {config.model.patch}"
         )
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    accelerator = accelerator_for(config.run, "no", config.out)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
         before = read_clips(config.decoder_from) if config.decoder_from else []
-        open_run(config.out, "autoencoder", config, heard_with(heard(kept), before))
+        open_run(config.out, "autoencoder", config, merge_rows(training_rows(kept), before))
         mels, held_mels = load_mels(kept, WIDE), load_mels(held, WIDE)
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     model = Autoencoder(config.model).to(device)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     critic = MelDiscriminator(MelDiscriminatorConfig(config.judge_width)).to(device)
@@ -179,12 +168,12 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
 
     with Log(config.out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step, rank)
+            seed_step(config.run.seed, step, rank)
             bare.train()
             optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr, step)
             critic_optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr_judge, step)
 
-            indices = share(batch_indices(step, config.batch, len(mels), config.seed), rank, world)
+            indices = share(batch_indices(step, config.batch, len(mels), config.run.seed), rank, world)
             real = crop(mels[indices], config.segment).to(device)
             louder = torch.empty(len(real), device=device).uniform_(-config.gain, config.gain) * NEPER_PER_DB
             real = gain(real[:, None], louder, SILENCE)[:, 0]
@@ -232,12 +221,12 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             log.add({**terms, **numbers})
             log.advance(done)
             extra = {}
-            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
+            if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 extra = measure(average, held_mels)
                 sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[spread(len(held), 12)])
-            if due(done, config.steps, config.log_every, config.sample_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(config.out / "state.pt", done, parts)
     if start == config.steps == 0 and accelerator.is_main_process:  # of a run that has gone on, nothing is said anew
         save_state(config.out / "state.pt", 0, parts)

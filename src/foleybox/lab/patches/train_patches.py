@@ -7,7 +7,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from foleybox.errors import UserError
 from foleybox.lab.core.augment import NEPER_PER_DB, colour, gain, shift_bands, shift_time
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import ClipFile, find_clips, heard, label_ids, recording_ids, split_by_recording
+from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, recording_ids, split_by_recording, training_rows
 from foleybox.lab.core.loop import (
     STEADY,
     Log,
@@ -32,7 +32,7 @@ from foleybox.lab.core.loop import (
 )
 from foleybox.lab.core.losses import roughness
 from foleybox.lab.core.mel import SILENCE, WIDE
-from foleybox.lab.core.runs import fingerprint, heard_with, open_run, read_clips, resume, save_state
+from foleybox.lab.core.runs import RunConfig, fingerprint, merge_rows, open_run, read_clips, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.lab.patches.autoencoder import Autoencoder
 from foleybox.lab.patches.losses import flow_matching
@@ -103,16 +103,7 @@ class TrainPatches:
     "gradients longer than this are shortened"
     steps: int = 100_000
     "in all, those of earlier sittings included"
-    seed: int = 0
-    precision: Literal["no", "bf16"] = "no"
-    device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    log_every: int = 50
-    save_every: int = 500
-    sample_every: int = 1000
-    "steps between sheets and held-out numbers"
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 def main(config: TrainPatches) -> int:
@@ -177,8 +168,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
 
     Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
     """
-    at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1, log_every=1, save_every=1, sample_every=1)
-    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, threads=0, seed=0, most_of_recording=0)
+    at_least(config, batch=1, draws=1, steps=1, warm_up=1, half_life=1)
+    at_least(config, gain=0, shift_bands=0, colour=0, shift=0, noise=0, most_of_recording=0)
     if config.most_of_recording and not config.balanced:
         raise UserError("--most-of-recording goes with --balanced: an epoch of --no-balanced is every clip once")
     if any(not 1 < speed <= 2 for speed in config.speeds):
@@ -202,17 +193,15 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
     others, _ = split_by_recording(others, config.held_out)
     if not kept:
         raise UserError(f"{len(held)} clips, all of them held out: give more recordings or a lower --held-out")
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    accelerator = accelerator_for(config.run, "no", config.out)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     model = started(config, latents_of := fingerprint(autoencoder.components)).to(device)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     with accelerator.main_process_first():
         # The components' fingerprint, not the path: latents mean nothing to others; the decoder may go on learning.
         before = read_clips(config.start_from) if config.start_from else []
-        told = heard_with(heard([*kept, *others]), before)
+        told = merge_rows(training_rows([*kept, *others]), before)
         open_run(config.out, "patches", replace(config, autoencoder=latents_of), told, config.start_from)
         mels, labels = load_mels([*kept, *others], WIDE), label_ids(kept)
         played = [mels, *(load_mels([*kept, *others], WIDE, speed=speed) for speed in config.speeds)]
@@ -230,16 +219,16 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
 
     with Log(config.out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step, rank)
+            seed_step(config.run.seed, step, rank)
             bare.train()
             optimizer.param_groups[0]["lr"] = learning_rate(config, step)
             if config.balanced:
                 most = config.most_of_recording
-                indices = balanced_indices(step, config.batch - beside, labels, config.seed, recordings, most)
+                indices = balanced_indices(step, config.batch - beside, labels, config.run.seed, recordings, most)
             else:
-                indices = batch_indices(step, config.batch - beside, len(kept), config.seed)
+                indices = batch_indices(step, config.batch - beside, len(kept), config.run.seed)
             if beside:
-                indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.seed)])
+                indices = torch.cat([indices, len(kept) + batch_indices(step, beside, len(others), config.run.seed)])
             indices = share(indices, rank, world)
             label = all_labels[indices]
             going_on = steady[label]
@@ -269,14 +258,14 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
             log.add({"flow": loss.detach(), "norm": norm, "skipped": (~torch.isfinite(norm)).float()})
             log.advance(done)
             extra = {}
-            if due(done, config.steps, config.sample_every) and accelerator.is_main_process:
+            if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 extra = measure(average, autoencoder, held_mels, held_labels)
                 extra |= look(
                     config.out / "samples" / f"step-{done:06d}.png", average, autoencoder, mels[: len(kept)], labels
                 )
-            if due(done, config.steps, config.log_every, config.sample_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, extra)
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(config.out / "state.pt", done, parts)
     return average
 

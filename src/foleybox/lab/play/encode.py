@@ -12,7 +12,7 @@ from foleybox.lab.baseline.codes import Codes, encode_mels, write_codes
 from foleybox.lab.cmu.cembed import load_cembeds
 from foleybox.lab.cmu.runs import load_quantiser
 from foleybox.lab.core.cache import load_mels
-from foleybox.lab.core.clips import find_clips, heard, label_ids
+from foleybox.lab.core.clips import find_clips, label_ids, training_rows
 from foleybox.lab.core.mel import DCASE
 from foleybox.lab.core.runs import fingerprint
 
@@ -57,7 +57,9 @@ def encode(config: Encode) -> int:
     codes = encode_mels(vqvae, features)
     names = [f"{clip.path.parent.name}/{clip.path.name}" for clip in clips]
     recordings = [clip.recording for clip in clips]
-    made = Codes(codes, label_ids(clips), recordings, names, heard(clips), vqvae.config.size, fingerprint(vqvae), step)
+    made = Codes(
+        codes, label_ids(clips), recordings, names, training_rows(clips), vqvae.config.size, fingerprint(vqvae), step
+    )
     write_codes(config.out, made)
     used = len(codes.unique())
     print(

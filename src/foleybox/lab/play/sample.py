@@ -163,10 +163,10 @@ def cembed_system(run: Path, mvqvae_run: Path, vocoder_run: Path, drawing: Drawi
     snail, expected, step = load_pixelsnail(run)
     mvqvae, features, _ = load_mvqvae(mvqvae_run)
     check_vqvae(mvqvae, expected, str(run))
-    vocoder, heard, _ = load_mhifigan(vocoder_run)
-    if features != heard:
+    vocoder, vocoder_features, _ = load_mhifigan(vocoder_run)
+    if features != vocoder_features:
         raise UserError(
-            f"{vocoder_run} reads CEmbeds of {heard}, {mvqvae_run} makes those of {features}: train it on these"
+            f"{vocoder_run} reads CEmbeds of {vocoder_features}, {mvqvae_run} makes those of {features}: train it on these"
         )
     if device == "auto" and torch.cuda.is_available():
         for model in (snail, mvqvae, vocoder):

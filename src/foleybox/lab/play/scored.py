@@ -134,7 +134,7 @@ def read_parts(config: ScoredVqvae | ScoredPixelsnail) -> nn.Module | None:
 
 
 def on_gpu(config: ScoredVqvae | ScoredPixelsnail) -> bool:
-    return config.device == "auto" and torch.cuda.is_available()
+    return config.run.device == "auto" and torch.cuda.is_available()
 
 
 def reference_clips(config: Scoring, most: int | None = None) -> list[ClipFile]:

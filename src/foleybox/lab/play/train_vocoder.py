@@ -14,7 +14,7 @@ from foleybox.lab.baseline.codes import decode_codes, encode_mels
 from foleybox.lab.baseline.runs import load_vqvae
 from foleybox.lab.baseline.vqvae import Vqvae
 from foleybox.lab.core.cache import cached, load_mels, load_wave_cache
-from foleybox.lab.core.clips import ClipFile, heard, label_ids
+from foleybox.lab.core.clips import ClipFile, label_ids, training_rows
 from foleybox.lab.core.mel import DCASE, MELS, WIDE, MelConfig
 from foleybox.lab.core.runs import fingerprint, read_run_config
 from foleybox.lab.patches.autoencoder import Autoencoder
@@ -106,35 +106,35 @@ def redraw_clips(config: Redrawing, decoded: Decoded, mels_from: Path, kept: lis
 
 def main(config: TrainVocoder) -> int:
     """`foleybox train vocoder`: find the clips and the mels that the vocoder reads, and train."""
-    if config.threads:  # also for the mels that are decoded and drawn again before the first step
-        torch.set_num_threads(config.threads)
+    if config.run.threads:  # also for the mels that are decoded and drawn again before the first step
+        torch.set_num_threads(config.run.threads)
     kept, held = find_sources(config.data, config.tiers, config.held_out)
     mel = MELS[config.mel]
     print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
     waves, held_waves = (load_wave_cache(clips, mel.rate, config.seconds) for clips in (kept, held))
     decoded = None
     if config.mels_from:
-        decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.device)
+        decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.run.device)
     if config.redrawing.redrawn_by:
         if decoded is None or config.mels_from is None or mel != WIDE:
             raise UserError(
                 "--redrawn-by goes with --mel wide --mels-from: name the autoencoder whose latents it draws"
             )
         decoded = redraw_clips(config.redrawing, decoded, config.mels_from, kept, config.seconds)
-    train_vocos.train(config, waves, held_waves, heard(kept), decoded)
+    train_vocos.train(config, waves, held_waves, training_rows(kept), decoded)
     return 0
 
 
 def main_hifigan(config: TrainHifigan) -> int:
     """`foleybox train hifigan`: find the clips and the mels that the vocoder reads, and train."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
     kept, held = find_sources(config.data, config.tiers, config.held_out)
     mel = MELS[config.mel]
     print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
     waves, held_waves = (load_wave_cache(clips, mel.rate, config.seconds) for clips in (kept, held))
     decoded = None
     if config.mels_from:
-        decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.device)
-    train_hifigan.train(config, waves, held_waves, heard(kept), decoded)
+        decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.run.device)
+    train_hifigan.train(config, waves, held_waves, training_rows(kept), decoded)
     return 0

@@ -9,7 +9,7 @@ CMU's MHiFiGAN goes through the same loop: `foleybox train mhifigan FOLDER`. It 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -22,7 +22,7 @@ from foleybox.errors import UserError
 from foleybox.lab.core.loop import Log, accelerator_for, at_least, batch_indices, due, seed_step, share
 from foleybox.lab.core.losses import feature_matching, mel_distance, squares_discriminator, squares_generator
 from foleybox.lab.core.mel import MELS, LogMel, MelConfig
-from foleybox.lab.core.runs import heard_with, open_run, read_clips, resume, save_state
+from foleybox.lab.core.runs import RunConfig, merge_rows, open_run, read_clips, resume, save_state
 from foleybox.lab.vocoders.hifigan import (
     Hifigan,
     MultiPeriodDiscriminator,
@@ -31,7 +31,7 @@ from foleybox.lab.vocoders.hifigan import (
     ScaleConfig,
 )
 from foleybox.lab.vocoders.runs import hifigan_config, read_official_hifigan, start_vocoder
-from foleybox.lab.vocoders.waves import Decoded, cut_frames, draw, heard_before, measure
+from foleybox.lab.vocoders.waves import Decoded, cut_frames, draw, measure, rows_of_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +59,7 @@ class AdversarialTraining:
     "channels of the multi-period discriminator's first layer: 4 on a CPU"
     scale_width: int = 128
     "channels of the multi-scale discriminator's first layer: 16 on a CPU"
-    seed: int = 0
-    device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    "bf16 is twice as fast on processors with avx512_bf16 and on GPUs"
-    threads: int = 0
-    "CPU threads; 0: torch's choice"
-    log_every: int = 50
-    save_every: int = 500
-    "steps between checkpoints"
-    sample_every: int = 1000
-    "steps between sample sheets and held-out measurements"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +143,13 @@ def train(
     """
     at_least(config, peak=0)
     mel = MELS[config.mel]
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     generator = Hifigan(hifigan_config(mel, config.vocoder, config.width))
     segments = Segments(waves, mel, config.segment, config.peak, decoded.mels if decoded else None)
     record = replace(config, mels_from=Path(decoded.fingerprint)) if decoded else config
-    known = heard_with(clips, heard_before(config.start_from))
+    known = merge_rows(clips, rows_of_start(config.start_from))
     if config.mels_from:  # the clips of the model that made the mels are in the vocoder's weights too
-        known = heard_with(known, read_clips(config.mels_from))
+        known = merge_rows(known, read_clips(config.mels_from))
 
     def start(critics: nn.ModuleList) -> None:
         if config.start_from is None:
@@ -196,12 +185,10 @@ def train_adversarially(
     `count` is the number of training clips (an epoch); `held` int16 [N, L] and `held_features` are for the held-out
     numbers; `open_folder` writes the run's record; `start` gives weights to start from; `tag` goes into file names.
     """
-    positive = dict.fromkeys(("segment", "batch", "steps", "log_every", "save_every", "sample_every"), 1)
-    at_least(config, **positive, period_width=1, scale_width=1, lr=0, lr_decay=0, threads=0, seed=0)
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    positive = dict.fromkeys(("segment", "batch", "steps"), 1)
+    at_least(config, **positive, period_width=1, scale_width=1, lr=0, lr_decay=0)
     unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
-    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker, handlers=[unsynced])
+    accelerator = accelerator_for(config.run, "no", config.out, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     judge_mel = LogMel(replace(mel, low=0.0, high=mel.rate / 2)).to(device)  # the whole band, whatever is read
     critics = nn.ModuleList(
@@ -232,11 +219,11 @@ def train_adversarially(
 
     with Log(config.out, accelerator, first, config.steps) as log:
         for step in range(first, config.steps):
-            seed_step(config.seed, step, rank)
+            seed_step(config.run.seed, step, rank)
             rate = learning_rate(config, step, count)
             for chosen in (optimizer, critics_optimizer):
                 chosen.param_groups[0]["lr"] = rate
-            indices = share(batch_indices(step, config.batch, count, config.seed), rank, world)
+            indices = share(batch_indices(step, config.batch, count, config.run.seed), rank, world)
             real, read = (part.to(device) for part in source.draw(indices))
             with accelerator.autocast():
                 fake = vocode(read)  # [B, segment hop]
@@ -277,13 +264,13 @@ def train_adversarially(
             log.add({"loss": loss, **terms, **numbers, "skipped": (~finite).float()})
             done = step + 1
             extra: dict[str, float] = {}
-            if done % config.sample_every == 0 and accelerator.is_main_process:
+            if done % config.run.sample_every == 0 and accelerator.is_main_process:
                 extra = measure(generator, held, mel, held_features)
                 sheet = config.out / "samples" / f"step_{done:07d}{tag}.png"
                 draw(generator, held[:8], mel, sheet, None if held_features is None else held_features[:8])
-            if due(done, config.steps, config.log_every, config.sample_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, {**extra, "lr": rate, **({"stand_in": 1.0} if tag else {})})
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
 

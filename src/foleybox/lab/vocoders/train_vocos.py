@@ -21,7 +21,7 @@ from foleybox.lab.core import augment
 from foleybox.lab.core.loop import Log, accelerator_for, at_least, batch_indices, due, seed_step, share, update_average
 from foleybox.lab.core.losses import feature_matching, mel_distance, squares_discriminator, squares_generator
 from foleybox.lab.core.mel import MELS, SILENCE, LogMel, MelConfig
-from foleybox.lab.core.runs import heard_with, open_run, read_clips, read_run_config, resume, save_state
+from foleybox.lab.core.runs import RunConfig, merge_rows, open_run, read_clips, read_run_config, resume, save_state
 from foleybox.lab.vocoders.hifigan import MultiPeriodDiscriminator, PeriodConfig
 from foleybox.lab.vocoders.losses import (
     attack_distance,
@@ -33,7 +33,7 @@ from foleybox.lab.vocoders.losses import (
 )
 from foleybox.lab.vocoders.runs import start_vocoder, vocos_config
 from foleybox.lab.vocoders.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
-from foleybox.lab.vocoders.waves import Decoded, Redrawing, cut_frames, draw, heard_before, measure
+from foleybox.lab.vocoders.waves import Decoded, Redrawing, cut_frames, draw, measure, rows_of_start
 
 HEARS_REPETITION = 12
 "frames, of which `losses.more_repetition` has lags of 91 ms left"
@@ -112,18 +112,7 @@ class TrainVocoder:
     "gradients longer than this are shortened"
     decay: float = 0.999
     "of the average of the weights, which is what is exported"
-    seed: int = 0
-    device: Literal["auto", "cpu"] = "auto"
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    "bf16 is twice as fast on processors with avx512_bf16 and on GPUs"
-    threads: int = 0
-    "CPU threads; 0: torch's choice"
-    log_every: int = 50
-    save_every: int = 500
-    "steps between checkpoints"
-    sample_every: int = 1000
-    "steps between sample sheets and held-out measurements"
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 SOUND = 33  # of 32768, -60 dBFS: a frame with a larger sample holds sound
@@ -192,15 +181,13 @@ def train(
     waves' own. Raises UserError for clips shorter than a crop, a run folder of another configuration, or weights to
     start from that do not fit.
     """
-    positive = dict.fromkeys(("segment", "batch", "steps", "log_every", "save_every", "sample_every", "judged"), 1)
-    at_least(config, **positive, half_life=1, warm_up=1, adversarial_from=0, threads=0, seed=0)
+    positive = dict.fromkeys(("segment", "batch", "steps", "judged"), 1)
+    at_least(config, **positive, half_life=1, warm_up=1, adversarial_from=0)
     if config.repetition_weight and config.segment < HEARS_REPETITION:
         raise UserError(
             f"--segment {config.segment} with --repetition-weight: expected {HEARS_REPETITION} frames or more, which have room "
             "for a repetition"
         )
-    if config.threads:
-        torch.set_num_threads(config.threads)
     count = len(waves)
     again = decoded.again if decoded else torch.zeros(0, dtype=torch.int64)
     beside = round(config.redrawing.redrawn_share * config.batch) if len(again) else 0
@@ -213,15 +200,15 @@ def train(
             config, mels_from=Path(decoded.fingerprint), redrawing=replace(config.redrawing, redrawn_by=theirs)
         )
     makers = (config.mels_from, config.redrawing.redrawn_by)  # what they heard is in the mels that they make
-    known = heard_with(clips, heard_before(config.start_from), *(read_clips(run) for run in makers if run))
-    accelerator = accelerator_for(config.device, config.precision, config.out, config.tracker)
+    known = merge_rows(clips, rows_of_start(config.start_from), *(read_clips(run) for run in makers if run))
+    accelerator = accelerator_for(config.run, "no", config.out)
     device = accelerator.device
     judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
 
     rate, sizes = crops.mel.rate, ((512, 80), (256, 40))  # noise is rough at these resolutions too
     finer_mels = [LogMel(MelConfig(rate, n_fft, n_fft // 4, bands, 0, rate / 2)).to(device) for n_fft, bands in sizes]
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     generator = Vocos(vocos_config(MELS[config.mel], config.size))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
     periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
@@ -252,14 +239,14 @@ def train(
 
     with Log(config.out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.seed, step, accelerator.process_index)
+            seed_step(config.run.seed, step, accelerator.process_index)
             adversarial = step >= config.adversarial_from
             for chosen in (optimizer, critics_optimizer):
                 chosen.param_groups[0]["lr"] = learning_rate(config, step)
 
-            indices = batch_indices(step, config.batch - beside, count, config.seed)
+            indices = batch_indices(step, config.batch - beside, count, config.run.seed)
             if beside:
-                indices = torch.cat([indices, count + batch_indices(step, beside, len(again), config.seed)])
+                indices = torch.cat([indices, count + batch_indices(step, beside, len(again), config.run.seed)])
             indices = share(indices, accelerator.process_index, accelerator.num_processes)
             low, high = config.gain_db
             gain = 10 ** ((low + (high - low) * torch.rand(len(indices))) / 20)
@@ -332,14 +319,14 @@ def train(
             log.add({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **numbers})
             done = step + 1
             extra: dict[str, float] = {}
-            if done % config.sample_every == 0 and accelerator.is_main_process:
+            if done % config.run.sample_every == 0 and accelerator.is_main_process:
                 held_mels = decoded.held if decoded else None
                 extra = measure(average, held, crops.mel, held_mels)
                 sheet = config.out / "samples" / f"step_{done:07d}.png"
                 draw(average, held[:8], crops.mel, sheet, None if held_mels is None else held_mels[:8])
-            if due(done, config.steps, config.log_every, config.sample_every):
+            if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, {**extra, "lr": learning_rate(config, step)})
-            if accelerator.is_main_process and due(done, config.steps, config.save_every):
+            if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
     return average

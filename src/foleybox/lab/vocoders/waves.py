@@ -10,7 +10,7 @@ import tyro
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
-from foleybox.files import write_beside
+from foleybox.files import atomic_path
 from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording
 from foleybox.lab.core.losses import mel_distance
 from foleybox.lab.core.mel import LogMel, MelConfig
@@ -40,7 +40,7 @@ def find_sources(
     return kept, [held[index] for index in order]
 
 
-def heard_before(start_from: Path | None) -> list[dict[str, str]]:
+def rows_of_start(start_from: Path | None) -> list[dict[str, str]]:
     """Return the rows of `data.heard` that weights to start from bring along; a file does not say what it heard."""
     if start_from is None:
         return []
@@ -150,5 +150,5 @@ def draw(model: nn.Module, waves: Tensor, mel: MelConfig, path: Path, mels: Tens
     axes[0, 0].set_title("real")
     axes[0, 1].set_title("mel -> vocoder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_beside(path) as beside:
+    with atomic_path(path) as beside:
         figure.savefig(beside, dpi=70)
