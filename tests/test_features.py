@@ -1,4 +1,4 @@
-"""The mel is the field's mel: librosa's filters, the baseline's frames and floor."""
+"""The log-mel equals librosa's, with the frames and the floor of the official baseline."""
 
 import math
 
@@ -44,11 +44,11 @@ def test_silence_is_ln_1e_5_everywhere() -> None:
 
 
 @pytest.mark.parametrize("hz", [200.0, 1_000.0, 3_000.0, 7_000.0])
-def test_a_tone_lights_the_band_that_holds_it(hz: float) -> None:
+def test_a_tone_is_loudest_in_its_band(hz: float) -> None:
     tone = 0.5 * torch.sin(2 * math.pi * hz * torch.arange(88_200) / 22_050)
-    brightest = LogMel(DCASE)(tone)[:, 172].argmax()
+    loudest = LogMel(DCASE)(tone)[:, 172].argmax()
     response = slaney_filters(DCASE)[:, round(hz / 22_050 * 1024)]
-    assert response[brightest] > 0.3 * response.max()
+    assert response[loudest] > 0.3 * response.max()
 
 
 def test_bands_above_half_the_rate_are_refused() -> None:

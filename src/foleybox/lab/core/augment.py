@@ -1,7 +1,9 @@
-"""Functions of a batch that make more of little data: one draw an item, differentiable, silence kept silent.
+"""Differentiable augmentation of log-mel images: one draw for each item of a batch, silence stays silence.
 
-Mel images [B, 1, M, T] are on a network's scale, where `floor` is digital silence: what is shifted in or cut out is
-the floor, not zero, which would be a loud plateau (DiffAugment fills with 0: Zhao et al. 2020).
+Images [B, 1, M, T] are on a network's scale, where `floor` is digital silence. Frames and bands that are shifted in or
+cut out are filled with the floor. DiffAugment (Zhao et al. 2020) fills with zero, which here would be a loud plateau.
+
+Letters: B batch, M mel bands, T frames, K points of a curve.
 """
 
 from dataclasses import dataclass

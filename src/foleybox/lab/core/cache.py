@@ -1,9 +1,10 @@
-"""Waves and mels of clips, computed once and kept on disk."""
+"""A cache on disk for waves and mels of clips."""
 
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -15,14 +16,15 @@ from foleybox.lab.core.mel import LogMel, MelConfig
 
 
 def cache_folder() -> Path:
-    """Return where features are cached: `FOLEYBOX_CACHE`, else `~/.cache/foleybox`."""
+    """Return the cache folder: the environment variable `FOLEYBOX_CACHE`, else `~/.cache/foleybox`."""
     return Path(os.environ.get("FOLEYBOX_CACHE") or Path.home() / ".cache" / "foleybox")
 
 
 def cached(name: str, clips: Sequence[ClipFile], settings: str, compute: Callable[[], Tensor]) -> Tensor:
-    """Return `compute()`, kept on disk under a key of the files (path, size, time) and the settings.
+    """Return `compute()`, cached on disk under a hash of `name`, `settings` and the files (path, size, modification time).
 
-    A changed file or setting is another key, so a stale answer is never read; the file appears whole or not at all.
+    A changed file or setting gives another hash, so outdated values are never read. Files are written atomically; one
+    that cannot be read is computed again.
     """
     key = hashlib.sha256(f"1 {name} {settings}".encode())
     for clip in clips:
@@ -31,25 +33,25 @@ def cached(name: str, clips: Sequence[ClipFile], settings: str, compute: Callabl
     path = cache_folder() / f"{name}-{key.hexdigest()[:24]}.npy"
     try:
         return torch.from_numpy(np.load(path))
-    except (FileNotFoundError, EOFError, ValueError):  # not there, or a loss of power left it empty
+    except (FileNotFoundError, EOFError, ValueError, TokenError):  # absent, or damaged (an empty file, a bad header)
         tensor = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as beside:
-        np.save(beside, tensor.numpy())
+    with atomic_path(path) as temporary:
+        np.save(temporary, tensor.numpy())
     return tensor
 
 
 def load_wave_cache(clips: Sequence[ClipFile], rate: int, seconds: float) -> Tensor:
-    """Return `load_waves` of the clips, int16 [N, L], from the cache when it is there."""
+    """Return `load_waves` of the clips, int16 [N, L], cached; L = `seconds` x `rate`."""
     samples = round(seconds * rate)
     return cached("waves", clips, f"{rate} {samples}", lambda: load_waves(clips, rate, samples))
 
 
 @torch.no_grad()
 def load_mels(clips: Sequence[ClipFile], mel: MelConfig, seconds: float = 4.0, speed: float = 1.0) -> Tensor:
-    """Return the log-mels of the clips, float32 [N, M, T], from the cache when they are there.
+    """Return the log-mels of the clips, float32 [N, M, T], cached.
 
-    At another `speed` they are as a tape would play them: read at a lower rate, a clip is shorter and higher.
+    `speed` changes duration and pitch together, as a tape does: at 2 a clip lasts half as long, one octave higher.
     """
 
     def compute() -> Tensor:

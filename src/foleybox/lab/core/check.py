@@ -1,4 +1,4 @@
-"""`foleybox data check`: look through a folder of recordings before training on it."""
+"""`foleybox data check`: examine a folder of recordings before training on it."""
 
 import hashlib
 import json
@@ -22,12 +22,10 @@ from foleybox.files import check_writable, write_text
 from foleybox.lab.core.clips import SUFFIXES, ClipFile, find_clips
 from foleybox.labels import LABELS
 
-# --- foleybox data check ------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Look at every clip of a folder and report what training would stumble over. Nothing is dropped or changed.
+    """Read every clip of a folder and report problems for training. No file is changed.
 
     Example: foleybox data check my_sounds/
     """
@@ -35,14 +33,14 @@ class DataCheck:
     source: tyro.conf.Positional[str]
     "a folder of class folders, or one with manifest.csv; `folder:split` for one split"
     seconds: float = 4.0
-    "the length that training will cut or pad to"
+    "length to which training cuts or pads clips"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     "also write the report to this file"
 
 
 @dataclass
 class Findings:
-    """What `inspect` found: file names by complaint."""
+    """The result of `inspect`: file names by problem."""
 
     clips: int = 0
     other: list[str] = field(default_factory=list)
@@ -56,14 +54,14 @@ class Findings:
     duplicates: list[list[str]] = field(default_factory=list)
 
 
-LOOKS_LIKE_SOUND = SUFFIXES | {".m4a", ".aac", ".wma", ".opus", ".mp4", ".webm", ".caf", ".raw"}
+AUDIO_SUFFIXES = SUFFIXES | {".m4a", ".aac", ".wma", ".opus", ".mp4", ".webm", ".caf", ".raw"}
 SHORT_SECONDS = 0.1
 SILENT_DB = -60.0
 CLIPPED_RUN = 8  # consecutive samples at full scale
 
 
 def inspect(clips: Sequence[ClipFile], folder: Path, seconds: float) -> Findings:
-    """Read every clip and collect what is unusual about it."""
+    """Read every clip and collect its problems."""
     found = Findings(clips=sum(clip.label is not None for clip in clips))
     found.other = [_short_name(clip.path, folder) for clip in clips if clip.label is None]
     clips = [clip for clip in clips if clip.label is not None]
@@ -71,7 +69,7 @@ def inspect(clips: Sequence[ClipFile], folder: Path, seconds: float) -> Findings
     same: dict[str, list[str]] = {}
     lock = Lock()
 
-    def look(clip: ClipFile) -> None:
+    def examine(clip: ClipFile) -> None:
         name = _short_name(clip.path, folder)
         try:
             wave, rate = read_wave(clip.path)
@@ -79,7 +77,7 @@ def inspect(clips: Sequence[ClipFile], folder: Path, seconds: float) -> Findings
             found.unreadable[name] = str(error)
             return
         peak = float(np.abs(wave).max())
-        complaints = {
+        checks = {
             "silent": peak < 10 ** (SILENT_DB / 20),
             "clipped": peak >= 0.999 and _longest_run(np.abs(wave) >= 0.999 * peak) >= CLIPPED_RUN,
             "short": len(wave) < SHORT_SECONDS * rate,
@@ -89,12 +87,12 @@ def inspect(clips: Sequence[ClipFile], folder: Path, seconds: float) -> Findings
         with lock:
             found.rates[rate] = found.rates.get(rate, 0) + 1
             same.setdefault(digest, []).append(name)
-            for complaint, holds in complaints.items():
-                if holds:
-                    getattr(found, complaint).append(name)
+            for problem, applies in checks.items():
+                if applies:
+                    getattr(found, problem).append(name)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(look, clips))
+        list(pool.map(examine, clips))
     for names in (found.silent, found.clipped, found.short, found.long, *same.values()):
         names.sort()
     found.duplicates = sorted(names for names in same.values() if len(names) > 1)
@@ -112,16 +110,16 @@ def _longest_run(flags: NDArray[np.bool_]) -> int:
 
 
 def check(config: DataCheck) -> int:
-    """Print the report of `inspect`; 0 if every clip can be read and no label has fewer than two clips, else 1."""
+    """Print the report of `inspect`; return 0 if every clip can be read and every label found has two clips, else 1."""
     folder = Path(config.source) if Path(config.source).exists() else Path(config.source.rsplit(":", 1)[0])
     check_writable(config.json)
-    find_clips(config.source)  # refuses a folder without any clip of the seven
+    find_clips(config.source)  # raises UserError for a folder without clips of the seven labels
     found = inspect(find_clips(config.source, any_label=True), folder, config.seconds)
     known = {clip.path.resolve() for clip in find_clips(folder, any_label=True)}
     unread = [
         _short_name(path, folder)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix.lower() in LOOKS_LIKE_SOUND and path.resolve() not in known
+        if path.is_file() and path.suffix.lower() in AUDIO_SUFFIXES and path.resolve() not in known
     ]
     print(f"{found.clips} clips in {folder}")
     for label in LABELS:
@@ -130,20 +128,20 @@ def check(config: DataCheck) -> int:
     rates = ", ".join(f"{rate} Hz ({count})" for rate, count in sorted(found.rates.items()))
     print(f"  rates: {rates or 'none readable'}")
     missing = [label.name for label in LABELS if label.name not in found.labels]
-    lonely = [name for name, count in found.labels.items() if count < 2]
-    complaints: list[tuple[str, Sequence[str]]] = [
+    single = [name for name, count in found.labels.items() if count < 2]
+    problems: list[tuple[str, Sequence[str]]] = [
         ("unreadable", [f"{name}: {problem}" for name, problem in found.unreadable.items()]),
         (f"silent (peak under {SILENT_DB:g} dBFS)", found.silent),
         (f"clipped ({CLIPPED_RUN} or more samples in a row at full scale)", found.clipped),
         (f"short (under {SHORT_SECONDS:g} s)", found.short),
-        (f"longer than {config.seconds:g} s: training hears the first {config.seconds:g} s", found.long),
+        (f"longer than {config.seconds:g} s: training uses the first {config.seconds:g} s", found.long),
         ("outside the seven labels, not trained on", found.other),
-        ("sound files that no layout reaches, or of a kind that is not read", unread),
+        ("audio files outside the class folders, or of a format that is not read", unread),
         ("exact duplicates", [" = ".join(names) for names in found.duplicates]),
         ("labels without clips", missing),
-        ("labels with one clip: nothing to hold out", lonely),
+        ("labels with one clip: expected at least two", single),
     ]
-    for title, names in complaints:
+    for title, names in problems:
         if names:
             print(f"{len(names)} {title}:")
             for name in names[:5]:
@@ -152,7 +150,7 @@ def check(config: DataCheck) -> int:
                 print(f"  ... and {len(names) - 5} more" + ("" if config.json else " (--json FILE lists all)"))
     if config.json:
         write_text(config.json, json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n")
-    if found.unreadable or lonely:
-        print("not ready for training: mend or remove the unreadable files and lonely labels above", file=sys.stderr)
+    if found.unreadable or single:
+        print("not ready for training: see the unreadable files and labels with one clip above", file=sys.stderr)
         return 1
     return 0

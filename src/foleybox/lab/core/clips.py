@@ -1,8 +1,11 @@
-"""Real recordings on disk: find them, check them, split them by recording, cache their features.
+"""Recordings on disk: find them, split them by recording, read their waves.
 
-Three layouts are read: a folder of class folders in any spelling (the DCASE 2023 development set among them); the same
-under one `train`/`dev` style folder; a folder with `manifest.csv` or `metadata.csv` (columns `file` or `file_name`,
-and `label`; `split`, `recording_id`, `licence_tier`, `licence`, `source_repo` when present).
+Three layouts are read: class folders with label names in any spelling, as in the DCASE 2023 development set; split
+folders (such as `train/`, `dev/`) that contain class folders; a folder with `manifest.csv` or `metadata.csv`, whose
+columns are `file` (or `file_name`) and `label`, and optionally `split`, `recording_id`, `licence_tier`, `licence`,
+`source_repo`.
+
+Letters: N clips, L samples.
 """
 
 import csv
@@ -28,28 +31,28 @@ MANIFESTS = ("manifest.csv", "metadata.csv")
 
 @dataclass(frozen=True)
 class ClipFile:
-    """One recording on disk and what is known of it. `label` is None for sounds outside the seven labels."""
+    """An audio file and its metadata. `label` is None for sounds outside the seven labels."""
 
     path: Path
     label: Label | None
     recording: str
-    "clips cut from one recording share it: the unit of splitting"
+    "the same for clips that were cut from one recording; splits never separate them"
     tier: str = ""
     licence: str = ""
     source: str = ""
-    "the collection it is from, for credit"
+    "the collection that it comes from, for attribution"
     split: str = ""
 
 
 def find_clips(
     source: str | Path, split: str | None = None, tiers: Sequence[str] | None = None, any_label: bool = False
 ) -> list[ClipFile]:
-    """Find the clips of a folder, sorted by path, so that the order never depends on the file system.
+    """Return the clips of a folder, sorted by path.
 
-    `source` is a folder, or "folder:split". `tiers` keeps clips of those licence tiers only (a manifest must state
-    them). `any_label` also returns sounds that are none of the seven labels, with `label` None.
+    `source` is a folder, or "folder:split". `tiers` keeps clips of these licence tiers only (a manifest must state
+    them). `any_label` also returns sounds outside the seven labels, with `label` None.
 
-    Raises UserError for a folder that is not there, holds no clips, or has no such split or tier.
+    Raises UserError for a folder that does not exist, has no clips, or has no such split or tier.
     """
     text = str(source)
     if split is None and ":" in text and not Path(text).exists():
@@ -79,7 +82,7 @@ def find_clips(
 
 
 def _walk(folder: Path) -> list[ClipFile]:
-    """Class folders, at the top or one level down (`dev/DogBark/000.wav`: the level above is the split)."""
+    """Return the clips of class folders, at the top or one level down (in `dev/DogBark/000.wav`, `dev` is the split)."""
     clips = []
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
@@ -125,9 +128,9 @@ def _read_rows(manifest: Path) -> tuple[list[dict[str, str]], set[str]]:
 
 
 def split_by_recording(clips: Sequence[ClipFile], held_out: float) -> tuple[list[ClipFile], list[ClipFile]]:
-    """Split into (kept, held out), the held-out share by recording: no recording is on both sides.
+    """Split clips into (kept, held out); all clips of a recording are on the same side.
 
-    The side is a hash of the recording's name, so adding clips moves no other clip.
+    A recording is held out if a hash of its name, as a fraction, is below `held_out`: adding clips moves no other clip.
     """
     sides: tuple[list[ClipFile], list[ClipFile]] = ([], [])
     for clip in clips:
@@ -137,9 +140,9 @@ def split_by_recording(clips: Sequence[ClipFile], held_out: float) -> tuple[list
 
 
 def load_waves(clips: Sequence[ClipFile], rate: int, samples: int) -> Tensor:
-    """Read clips as one int16 tensor [N, L] at `rate`, cut or zero-padded at the end to `samples`.
+    """Read clips as one int16 tensor [N, L] at `rate` Hz, cut or zero-padded at the end to L = `samples`.
 
-    Sixteen bits keep 2,000 clips in 350 MB; `wave / 32768` is the wave. Raises UserError for an unreadable file.
+    Divide by 32768 for waves in [-1, 1]. Raises UserError for a file that cannot be read.
     """
     waves = torch.empty(len(clips), samples, dtype=torch.int16)
 
@@ -160,27 +163,26 @@ def label_ids(clips: Iterable[ClipFile]) -> Tensor:
 
 
 def recording_ids(clips: Sequence[ClipFile]) -> Tensor:
-    """Return a number for each clip, int64 [N], the same for those cut from one recording."""
+    """Return a recording number for each clip, int64 [N]: the same for clips cut from one recording."""
     return torch.from_numpy(np.unique([clip.recording for clip in clips], return_inverse=True)[1])
 
 
-def few_of_each(clips: Sequence[ClipFile], most: int) -> list[ClipFile]:
-    """Return at most `most` clips of each recording, evenly spread over its clips, in their order; all of them for 0."""
+def limit_per_recording(clips: Sequence[ClipFile], most: int) -> list[ClipFile]:
+    """Return at most `most` clips of each recording, evenly spaced among its clips, in the given order; 0: all clips."""
     total, nth = Counter(clip.recording for clip in clips), Counter[str]()
     kept = []
     for clip in clips:
         place, count = nth[clip.recording], total[clip.recording]
         nth[clip.recording] += 1
-        if not most or place * most // count != (place - 1) * most // count:  # the first of each of `most` equal parts
+        if not most or place * most // count != (place - 1) * most // count:  # the first of `most` equal parts
             kept.append(clip)
     return kept
 
 
 def training_rows(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
-    """Return a row for each clip: what a run folder keeps of what it was trained on.
+    """Return one row per clip for the list of training clips in a run folder.
 
-    `clip` names the file by folder, name and size, so that moving the collection changes nothing, and two runs on the
-    same clips can be told from two runs on as many others.
+    `clip` is the file's folder, name and size: it does not change when the collection is moved.
     """
     return [
         {

@@ -1,7 +1,10 @@
-"""Functions that every loop calls; nothing here calls a loop.
+"""Functions that the training loops call: batches by step, weight averaging, the log, the accelerator.
 
-One clock: `step`. The batch, the noise, the learning rate and the weight of the average are functions of it, so a
-checkpoint (`runs.py`) is the step and the state dicts, and running the same command again resumes: bit for bit on a CPU.
+There is no trainer class: each loop is written out in its own file and calls what it needs from here. One clock, `step`,
+determines the batch, the noise, the learning rate and the decay of the average. A checkpoint (`runs.py`) is therefore
+the step and the state dicts, and the same command resumes a run, bit for bit on a CPU.
+
+Letters: B batch, N clips.
 """
 
 import json
@@ -26,15 +29,15 @@ from foleybox.lab.core.runs import RunConfig
 from foleybox.labels import LABELS
 
 STEADY = torch.tensor([label.name in ("MovingMotorVehicle", "Rain") for label in LABELS])
-"by label id: sounds without events, which may be turned round in time"
+"bool [7] by label id: steady sounds without events; a time shift may wrap round"
 
 # --- the clock ----------------------------------------------------------------------------------------------------
 
 
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed torch from (seed, rank, step), so that a step's noise does not depend on how the run got there.
+    """Seed torch from (seed, rank, step), so that the noise of a step does not depend on the steps before it.
 
-    With one rank for all, every process draws the same: draw for the global batch, and take this process's `share`.
+    With the same rank in all processes, each draws the same numbers: draw for the global batch, then take the `share`.
     """
     torch.manual_seed(((seed * 1_000_003 + rank) * 1_000_000_007 + step) % 2**63)
 
@@ -44,94 +47,105 @@ def _order(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def batch_indices(step: int, batch: int, count: int, seed: int) -> Tensor:
-    """Return the clips of a step, int64 [B]: epoch after epoch in shuffled order, every clip once an epoch."""
-    places = torch.arange(step * batch, (step + 1) * batch)
-    orders = {
-        epoch: _order(count, seed, epoch) for epoch in range(int(places[0]) // count, int(places[-1]) // count + 1)
-    }
-    return torch.stack([orders[int(place) // count][int(place) % count] for place in places])
+    """Return the indices of a step's clips, int64 [B]: shuffled epochs, every clip once per epoch."""
+    positions = range(step * batch, (step + 1) * batch)
+    orders = {epoch: _order(count, seed, epoch) for epoch in range(positions[0] // count, positions[-1] // count + 1)}
+    return torch.stack([orders[position // count][position % count] for position in positions])
 
 
 def balanced_indices(
     step: int, batch: int, labels: Tensor, seed: int, recordings: Tensor | None = None, most: int = 0
 ) -> Tensor:
-    """Return the clips of a step, int64 [B], every label equally often; within a label, epoch after epoch.
+    """Return the indices of a step's clips, int64 [B], every label equally often; shuffled epochs within each label.
 
-    Place p of the endless stream belongs to label p mod (number of labels). An epoch of a label is all of its clips, or,
-    with `most`, at most so many of each of the `recordings` [N] (a number for each), others each time.
+    Position p of the stream belongs to label p mod (number of labels). An epoch of a label is all of its clips, or, with
+    `most` above 0, at most that many clips of each recording, drawn anew for each epoch. `recordings` int64 [N] are the
+    recording numbers of the clips.
     """
     groups = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
-    whose = [recordings[group] for group in groups] if most and recordings is not None else None
+    sources = [recordings[group] for group in groups] if most and recordings is not None else None
     lengths = [len(group) for group in groups]
-    if whose is not None:
-        lengths = [int(each.unique(return_counts=True)[1].clamp(max=most).sum()) for each in whose]
+    if sources is not None:
+        lengths = [int(each.unique(return_counts=True)[1].clamp(max=most).sum()) for each in sources]
     orders: dict[tuple[int, int], Tensor] = {}
     indices = []
-    for place in range(step * batch, (step + 1) * batch):
-        which, turn = place % len(groups), place // len(groups)
-        epoch, nth = divmod(turn, lengths[which])
-        if (which, epoch) not in orders:
-            order = _order(len(groups[which]), seed * 31 + which, epoch)
-            orders[which, epoch] = order if whose is None else order[_first_of_each(whose[which][order], most)]
-        indices.append(groups[which][orders[which, epoch][nth]])
+    for position in range(step * batch, (step + 1) * batch):
+        nth, group = divmod(position, len(groups))
+        epoch, place = divmod(nth, lengths[group])
+        if (group, epoch) not in orders:
+            order = _order(len(groups[group]), seed * 31 + group, epoch)
+            orders[group, epoch] = order if sources is None else order[_first_of_each(sources[group][order], most)]
+        indices.append(groups[group][orders[group, epoch][place]])
     return torch.stack(indices)
 
 
-def _first_of_each(whose: Tensor, most: int) -> Tensor:
-    """Return which places [N] of `whose`, int64 [N], hold one of the first `most` of their number."""
-    numbers, places = whose.sort(stable=True)
+def _first_of_each(numbers: Tensor, most: int) -> Tensor:
+    """Return a mask [N] of the positions whose number is among the first `most` of its value in `numbers`, int64 [N]."""
+    ordered, places = numbers.sort(stable=True)
     nth = torch.empty_like(places)
-    nth[places] = torch.arange(len(whose)) - torch.searchsorted(numbers, numbers)
+    nth[places] = torch.arange(len(numbers)) - torch.searchsorted(ordered, ordered)
     return nth < most
 
 
+def evenly_spaced(count: int, wanted: int) -> Tensor:
+    """Return `wanted` of the indices 0 to count - 1, evenly spaced, int64; all of them if `wanted` is `count` or more."""
+    return torch.arange(count) if wanted >= count else torch.arange(wanted) * count // wanted
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
 def share(batch: Tensor, rank: int, world: int) -> Tensor:
-    """Return this process's part of a global batch [B, ...]."""
+    """Return this process's part [B / world, ...] of a global batch [B, ...]: items rank, rank + world, ..."""
     return batch[rank::world]
 
 
-def whole(part: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return the global batch [B, ...] of the processes' shares [B / processes, ...], in the order that one would have."""
+def gather_batch(part: Tensor, accelerator: Accelerator) -> Tensor:
+    """Return the global batch [B, ...] from all processes' shares [B / world, ...], in the order before `share`."""
     if accelerator.num_processes == 1:
         return part
     gathered = torch.as_tensor(accelerator.gather(part.contiguous()))
     return gathered.unflatten(0, (accelerator.num_processes, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def agree(codebook: nn.Module, world: int) -> None:
-    """Give every process the first one's codebook: each has made the same one, but for the last digits of a GPU's sums."""
+def broadcast_buffers(module: nn.Module, world: int) -> None:
+    """Overwrite the module's buffers with those of process 0.
+
+    For buffers that every process computes from the same data, which on GPUs can differ in the last digits.
+    """
     if world > 1:
-        for buffer in codebook.buffers():
+        for buffer in module.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
-def spread(count: int, wanted: int) -> Tensor:
-    """Return the places of `wanted` of `count` things, evenly spread; all of them where there are no more."""
-    return torch.arange(count) if wanted >= count else torch.arange(wanted) * count // wanted
-
-
-def due(done: int, steps: int, *every: int) -> bool:
-    """Return whether something that happens at the last of `steps` and at multiples of each of `every` happens now.
-
-    `Log.write` asks all processes for their numbers: when it is called must not depend on what one of them knows.
-    """
-    return done == steps or any(done % each == 0 for each in every)
-
-
 def all_finite(loss: Tensor, world: int) -> bool:
-    """Return whether the loss is finite in every process, so that all of them skip a step or none."""
+    """Return whether the loss is finite in every process, so that either all of them skip a step or none.
+
+    Waits for the device: call it once per optimiser step.
+    """
     finite = torch.isfinite(loss.detach()).float()
     if world > 1:
         torch.distributed.all_reduce(finite, torch.distributed.ReduceOp.MIN)
     return bool(finite)
 
 
+# --- schedules and averages -------------------------------------------------------------------------------------------
+
+
+def due(done: int, steps: int, *every: int) -> bool:
+    """Return whether something is due after `done` steps: at multiples of each of `every` and after the last step.
+
+    `Log.write` is a collective operation: whether it is called must not depend on what only one process knows.
+    """
+    return done == steps or any(done % each == 0 for each in every)
+
+
 def cyclic_rate(
     step: int, low: float, high: float, period: int, shape: Literal["triangle", "cosine"] = "triangle"
 ) -> float:
-    """Return a learning rate that goes from `low` at step 0 to `high` half a period later and back, over and over.
+    """Return a cyclic learning rate: `low` at step 0, `high` half a period later, `low` again after a period.
 
-    triangle: in straight lines (Smith 2017, figure 2). cosine: slower at both turns.
+    `shape`: "triangle" is linear (Smith 2017, figure 2); "cosine" is (1 - cos) / 2.
     """
     phase = step % period / period
     height = 1 - abs(2 * phase - 1) if shape == "triangle" else (1 - math.cos(2 * math.pi * phase)) / 2
@@ -142,9 +156,8 @@ def cyclic_rate(
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move the parameters of `average` toward `model`: average <- d average + (1 - d) model; copy the buffers.
 
-    d = min(decay, (1 + step) / (10 + step)), so that a short run does not average its random start. Buffers are copied
-    because the mean of two unit vectors is not one: averaged spectral-norm vectors make the norm, and so the weights,
-    arbitrarily wrong.
+    d = min(decay, (1 + step) / (10 + step)): early on, the random start leaves the average quickly. Buffers are copied,
+    because averaged spectral-norm vectors are no unit vectors: the norm, and so the weights, would be wrong.
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
@@ -154,7 +167,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
 
 
 class Best(nn.Module):
-    """The lowest score so far; part of the checkpoint."""
+    """Holds the lowest score so far, as part of the checkpoint."""
 
     score: Tensor
 
@@ -167,17 +180,19 @@ class Best(nn.Module):
 
 
 class Log:
-    """One line of JSON a logged step in `log.jsonl`, the same numbers to the tracker, a bar on the terminal.
+    """Writes means of logged terms to `log.jsonl` and to the tracker, and draws a progress bar on a terminal.
 
-    A line's step counts the steps done. On resume the lines beyond the resumed step are dropped: each step once.
+    One JSON object per line; its `step` is the number of steps done. On resume, lines beyond the resumed step are
+    removed, so that every step appears once. Sums of tensors stay on their device until a line is written: reading a
+    value from a GPU waits for all work queued on it.
     """
 
     def __init__(self, out: Path, accelerator: Accelerator, start: int, steps: int) -> None:
         self.path, self.accelerator = out / "log.jsonl", accelerator
         self.main = accelerator.is_main_process
         accelerator.init_trackers("foleybox")
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.sums: dict[str, Tensor] = {}
+        "float64 [2] for each term: the sum of its finite values, and their number"
         self.clock, self.clock_step, self.done = time.monotonic(), start, start
         if self.main:
             kept = []
@@ -209,23 +224,26 @@ class Log:
             )
 
     def add(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Add a step's numbers to the means of the next line; a number that is not finite is left out."""
+        """Add a step's scalars to the means of the next line; values that are not finite are left out."""
         for name, value in terms.items():
-            number = float(value.detach() if isinstance(value, Tensor) else value)
-            finite = math.isfinite(number)
-            self.sums[name] = self.sums.get(name, 0.0) + (number if finite else 0.0)
-            self.counts[name] = self.counts.get(name, 0) + finite
+            value = torch.as_tensor(value).detach().double().reshape(())
+            finite = value.isfinite()
+            entry = torch.stack([value.where(finite, 0.0), finite.double()])
+            self.sums[name] = self.sums[name] + entry if name in self.sums else entry
 
     def write(self, step: int, extra: Mapping[str, float] | None = None) -> None:
-        """Write the means since the last line, over all processes, as the line of `step`."""
-        now = time.monotonic()
-        table = torch.tensor([[self.sums[name], self.counts[name]] for name in self.sums], dtype=torch.float64)
+        """Write the means since the last line, over all processes, as the line of `step`; `extra` is added as it is."""
+        device = self.accelerator.device
+        table = torch.zeros(0, 2, dtype=torch.float64, device=device)
+        if self.sums:
+            table = torch.stack([entry.to(device) for entry in self.sums.values()])
         if self.accelerator.num_processes > 1:
-            table = self.accelerator.reduce(table.to(self.accelerator.device), "sum").cpu()  # type: ignore[union-attr]
-        means = {name: float(total / count) for name, (total, count) in zip(self.sums, table) if count}
+            table = torch.as_tensor(self.accelerator.reduce(table, "sum"))
+        means = {name: total / count for name, (total, count) in zip(self.sums, table.tolist()) if count}
+        now = time.monotonic()  # after the table was read, which waits for the device
         means["steps_per_second"] = (step - self.clock_step) / max(now - self.clock, 1e-9)
         means |= extra or {}
-        self.sums, self.counts, self.clock, self.clock_step = {}, {}, now, step
+        self.sums, self.clock, self.clock_step = {}, now, step
         if not self.main:
             return
         with self.path.open("a") as file:
@@ -237,7 +255,7 @@ class Log:
             print(f"step {step}: " + "  ".join(f"{name} {value:.4g}" for name, value in means.items()), flush=True)
 
     def advance(self, step: int) -> None:
-        """Move the bar: `step` steps are done."""
+        """Set the progress bar to `step` steps done."""
         self.done = step
         self.bar.update(self.task, completed=step)
 
@@ -246,16 +264,16 @@ def _step_of(line: str) -> float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut off by kill -9
+        return math.inf  # an incomplete line of a killed process
 
 
 def accelerator_for(
     run: RunConfig, precision: str, out: Path, handlers: list[KwargsHandler] | None = None
 ) -> Accelerator:
-    """Check a run's settings, set the threads, and return its accelerator: device, precision, processes, tracker.
+    """Check a run's settings, set the number of threads, and return its accelerator (device, precision, processes, tracker).
 
-    `precision`: "no", "bf16" or "fp16" (fp16 needs a GPU), unless the run names another. Processes are those of torchrun.
-    Raises UserError for a number below its lowest value, a tracker that is not installed, and fp16 on a CPU.
+    `precision` ("no", "bf16" or "fp16") is used unless `run.precision` is set. Processes are those started by torchrun.
+    Raises UserError for a setting out of range, a tracker that is not installed, and fp16 without a GPU.
     """
     at_least(run, seed=0, threads=0, save_every=1, sample_every=1, log_every=1)
     precision = run.precision or precision
@@ -277,9 +295,9 @@ def accelerator_for(
 
 
 def at_least(config: object, **lowest: float) -> None:
-    """Raise UserError for a setting of `config` below its lowest sensible value."""
+    """Raise UserError for a setting of `config` below its lowest value. A `seed` must also be below 2**53."""
     for name, bound in lowest.items():
         if getattr(config, name) < bound:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: expected {bound:g} or more")
         if name == "seed" and getattr(config, name) >= 2**53:
-            raise UserError(f"--seed {getattr(config, name)}: expected below 2**53, as everywhere here")
+            raise UserError(f"--seed {getattr(config, name)}: expected below 2**53")

@@ -6,8 +6,6 @@ Letters: B batch, M mel bands, T frames.
 import torch
 from torch import Tensor
 
-# --- vocoder ------------------------------------------------------------------------------------------------------
-
 
 def mel_distance(real: Tensor, fake: Tensor) -> Tensor:
     """Return the mean absolute difference of two log-mels [..., M, T], natural logarithm (HiFi-GAN, equation 3)."""
@@ -27,12 +25,12 @@ def squares_generator(fake: list[Tensor]) -> Tensor:
 def feature_matching(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tensor:
     """Return the sum over layers of discriminators of mean |D_i(x) - D_i(G(m))| (HiFi-GAN, equation 4).
 
-    The activations of the real wave serve as the target: no gradient flows into them.
+    The activations of the real wave are the target: no gradient flows into them.
     """
     pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r, f, strict=True)]
     return torch.stack([(r.detach() - f).abs().mean() for r, f in pairs]).sum()
 
 
 def roughness(mel: Tensor) -> Tensor:
-    """Return mean |difference of neighbouring frames| of log-mels [..., M, T]: how much grain there is."""
+    """Return mean |m[t + 1] - m[t]| of log-mels [..., M, T]: the strength of their fine structure in time."""
     return (mel[..., 1:] - mel[..., :-1]).abs().mean()

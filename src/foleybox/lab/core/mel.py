@@ -1,8 +1,8 @@
-"""Log-mel spectrograms, and the one home of their numbers.
+"""Log-mel spectrograms and their parameters.
 
 Letters: B batch, L samples, T frames, M mel bands, N FFT size.
 
-The front end is that of the official baseline and HiFi-GAN (design/systems-kt.md 1.1): reflect padding of
+The front end is that of the official baseline and HiFi-GAN: reflect padding of
 (n_fft - hop) / 2 on both sides, Hann window, magnitude sqrt(re^2 + im^2 + 1e-9), Slaney mel filters with area
 normalisation, natural logarithm of max(mel, 1e-5). Four seconds at 22,050 Hz are exactly 344 frames.
 """
@@ -22,12 +22,12 @@ SILENCE = math.log(MEL_MINIMUM)  # log-mel of digital silence: -11.5129
 
 @dataclass(frozen=True)
 class MelConfig:
-    """The numbers of a mel; every part that makes or reads a mel holds this object. Defaults: `dcase`."""
+    """Parameters of a log-mel; every model that makes or reads mels has one. The defaults are those of `dcase`."""
 
     rate: int = 22_050
     "Hz"
     n_fft: int = 1024
-    "samples in a window"
+    "samples per window"
     hop: int = 256
     "samples between frames"
     bands: int = 80

@@ -1,9 +1,10 @@
-"""What a run folder is: settings, checkpoint, log, samples; and how trained parts are read from it.
+"""The run folder of a training: its files, how they are written, and how trained parts are read from it.
 
-`foleybox train` writes it, the same command resumes from it, `export` and `synthesis` read it.
+`foleybox train` writes it, the same command resumes from it, `export` and `sample` read it.
 
-    config.json   the part and its settings        clips.jsonl   what was heard, a line a clip
-    state.pt      the step and the state dicts     log.jsonl     a line a logged step      samples/   pictures
+    config.json   the part and its settings      clips.jsonl   the training clips, one JSON object per line
+    state.pt      the step and the state dicts   log.jsonl     the logged means, one JSON object per line
+    samples/      pictures
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from foleybox.files import write_bytes, write_text
 
 CLIPS = "clips.jsonl"
 NUMBERED = "one of those of "
-"how the name of a clip begins of which a run knows the collection alone: it was restored from an instrument"
+"prefix of a clip's name in a run restored from an instrument: only the collection of such a clip is known"
+_ABSENT = object()
 MAY_CHANGE = {
     "steps",
     "save_every",
@@ -40,20 +42,20 @@ MAY_CHANGE = {
     "data",
     "tracker",
 }
-"settings that a resumed run may be given anew: they do not change what the model or its batches are"
+"settings that may differ when a run is resumed: they affect neither the model nor its batches"
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How a training runs; what all training commands have in common."""
+    """How a training runs; shared by all training commands."""
 
     seed: int = 0
-    "of the first weights, the batches and the noise"
+    "determines the initial weights, the batches and the noise"
     device: Literal["auto", "cpu"] = "auto"
     precision: Literal["no", "bf16", "fp16"] | None = None
-    "mixed precision, if not the system's: bf16 is twice as fast on GPUs and processors with avx512_bf16; fp16 needs a GPU"
+    "mixed precision instead of the system's: bf16 is faster on GPUs and on CPUs with avx512_bf16; fp16 needs a GPU"
     threads: int = 0
-    "CPU threads; 0: torch's choice"
+    "CPU threads; 0: chosen by torch"
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     save_every: int = 500
     "steps between checkpoints"
@@ -71,7 +73,7 @@ class Stateful(Protocol):
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON-ready values; the fields of its RunConfig stand among its own, as in config.json."""
+    """Return a dataclass as JSON values, as in config.json: the fields of its `run` are merged into the top level."""
     values = json.loads(_json(dataclasses.asdict(config)))
     return values | values.pop("run") if isinstance(getattr(config, "run", None), RunConfig) else values
 
@@ -81,18 +83,24 @@ def _json(value: Any) -> str:
 
 
 def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], started_from: Path | None = None) -> None:
-    """Make the run folder, or check that it holds a run of this very part, configuration and clips.
+    """Make the run folder, or check that it holds a run of the same part, configuration and clips.
 
-    `part` is the loop that trains it (sagan, vocoder ...). `clips` is `data.heard` of the training clips: what an
-    exported instrument will say it was trained on. `started_from` is the run whose weights it begins with, if any: what
-    those had seen is kept beside the settings as `seen_before`, so that nobody takes the last sitting for all of it.
+    `part` names the training loop (sagan, vocoder ...). `clips` are `clips.training_rows` of the training clips, which an
+    exported instrument lists. `started_from` is the run whose weights are the initial ones, if any: the number of clips
+    those were trained on is stored with the settings as `seen_before`.
+
+    `config.REMOVED`, if there is one, maps settings of former versions to the value that this version implies: a run
+    that was started with that value can be resumed.
+
+    Raises UserError for a folder with other contents, or a run with other settings.
     """
     path = out / "config.json"
     listed = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in clips)
     mine = {"part": part, "clips": hashlib.sha256(listed.encode()).hexdigest(), **plain(config)}
     if path.is_file():
-        stored = read_run_config(out)
-        if "seen_before" in stored:  # the run that it started from may have gone on, or be gone
+        removed = getattr(config, "REMOVED", {})
+        stored = {name: value for name, value in read_run_config(out).items() if removed.get(name, _ABSENT) != value}
+        if "seen_before" in stored:  # the run that it started from may have continued since, or been removed
             mine["seen_before"] = stored["seen_before"]
         theirs = _completed(stored, config)
         if theirs.get("part") != part:
@@ -114,23 +122,23 @@ def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], sta
     elif started_from is not None:
         mine["seen_before"] = clips_seen(started_from)
     out.mkdir(parents=True, exist_ok=True)
-    # The settings first: they make it a run folder. The other processes of a run find all as they would write it.
+    # The settings first: they make it a run folder. Other processes of the same run find both files already written.
     for name, text in ((path.name, json.dumps(mine, indent=1) + "\n"), (CLIPS, listed)):
         if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != text:
-            for each in filter(half_written, out.iterdir()):  # what kill -9 left of an earlier sitting
+            for each in filter(half_written, out.iterdir()):  # left by a killed process
                 each.unlink(missing_ok=True)
             write_text(out / name, text)
 
 
 def half_written(path: Path) -> bool:
-    """Say whether a file is what a write that was killed left."""
+    """Return whether a file is a temporary one of `files.atomic_path`, left by a killed process."""
     return path.name.startswith(".") and ".partial" in path.name
 
 
 def _completed(stored: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Return stored settings with those that `foleybox` did not have yet when the run began, at their defaults.
+    """Return stored settings, with settings that were added to `foleybox` since the run began at their defaults.
 
-    So a new setting's default must be what was done before there was one.
+    The default of a new setting must therefore be the behaviour before it was added.
     """
     stored = dict(stored)
     for each in dataclasses.fields(config):
@@ -161,16 +169,18 @@ def read_run_config(run: Path) -> dict[str, Any]:
 
 
 def read_clips(run: Path) -> list[dict[str, str]]:
-    """Return what a run heard, a row a clip. Raises UserError if the list is not there."""
+    """Return a run's training clips, one row per clip. Raises UserError if the list cannot be read."""
     path = run / CLIPS
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): what a run heard must be known to export it") from None
+        raise UserError(
+            f"{path} cannot be read ({error}): a run without its list of training clips cannot be exported"
+        ) from None
 
 
 def clips_seen(run: Path) -> int:
-    """Return how many clips a run's weights have seen, those of the runs that it started from included.
+    """Return how many clips a run's weights were trained on, including the runs it started from.
 
     A clip counts as often as it was in a batch. Raises UserError for a bad run.
     """
@@ -179,22 +189,22 @@ def clips_seen(run: Path) -> int:
 
 
 def merge_rows(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Return the rows of a run's own clips (`data.heard`), then those of what others heard and is not among them yet."""
-    told = list(mine)
+    """Return the rows of a run's own training clips, then those rows of `others` that are not among them."""
+    merged = list(mine)
     for rows in others:
-        told += [row for row in rows if row not in told]
-    return told
+        merged += [row for row in rows if row not in merged]
+    return merged
 
 
 def save_state(path: Path, step: int, parts: Mapping[str, Stateful]) -> None:
-    """Write a checkpoint whole or not at all: kill -9 at any moment leaves the last one readable."""
-    content = io.BytesIO()  # torch turns a full disk into errors of its own; bytes keep the system's
+    """Write a checkpoint atomically: a process killed at any moment leaves the previous one readable."""
+    content = io.BytesIO()  # written as bytes, because torch.save hides the system's error for a full disk
     torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, content)
     write_bytes(path, content.getbuffer())
 
 
-def read_state(path: Path, advice: str = "remove it to start anew") -> dict[str, Any]:
-    """Read a checkpoint's dictionary without running code. Raises UserError if the file is damaged."""
+def read_state(path: Path, advice: str = "remove it to start again") -> dict[str, Any]:
+    """Read a checkpoint's dictionary; no code in it is run. Raises UserError if the file is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -202,7 +212,7 @@ def read_state(path: Path, advice: str = "remove it to start anew") -> dict[str,
 
 
 def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
-    """Load a checkpoint into `parts`, strictly, and return the step to go on from; 0 if there is none."""
+    """Load a checkpoint into `parts`, strictly, and return the step to continue from; 0 if there is no checkpoint."""
     if not path.is_file():
         return 0
     state = read_state(path)
@@ -212,9 +222,9 @@ def resume(path: Path, parts: Mapping[str, Stateful]) -> int:
 
 
 def fill_part(part: Stateful, name: str, state: Mapping[str, Any], path: Path) -> None:
-    """Load one part of a checkpoint, strictly: a missing or a surplus weight is an error, never a random layer."""
+    """Load one part of a checkpoint, strictly: a missing or an unexpected weight raises UserError."""
     if name not in state:
-        raise UserError(f"{path} holds no {name!r}: it is not a whole checkpoint of this system; name another folder")
+        raise UserError(f"{path} holds no {name!r}: it is no complete checkpoint of this system; name another folder")
     try:
         part.load_state_dict(state[name])
     except (RuntimeError, ValueError, KeyError) as error:
@@ -223,7 +233,7 @@ def fill_part(part: Stateful, name: str, state: Mapping[str, Any], path: Path) -
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return the SHA-256 of a model's names, shapes and values, 64 hexadecimal digits: the same for the same weights."""
+    """Return the SHA-256 of a model's state dict (names, dtypes, shapes, values) as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -232,6 +242,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def read_trained(run: Path, part: str, name: str = "state.pt") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (the settings of a run, its checkpoint `name`). Raises UserError for a run of another part or none."""
     settings = read_run_config(run)
     if settings.get("part") != part:
         raise UserError(f"{run} is a run of {settings.get('part')!r}: expected one of `foleybox train {part}`")
