@@ -111,7 +111,7 @@ def test_each_layer_is_where_the_paper_has_it_slopes_included() -> None:
     model.load_state_dict(p)
     mel = torch.randn(1, 3, 7)
     x = F.conv1d(mel, p["first.weight"], p["first.bias"], padding=3)
-    x = F.conv_transpose1d(F.leaky_relu(x, 0.1), p["rises.0.weight"], p["rises.0.bias"], 2, padding=1)
+    x = F.conv_transpose1d(F.leaky_relu(x, 0.1), p["upsamplers.0.weight"], p["upsamplers.0.bias"], 2, padding=1)
     stack = "stacks.0.0."
     y = F.conv1d(
         F.leaky_relu(x, 0.1), p[stack + "dilated.0.weight"], p[stack + "dilated.0.bias"], padding=2, dilation=2

@@ -147,9 +147,9 @@ def test_twelve_steps_keep_the_spread_of_a_gaussian_of_any_width() -> None:
         def __init__(self, spread: float) -> None:
             super().__init__(PatchesConfig(latent=1, width=1))
             self.variance = spread**2
-            self.of_context = torch.nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+            self.context_mlp = torch.nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
-        def say_time(self, time: Any) -> Any:
+        def time_embedding(self, time: Any) -> Any:
             return time[:, None]
 
         def forward(self, point: Any, said: Any) -> Any:
@@ -179,10 +179,10 @@ def test_from_amid_the_flow_goes_the_rest_of_the_way_and_no_more() -> None:
         def __init__(self) -> None:
             torch.nn.Module.__init__(self)  # no weights
 
-        def say_time(self, time: Tensor) -> Tensor:
+        def time_embedding(self, time: Tensor) -> Tensor:
             return time[:, None].expand(-1, 6)
 
-        def of_context(self, context: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        def context_mlp(self, context: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
             return torch.zeros(len(context), 6)
 
         def forward(self, point: Tensor, said: Tensor) -> Tensor:

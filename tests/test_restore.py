@@ -124,8 +124,8 @@ def test_between_the_steps_of_the_flow_the_head_says_a_smooth_curve(runs: Path) 
     head = load_patches(runs / "patches")[0].head
     steps = torch.tensor(times(10))
     with torch.no_grad():
-        at, between = head.say_time(steps), head.say_time((steps[1:] + steps[:-1]) / 2)
-        fine = head.say_time(torch.linspace(0, 1, 2001))
+        at, between = head.time_embedding(steps), head.time_embedding((steps[1:] + steps[:-1]) / 2)
+        fine = head.time_embedding(torch.linspace(0, 1, 2001))
     lengths = at.diff(dim=0).abs().amax(1)
     assert bool(((between - (at[1:] + at[:-1]) / 2).abs().amax(1) < 0.7 * lengths).all())
     assert float(fine.diff(dim=0).abs().max()) < 0.02 * float(at.abs().max())

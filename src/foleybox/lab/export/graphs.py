@@ -226,7 +226,9 @@ class NextGraph(nn.Module):
         self.model = model
         head, width = model.head, model.config.head_width
         with torch.no_grad():
-            said = head.say_time(torch.tensor(times(steps)[:-1]))[:, None] + head.own  # [steps, layers + 1, 3 E]
+            said = (
+                head.time_embedding(torch.tensor(times(steps)[:-1]))[:, None] + head.modulation
+            )  # [steps, layers + 1, 3 E]
             said[..., width : 2 * width] += 1  # the scale is one plus what is said
         self.register_buffer("said", said.flatten(1)[:, None], persistent=False)
         self.register_buffer("leads", torch.tensor(leads(steps))[:, :, None], persistent=False)
@@ -236,7 +238,7 @@ class NextGraph(nn.Module):
     def forward(self, before: Tensor, label: Tensor, mix: Tensor, place: Tensor, noise: Tensor, *kept: Tensor) -> Any:
         model, R = self.model, len(label)
         begins = (place == 0).to(before.dtype)
-        x = begins * model.first.weight[0] + (1 - begins) * model.embed(before)
+        x = begins * model.start_token.weight[0] + (1 - begins) * model.embed(before)
         x = (x + model.label(torch.where(label < 0, model.no_label, label)))[:, None]  # [R, 1, C]
         H, E = kept[0].shape[1], kept[0].shape[3]
         slots = torch.arange(kept[0].shape[2], device=place.device)
@@ -267,17 +269,17 @@ class NextGraph(nn.Module):
         `mixes` [steps, R, R]: how the speeds of the rows are added up in each step.
         """
         head = self.model.head
-        said = head.of_context(context).repeat(1, len(head.own)) + self.said  # [steps, R, (layers + 1) 3 E]
-        told = said.chunk(3 * len(head.own), -1)[:-1]  # shift, scale, gate of each layer; no gate in the end
+        said = head.context_mlp(context).repeat(1, len(head.modulation)) + self.said  # [steps, R, (layers + 1) 3 E]
+        told = said.chunk(3 * len(head.modulation), -1)[:-1]  # shift, scale, gate of each layer; no gate in the end
 
         def step(carry: tuple[Tensor, Tensor], of_step: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor], tuple[()]]:
             (point, last), (lead, lead_of_last, mix, *told) = carry, of_step
             x = head.embed(point)
-            for index, (rise, fall) in enumerate(zip(head.rises, head.falls, strict=True)):
+            for index, (rise, fall) in enumerate(zip(head.fc1, head.fc2, strict=True)):
                 shift, scale, gate = told[3 * index : 3 * index + 3]
                 x = x + gate * fall(F.silu(rise(head.norm(x) * scale + shift)))
             shift, scale = told[-2:]
-            speed = mix @ head.speed(head.norm(x) * scale + shift)
+            speed = mix @ head.velocity(head.norm(x) * scale + shift)
             return (point + lead * speed + lead_of_last * last, speed), ()
 
         start = (noise, torch.zeros_like(noise))

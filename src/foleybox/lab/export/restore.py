@@ -30,6 +30,7 @@ from torch.nn.utils import parametrize
 from foleybox.errors import UserError
 from foleybox.files import write_text
 from foleybox.instrument import Instrument, check_training_clips, find_instrument, read_instrument
+from foleybox.lab.core.compat import with_current_names
 from foleybox.lab.core.mel import MELS
 from foleybox.lab.core.runs import CLIPS, NUMBERED, Stateful, fingerprint, save_state
 from foleybox.lab.kt.sagan import Generator, GeneratorBlock, SaganConfig
@@ -160,6 +161,7 @@ def fill(module: nn.Module, weights: Weights, matrices: Iterator[NDArray[np.floa
 
     `lost` are the beginnings of names that the graph cannot have. Raises UserError for a weight that is not there.
     """
+    weights = with_current_names(module, weights)
     state: dict[str, Tensor] = {}
     for name, value in module.state_dict().items():
         if name.startswith(lost):
@@ -202,12 +204,12 @@ def restore_autoencoder(path: Path, config: AutoencoderConfig) -> Autoencoder:
 def restore_patches(path: Path, config: PatchesConfig, steps: int) -> Patches:
     weights, matrices = read_weights(path)
     model = Patches(config)
-    weights["model.first.weight"] = np.stack([weights["select"]] * 2)  # of a beginning; AMID is not in the graph
-    fill(model, unprefixed(weights, "model."), iter(matrices), ("head.own", "head.of_time"))
+    weights["model.start_token.weight"] = np.stack([weights["select"]] * 2)  # of a beginning; AMID is not in the graph
+    fill(model, unprefixed(weights, "model."), iter(matrices), ("head.modulation", "head.time_mlp"))
     said = torch.tensor(weights["said"]).reshape(steps, config.head_layers + 1, 3 * config.head_width)
     said[..., config.head_width : 2 * config.head_width] -= 1  # the graph has one plus the scale
     with torch.no_grad():
-        model.head.own.copy_((said - said[:, :1]).mean(0))
+        model.head.modulation.copy_((said - said[:, :1]).mean(0))
         say(model.head, said[:, 0], steps)
     return model
 
@@ -275,16 +277,16 @@ def say(head: FlowHead, told: Tensor, steps: int) -> None:
 
     known, dense = np.array(times(steps)[:-1]), np.linspace(0, 1, 257)
     torch.manual_seed(0)
-    first, _, second = head.of_time
+    first, _, second = head.time_mlp
     assert isinstance(first, nn.Linear)
     assert isinstance(second, nn.Linear)
     first.reset_parameters()
-    waves = torch.exp(torch.arange(32) * (math.log(1000.0) / 31)).repeat(2)  # as `say_time` has them
+    waves = torch.exp(torch.arange(32) * (math.log(1000.0) / 31)).repeat(2)  # as `time_embedding` has them
     first.weight.mul_(1 / (1 + (waves / 10) ** 2))
     curve = CubicSpline(known, told.double().numpy())(dense)
     seen = []
     handle = second.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    head.say_time(torch.tensor(np.concatenate([known, dense]), dtype=torch.float32))
+    head.time_embedding(torch.tensor(np.concatenate([known, dense]), dtype=torch.float32))
     handle.remove()
     weight = np.concatenate([np.full(len(known), 30.0), np.ones(len(dense))])[:, None]
     inputs = np.concatenate([seen[0].double().numpy(), np.ones((len(weight), 1))], 1) * weight

@@ -16,11 +16,14 @@ decoder knows are taken, all of it linear.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from foleybox.lab.core.compat import accept_old_names
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,20 @@ class AutoencoderConfig:
 class Block(nn.Module):
     """ConvNeXt in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
 
+    OLD_NAMES: ClassVar = {"rise.": "fc1.", "fall.": "fc2."}
+
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv1d(width, width, 7, padding=3, groups=width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.rise = nn.Linear(width, 3 * width)
-        self.fall = nn.Linear(3 * width, width)
+        self.fc1 = nn.Linear(width, 3 * width)
+        self.fc2 = nn.Linear(3 * width, width)
         self.scale = nn.Parameter(torch.full((width,), 1 / layers))
+        accept_old_names(self)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).transpose(1, 2))  # [B, T, C]
-        y = self.fall(F.gelu(self.rise(y))) * self.scale
+        y = self.fc2(F.gelu(self.fc1(y))) * self.scale
         return x + y.transpose(1, 2)
 
 
@@ -132,6 +138,8 @@ class Components(nn.Module):
 class MelDecoder(nn.Module):
     """Latents [B, N, D] and noise [B, T, noise] to what the components lack of a natural-log mel [B, M, T]; any N, B."""
 
+    OLD_NAMES: ClassVar = {"grain.": "noise_embed."}
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -140,17 +148,18 @@ class MelDecoder(nn.Module):
         self.norm_in = ChannelNorm(width)
         self.blocks = nn.Sequential(*(Block(width, config.coarse_layers) for _ in range(config.coarse_layers)))
         self.unfold = nn.Conv1d(width, fine * config.patch, 1)
-        self.grain = nn.Conv1d(config.noise, fine, 3, padding=1)
+        self.noise_embed = nn.Conv1d(config.noise, fine, 3, padding=1)
         self.norm_fine = ChannelNorm(fine)
         self.fine_blocks = nn.Sequential(*(Block(fine, config.fine_layers) for _ in range(config.fine_layers)))
         self.norm_out = ChannelNorm(fine)
         self.head = nn.Conv1d(fine, config.bands, 3, padding=1)
         nn.init.normal_(self.head.weight, std=0.002)
+        accept_old_names(self)
 
     def forward(self, latents: Tensor, noise: Tensor) -> Tensor:
         rows = latents.transpose(1, 2)  # [B, D, N]
         x = unfold(self.unfold(self.blocks(self.norm_in(self.embed(rows)))), self.config.patch)  # [B, C, T]
-        x = self.norm_fine(x + self.grain(noise.transpose(1, 2)))
+        x = self.norm_fine(x + self.noise_embed(noise.transpose(1, 2)))
         return self.head(self.norm_out(self.fine_blocks(x)))
 
 

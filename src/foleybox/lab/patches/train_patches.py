@@ -316,7 +316,7 @@ def head_loss(head: FlowHead, latents: Tensor, context: Tensor, draws: int) -> T
     quantile = (torch.arange(TIMES, device=device) + torch.rand(TIMES, device=device)) / TIMES
     time = torch.special.ndtri(quantile.clamp(1e-4, 1 - 1e-4)).sigmoid()
     chosen = torch.randint(TIMES, (draws * len(latents),), device=device)
-    said = head.of_context(context).repeat(draws, 1) + head.say_time(time)[chosen]
+    said = head.context_mlp(context).repeat(draws, 1) + head.time_embedding(time)[chosen]
     target = latents.repeat(draws, 1)
     return flow_matching(head, target, said, time[chosen], torch.randn_like(target))
 

@@ -16,10 +16,13 @@ been going on. Places are relative (rotary), so a window that slides on needs no
 import itertools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from foleybox.lab.core.compat import accept_old_names
 
 START, AMID = 0, 1
 
@@ -74,6 +77,8 @@ def rotate(x: Tensor, places: Tensor) -> Tensor:
 class Layer(nn.Module):
     """Attention over the past and a gated linear unit, each after a norm (Shazeer 2020): [B, N, C] to the same."""
 
+    OLD_NAMES: ClassVar = {"fall.": "down."}
+
     def __init__(self, config: PatchesConfig) -> None:
         super().__init__()
         C = config.width
@@ -83,7 +88,8 @@ class Layer(nn.Module):
         self.out = nn.Linear(C, C, bias=False)
         inner = 64 * round(8 * C / 3 / 64)
         self.gate = nn.Linear(C, 2 * inner, bias=False)
-        self.fall = nn.Linear(inner, C, bias=False)
+        self.down = nn.Linear(inner, C, bias=False)
+        accept_old_names(self)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [B, H, N, C / H] of [B, N, C], not yet rotated."""
@@ -97,7 +103,7 @@ class Layer(nn.Module):
         attended = attended.transpose(1, 2).flatten(2)
         x = x + F.dropout(self.out(attended), self.dropout, self.training)
         up, gate = self.gate(self.norm_gate(x)).chunk(2, -1)
-        return x + F.dropout(self.fall(up * F.silu(gate)), self.dropout, self.training)
+        return x + F.dropout(self.down(up * F.silu(gate)), self.dropout, self.training)
 
     def forward(self, x: Tensor, places: Tensor) -> Tensor:
         query, key, value = self.project(x)
@@ -117,35 +123,45 @@ class FlowHead(nn.Module):
     flow costs the layers alone. That makes training twice as fast and twelve steps affordable on a laptop.
     """
 
+    OLD_NAMES: ClassVar = {
+        "rises.": "fc1.",
+        "falls.": "fc2.",
+        "own": "modulation",
+        "speed.": "velocity.",
+        "of_context.": "context_mlp.",
+        "of_time.": "time_mlp.",
+    }
+
     def __init__(self, config: PatchesConfig) -> None:
         super().__init__()
         E = config.head_width
         self.embed = nn.Linear(config.latent, E)
-        self.rises = nn.ModuleList(nn.Linear(E, E) for _ in range(config.head_layers))
-        self.falls = nn.ModuleList(nn.Linear(E, E) for _ in range(config.head_layers))
-        self.own = nn.Parameter(torch.zeros(config.head_layers + 1, 3 * E))
+        self.fc1 = nn.ModuleList(nn.Linear(E, E) for _ in range(config.head_layers))
+        self.fc2 = nn.ModuleList(nn.Linear(E, E) for _ in range(config.head_layers))
+        self.modulation = nn.Parameter(torch.zeros(config.head_layers + 1, 3 * E))
         self.norm = nn.LayerNorm(E, elementwise_affine=False, eps=1e-6)
-        self.speed = nn.Linear(E, config.latent)
-        self.of_context = nn.Sequential(nn.Linear(config.width, E), nn.SiLU(), nn.Linear(E, 3 * E))
-        self.of_time = nn.Sequential(nn.Linear(64, E), nn.SiLU(), nn.Linear(E, 3 * E))
-        nn.init.zeros_(self.speed.weight)
-        nn.init.zeros_(self.speed.bias)
+        self.velocity = nn.Linear(E, config.latent)
+        self.context_mlp = nn.Sequential(nn.Linear(config.width, E), nn.SiLU(), nn.Linear(E, 3 * E))
+        self.time_mlp = nn.Sequential(nn.Linear(64, E), nn.SiLU(), nn.Linear(E, 3 * E))
+        nn.init.zeros_(self.velocity.weight)
+        nn.init.zeros_(self.velocity.bias)
+        accept_old_names(self)
 
-    def say_time(self, time: Tensor) -> Tensor:
+    def time_embedding(self, time: Tensor) -> Tensor:
         """Return what times [K] say, [K, 3 E]."""
         waves = torch.exp(torch.arange(32, device=time.device) * (math.log(1000.0) / 31))
         angles = time[:, None].float() * waves
-        return self.of_time(torch.cat([angles.cos(), angles.sin()], -1).to(self.embed.weight.dtype))
+        return self.time_mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.embed.weight.dtype))
 
     def forward(self, point: Tensor, said: Tensor) -> Tensor:
-        """`said` [R, 3 E]: `of_context` of the context plus `say_time` of the time, row by row."""
+        """`said` [R, 3 E]: `context_mlp` of the context plus `time_embedding` of the time, row by row."""
         x = self.embed(point)
         shift, scale, gate = said.chunk(3, -1)
-        own = self.own.to(said.dtype).chunk(3, -1)  # [layers + 1, E] each
-        for index, (rise, fall) in enumerate(zip(self.rises, self.falls, strict=True)):
+        own = self.modulation.to(said.dtype).chunk(3, -1)  # [layers + 1, E] each
+        for index, (rise, fall) in enumerate(zip(self.fc1, self.fc2, strict=True)):
             y = torch.addcmul(shift + own[0][index], self.norm(x), scale + (own[1][index] + 1))
             x = x + (gate + own[2][index]) * fall(F.silu(rise(y)))
-        return self.speed(torch.addcmul(shift + own[0][-1], self.norm(x), scale + (own[1][-1] + 1)))
+        return self.velocity(torch.addcmul(shift + own[0][-1], self.norm(x), scale + (own[1][-1] + 1)))
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
@@ -154,12 +170,14 @@ class FlowHead(nn.Module):
 class Patches(nn.Module):
     """Latents and a label to contexts; contexts and noise to the next latents."""
 
+    OLD_NAMES: ClassVar = {"first.": "start_token."}
+
     def __init__(self, config: PatchesConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or PatchesConfig()
         C = config.width
         self.label = nn.Embedding(config.labels + 1, C)
-        self.first = nn.Embedding(2, C)
+        self.start_token = nn.Embedding(2, C)
         self.embed = nn.Linear(config.latent, C)
         self.told = nn.Linear(CHANGES, C, bias=False) if config.told else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
@@ -167,10 +185,11 @@ class Patches(nn.Module):
         self.head = FlowHead(config)
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            for linear in (layer.out, layer.fall):
+            for linear in (layer.out, layer.down):
                 nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * config.layers))
         nn.init.normal_(self.label.weight, std=0.02)
-        nn.init.normal_(self.first.weight, std=0.02)
+        nn.init.normal_(self.start_token.weight, std=0.02)
+        accept_old_names(self)
         if self.told is not None:
             nn.init.zeros_(self.told.weight)
 
@@ -185,7 +204,7 @@ class Patches(nn.Module):
         `label` int64 [B], `first` int64 [B]: START or AMID. `changes` [B, 7] say how clips were changed, to a model that is
         told; without them, and in every draw, they were not (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
         """
-        before = torch.cat([self.first(first)[:, None], self.embed(latents[:, :-1])], 1)
+        before = torch.cat([self.start_token(first)[:, None], self.embed(latents[:, :-1])], 1)
         x = before + self.label(label)[:, None]
         if self.told is not None and changes is not None:
             x = x + self.told(changes)[:, None]
@@ -206,7 +225,7 @@ class Stream:
         self.model, self.label, self.window = model, label, window
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.place = 0
-        self.next = model.first(torch.full_like(label, first))  # [B, C]: what the next place is told
+        self.next = model.start_token(torch.full_like(label, first))  # [B, C]: what the next place is told
 
     @torch.no_grad()
     def context(self) -> Tensor:
@@ -272,12 +291,12 @@ def flow(
     With `since`, times [R] from 0 to below 1, `noise` are points that are there already, and the rest of the way is gone.
     """
     point, before = noise, torch.zeros_like(noise)
-    said = head.of_context(context)
-    said_without = head.of_context(unlabelled) if unlabelled is not None else None
+    said = head.context_mlp(context)
+    said_without = head.context_mlp(unlabelled) if unlabelled is not None else None
     begun = torch.zeros(1, device=noise.device) if since is None else since
     left = (1 - begun)[:, None]
     clock = begun + (1 - begun) * torch.tensor(times(steps)[:-1], device=noise.device)[:, None]  # [steps, 1 or R]
-    said_of_times = head.say_time(clock.flatten()).unflatten(0, clock.shape)
+    said_of_times = head.time_embedding(clock.flatten()).unflatten(0, clock.shape)
     for (lead, lead_of_last), now, time in zip(leads(steps), clock[..., None], said_of_times):
         speed = head(point, said + time)
         if said_without is not None:

@@ -13,12 +13,15 @@ from their true parts at the first forward pass: its networks started at the def
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
+
+from foleybox.lab.core.compat import accept_old_names
 
 
 @dataclass(frozen=True)
@@ -92,26 +95,29 @@ class LightStack(nn.Module):
 class Hifigan(nn.Module):
     """Natural-log mel [B, M, T] to wave [B, T hop] in (-1, 1)."""
 
+    OLD_NAMES: ClassVar = {"rises.": "upsamplers."}
+
     def __init__(self, config: HifiganConfig = V1) -> None:
         super().__init__()
         self.config = config
         stack = ResidualStack if config.plain else LightStack
         self.first = weight_norm(nn.Conv1d(config.bands, config.width, 7, padding=3))
-        self.rises = nn.ModuleList()
+        self.upsamplers = nn.ModuleList()
         self.stacks = nn.ModuleList()
         channels = config.width
         for rate, kernel in zip(config.rates, config.kernels, strict=True):
-            rise = nn.ConvTranspose1d(channels, channels // 2, kernel, rate, padding=(kernel - rate) // 2)
-            self.rises.append(weight_norm(rise))
+            upsampler = nn.ConvTranspose1d(channels, channels // 2, kernel, rate, padding=(kernel - rate) // 2)
+            self.upsamplers.append(weight_norm(upsampler))
             channels //= 2
             shapes = zip(config.residual_kernels, config.dilations, strict=True)
             self.stacks.append(nn.ModuleList(stack(channels, k, dilations) for k, dilations in shapes))
         self.last = weight_norm(nn.Conv1d(channels, 1, 7, padding=3))
+        accept_old_names(self)
 
     def forward(self, mel: Tensor) -> Tensor:
         x = self.first(mel)
-        for rise, stacks in zip(self.rises, self.stacks, strict=True):
-            x = rise(F.leaky_relu(x, SLOPE))
+        for upsampler, stacks in zip(self.upsamplers, self.stacks, strict=True):
+            x = upsampler(F.leaky_relu(x, SLOPE))
             assert isinstance(stacks, nn.ModuleList)
             x = torch.stack([stack(x) for stack in stacks]).mean(0)
         return torch.tanh(self.last(F.leaky_relu(x))).squeeze(1)
@@ -131,7 +137,7 @@ def official_names(config: HifiganConfig) -> dict[str, str]:
     layers = {"first": "conv_pre", "last": "conv_post"}
     kinds = {"dilated": "convs1", "plain": "convs2"} if config.plain else {"dilated": "convs"}
     for i in range(len(config.rates)):
-        layers[f"rises.{i}"] = f"ups.{i}"
+        layers[f"upsamplers.{i}"] = f"ups.{i}"
         for j, dilations in enumerate(config.dilations):
             theirs = f"resblocks.{i * len(config.dilations) + j}"
             for mine, kind in kinds.items():

@@ -10,12 +10,14 @@ centring: frame t is centred on sample t hop + hop / 2. Also here: the multi-res
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from foleybox.lab.core.compat import accept_old_names
 
 # --- the inverse STFT ---------------------------------------------------------------------------------------------
 
@@ -109,17 +111,20 @@ SIZES = {"small": SMALL, "medium": MEDIUM, "base": BASE}
 class Block(nn.Module):
     """ConvNeXt in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
 
+    OLD_NAMES: ClassVar = {"rise.": "fc1.", "fall.": "fc2."}
+
     def __init__(self, config: VocosConfig) -> None:
         super().__init__()
         self.depthwise = nn.Conv1d(config.width, config.width, 7, padding=3, groups=config.width)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.rise = nn.Linear(config.width, config.inner)
-        self.fall = nn.Linear(config.inner, config.width)
+        self.fc1 = nn.Linear(config.width, config.inner)
+        self.fc2 = nn.Linear(config.inner, config.width)
         self.scale = nn.Parameter(torch.full((config.width,), 1 / config.layers))
+        accept_old_names(self)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x).transpose(1, 2))  # [B, T, C]
-        y = self.fall(F.gelu(self.rise(y))) * self.scale
+        y = self.fc2(F.gelu(self.fc1(y))) * self.scale
         return x + y.transpose(1, 2)
 
 
