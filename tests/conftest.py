@@ -11,10 +11,6 @@ import pytest
 # A suite started in the background ignores Ctrl-C, and so would the commands whose Ctrl-C is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The fast instrument: what the studio does with sounds does not depend on how they were drawn (tests/test_stream.py has
-# the other kind). Commands that tests start inherit it.
-os.environ.setdefault("FOLEYBOX_INSTRUMENT", "sagan-small")
-
 HERE = Path(__file__).resolve().parent
 
 collect_ignore: list[str] = []

@@ -1,4 +1,4 @@
-"""Fixtures made by code: a tiny instrument, and sounds to look at."""
+"""Fixtures made by code: tiny instruments of both kinds, and sounds with known properties."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,74 +12,105 @@ from foleybox.licences import TrainingClips
 from foleybox.studio.synth import Synth
 
 LATENT, BANDS, FRAMES, HOP = 8, 6, 12, 160
-HEARD = (TrainingClips("DogBark", "open", "Somewhere: CC0", 3), TrainingClips("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2))
+PATCH, NOISE = 4, 2  # frames of a patch, noise channels of a frame: clips of kind "patches" have FRAMES / PATCH patches
+TRAINING_CLIPS = (TrainingClips("DogBark", "open", "Somewhere: CC0", 3), TrainingClips("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2))
+
+# Graphs in ONNX's own text syntax. N clips, R rows; the tensors that are not inputs are drawn by `toy_graphs`.
+TEXTS = {
+    "generator": """(float[N, 8] latent, int64[N] label) => (float[N, 6, 12] mel) {
+        drawn = MatMul (latent, matrix)
+        row = Gather (rows, label)
+        flat = Add (drawn, row)
+        mel = Reshape (flat, mel_shape)
+    }""",
+    "vocoder": """(float[N, 6, 12] mel) => (float[N, 1920] wave) {
+        frames = Transpose <perm = [0, 2, 1]> (mel)
+        pieces = MatMul (frames, basis)
+        loud = Reshape (pieces, wave_shape)
+        wave = Tanh (loud)
+    }""",
+    # Each patch depends on the noise, the label, the patch before, the position, and the last 2 keys and values.
+    "next": """(float[R, 8] before, int64[R] label, float[R, R] mix, int64 place, float[R, 8] noise,
+            float[R, 1, 2, 8] keys_0, float[R, 1, 2, 8] values_0)
+            => (float[R, 8] latent, float[R, 1, 8] new_keys_0, float[R, 1, 8] new_values_0) {
+        number = Add (label, one)
+        row = Gather (rows, number)
+        position = Cast <to = 1> (place)
+        shift = Mul (position, step)
+        from_before = MatMul (before, from_previous)
+        attended = Mul (keys_0, values_0)
+        summed = ReduceSum <keepdims = 0> (attended, window_axes)
+        past = Mul (summed, step)
+        drawn = Sum (noise, row, shift, from_before, past)
+        latent = MatMul (mix, drawn)
+        new_keys_0 = Unsqueeze (latent, one)
+        new_values_0 = Unsqueeze (noise, one)
+    }""",
+    "decoder": """(float[N, 3, 8] latents, float[N, 12, 2] grain) => (float[N, 6, 12] mel) {
+        coarse = MatMul (latents, patch_matrix)
+        frames = Reshape (coarse, frames_shape)
+        fine = MatMul (grain, noise_matrix)
+        both = Add (frames, fine)
+        mel = Transpose <perm = [0, 2, 1]> (both)
+    }""",
+}
+KINDS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}
 
 
-def toy_graphs(seed: int = 0) -> dict[str, bytes]:
-    """Return a generator (latent @ matrix + a row per label) and a vocoder (tanh of frames @ matrix) as ONNX bytes."""
-    from onnx import TensorProto, checker, helper, numpy_helper
+def toy_graphs(kind: str = "gan", seed: int = 0) -> dict[str, bytes]:
+    """Return the graphs of a tiny instrument as ONNX: linear maps of random weights, and a vocoder that ends in tanh."""
+    from onnx import checker, helper, numpy_helper, parser
 
     rng = np.random.default_rng(seed)
-
-    def tensor(name: str, shape: tuple[int, ...], scale: float):
-        return numpy_helper.from_array((scale * rng.standard_normal(shape)).astype(np.float32), name)
-
-    def model(nodes, inputs, output, constants) -> bytes:
-        graph = helper.make_graph(nodes, "toy", inputs, [output], constants)
-        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        checker.check_model(made)
-        return made.SerializeToString()
-
-    def value(name: str, kind: int, shape: list[str | int]):
-        return helper.make_tensor_value_info(name, kind, shape)
-
-    to_mel = numpy_helper.from_array(np.array([-1, BANDS, FRAMES], np.int64), "to_mel")
-    to_wave = numpy_helper.from_array(np.array([-1, FRAMES * HOP], np.int64), "to_wave")
-    mel = value("mel", TensorProto.FLOAT, ["N", BANDS, FRAMES])
-    generator = model(
-        [
-            helper.make_node("MatMul", ["latent", "matrix"], ["drawn"]),
-            helper.make_node("Gather", ["rows", "label"], ["row"]),
-            helper.make_node("Add", ["drawn", "row"], ["flat"]),
-            helper.make_node("Reshape", ["flat", "to_mel"], ["mel"]),
-        ],
-        [value("latent", TensorProto.FLOAT, ["N", LATENT]), value("label", TensorProto.INT64, ["N"])],
-        mel,
-        [tensor("matrix", (LATENT, BANDS * FRAMES), 0.3), tensor("rows", (len(LABELS), BANDS * FRAMES), 0.3), to_mel],
-    )
-    vocoder = model(
-        [
-            helper.make_node("Transpose", ["mel"], ["frames"], perm=[0, 2, 1]),
-            helper.make_node("MatMul", ["frames", "basis"], ["pieces"]),
-            helper.make_node("Reshape", ["pieces", "to_wave"], ["loud"]),
-            helper.make_node("Tanh", ["loud"], ["wave"]),
-        ],
-        [mel],
-        value("wave", TensorProto.FLOAT, ["N", FRAMES * HOP]),
-        [tensor("basis", (BANDS, HOP), 0.2), to_wave],
-    )
-    return {"generator": generator, "vocoder": vocoder}
+    rows = LATENT if kind == "patches" else BANDS * FRAMES
+    tensors = {
+        name: (scale * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape, scale in (
+            ("matrix", (LATENT, BANDS * FRAMES), 0.3), ("rows", (len(LABELS) + 1, rows), 0.3),
+            ("basis", (BANDS, HOP), 0.2), ("from_previous", (LATENT, LATENT), 0.1),
+            ("patch_matrix", (LATENT, BANDS * PATCH), 0.3), ("noise_matrix", (NOISE, BANDS), 0.3),
+        )
+    }  # fmt: skip
+    tensors |= {
+        name: np.array(value, np.int64)
+        for name, value in (
+            ("mel_shape", [-1, BANDS, FRAMES]), ("wave_shape", [-1, FRAMES * HOP]), ("one", [1]),
+            ("frames_shape", [0, FRAMES, BANDS]), ("window_axes", [1, 2]),
+        )
+    }  # fmt: skip
+    tensors["step"] = np.array(0.1, np.float32)
+    graphs = {}
+    for name in KINDS[kind]:
+        model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {name} {TEXTS[name]}')
+        used = {each for node in model.graph.node for each in node.input}
+        model.graph.initializer.extend(numpy_helper.from_array(tensors[each], each) for each in tensors if each in used)
+        if name == "next":
+            helper.set_model_props(model, {"guidance": "1 1 1 1 1.5 1 1", "temperature": "1 1 1 1 1 1 0.9"})
+        checker.check_model(model, full_check=True)
+        graphs[name] = model.SerializeToString()
+    return graphs
 
 
-def toy_manifest(**changes) -> Instrument:
+def toy_manifest(kind: str = "gan", **changes) -> Instrument:
     values = {
         "name": "toy",
         "version": "1",
+        "kind": kind,
         "labels": tuple(label.name for label in LABELS),
         "rate": 8_000,
         "samples": FRAMES * HOP - 120,  # the last frame is cut, as in real instruments
-        "latent": (LATENT,),
+        "latent": (FRAMES // PATCH, LATENT + PATCH * NOISE) if kind == "patches" else (LATENT,),
         "mel": {"rate": 8_000, "n_fft": 512, "hop": HOP, "bands": BANDS, "low": 0, "high": 4_000.0},
-        "heard": HEARD,
+        "training_clips": TRAINING_CLIPS,
         "measured": {"fad": {"mean": 7.5}},
         "made_with": {"command": "toy_instrument", "seed": 0},
     }
     return Instrument(**{**values, **changes})
 
 
-def toy_instrument(folder: Path, **changes) -> Path:
-    """Write a tiny valid instrument of all seven labels (0.225 s at 8 kHz); return its folder."""
-    write_instrument(folder, toy_manifest(**changes), toy_graphs(), "# toy\n")
+def toy_instrument(folder: Path, kind: str = "patches", **changes) -> Path:
+    """Write a tiny instrument of all seven labels (0.225 s at 8 kHz), of the default instrument's kind; return its folder."""
+    write_instrument(folder, toy_manifest(kind, **changes), toy_graphs(kind), "# toy\n")
     return folder
 
 

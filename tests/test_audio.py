@@ -80,7 +80,7 @@ def test_an_ogg_cut_exactly_between_two_pages_is_refused(tmp_path: Path) -> None
     whole = encoded("OGG", np.tile(NOISE, 4))
     assert whole.count(b"OggS") > 4
     (tmp_path / "x.ogg").write_bytes(whole[: whole.rfind(b"OggS")])
-    with pytest.raises(UserError, match="cut short: its last page is not there"):
+    with pytest.raises(UserError, match="cut short: its last page is missing"):
         read_wave(tmp_path / "x.ogg")
 
 
@@ -258,6 +258,19 @@ def test_loudness_of_short_clips_and_silence_is_defined() -> None:
     assert abs(whole - tenth) < 0.5
     assert loudness(np.zeros(22_050, np.float32), 22_050) == -np.inf
     assert loudness(np.zeros(0, np.float32), 22_050) == -np.inf
+
+
+def test_loudness_is_measured_where_rounding_would_put_the_last_block_beyond_the_end() -> None:
+    # At 11,025 Hz blocks start every 1102.5 samples: the start of this wave's last block is rounded up.
+    assert loudness(np.full(7_717, 0.1, np.float32), 11_025) < -40
+
+
+@pytest.mark.parametrize("at", [4094, 4095, 4096, 4097])
+def test_a_peak_where_two_blocks_meet_is_as_high_as_anywhere(at: int) -> None:
+    wave = np.full(3 * 4096, 0.3, np.float32)
+    wave[at : at + 2] = 0.5  # between two equal samples the true peak is higher than both
+    assert true_peak_db(wave, block=4096) == pytest.approx(true_peak_db(wave), abs=0.01)
+    assert true_peak_db(wave) > 20 * np.log10(0.5) + 0.5
 
 
 def test_loudness_in_pieces_equals_loudness_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import HEARD, toy_graphs, toy_instrument, toy_manifest
+from helpers import TRAINING_CLIPS, toy_graphs, toy_manifest
+from helpers import toy_instrument as toy_of_kind
 
 from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED, _digest, read_instrument, write_instrument
 from foleybox.licences import NOT_FOR_DISTRIBUTION, TrainingClips, roll_up
+
+
+def toy_instrument(folder: Path) -> Path:
+    return toy_of_kind(folder, "gan")
 
 
 def refused(folder: Path, words: str) -> None:
@@ -182,7 +187,7 @@ def test_gpl_and_share_alike_are_reported_with_their_counts() -> None:
 
 
 def test_an_instrument_that_heard_unlicensed_clips_cannot_ship() -> None:
-    licence = toy_manifest(heard=(*HEARD, TrainingClips("Rain", "unclear", "?", 1))).licence
+    licence = toy_manifest(training_clips=(*TRAINING_CLIPS, TrainingClips("Rain", "unclear", "?", 1))).licence
     assert licence.terms == NOT_FOR_DISTRIBUTION
     assert licence.why[0].startswith("1 clips whose source states no licence")
 

@@ -1,13 +1,14 @@
-"""Sound files and the few measurements that everything shares: read, write, mono, resample, fit, peak, loudness.
+"""Sound files and measurements that every other module uses: read, write, resample, fit, peak, loudness.
 
-A wave is float32 [L], mono, full scale at 1.0.
+A wave is float32 [L]: one channel, L samples, full scale at 1.0.
 """
 
 import io
+import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -26,18 +27,18 @@ Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
 
 
 def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
-    """Read a sound file as (wave float32 [L], rate in Hz): the mean of its channels, resampled when `rate` is given.
+    """Read a sound file as (wave float32 [L], rate in Hz): the mean of its channels, resampled to `rate` Hz if given.
 
-    Any format of libsndfile is read (WAV, FLAC, OGG, MP3, AIFF ...), of any depth, rate and length.
+    Every format that libsndfile knows is read (WAV, FLAC, OGG, MP3, AIFF ...), at any bit depth, rate and length.
 
-    Raises UserError for a file that is missing, empty, cut short, not audio, or holds NaN or infinite samples. A cut
-    is seen in WAV, AIFF, FLAC and OGG; an MP3 does not know its own length.
+    Raises UserError for a file that is missing, empty, truncated or not audio, and for NaN or infinite samples.
+    Truncation is detected in WAV, AIFF, FLAC and OGG; an MP3 does not state its length.
     """
     path = Path(path)
-    missing = _missing(path)
+    missing = _missing_data(path)
     try:
-        with soundfile.SoundFile(named(path)) as file:
-            promised, found_rate = file.frames, file.samplerate
+        with soundfile.SoundFile(libsndfile_path(path)) as file:
+            expected, found_rate = file.frames, file.samplerate
             channels = cast(NDArray[np.float32], file.read(dtype="float32", always_2d=True))  # [L, channels]
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which states no rate
         if missing:
@@ -46,8 +47,8 @@ def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
         raise UserError(
             f"{path} is not a sound file that can be read, or is cut short (libsndfile: {reason})"
         ) from None
-    if not missing and len(channels) < promised:
-        missing = f"{len(channels):,} of {promised:,} samples are there"
+    if not missing and len(channels) < expected:
+        missing = f"{len(channels):,} of {expected:,} samples are present"
     if missing:
         raise UserError(f"{path} is cut short: {missing}; get a whole copy of it")
     if not len(channels):
@@ -61,10 +62,10 @@ def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     return resample(wave, found_rate, rate), rate
 
 
-def _missing(path: Path) -> str:
-    """Say what a file lacks at its end by its own header, "" if nothing; raise UserError if it cannot be opened.
+def _missing_data(path: Path) -> str:
+    """Return what a file lacks at its end according to its own header, "" if nothing.
 
-    libsndfile reads a WAV whose header promises more than the file holds, and an OGG without its end, as if whole.
+    libsndfile reads a truncated WAV or OGG without an error. Raises UserError if the file cannot be opened.
     """
     try:
         with path.open("rb") as file:
@@ -81,65 +82,78 @@ def _missing(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-STREAMED = 0x7FFF_0000  # sizes from here up are what programs write into a pipe, where they cannot know
+UNKNOWN_SIZE = 0x7FFF_0000  # programs that write into a pipe state this size or more, since they cannot seek back
+
+
+def _chunks(file: BinaryIO, size: int, order: str = "<") -> Iterator[tuple[bytes, int, int]]:
+    """Yield each RIFF or IFF chunk of a file of `size` bytes: name, offset of its content, stated length in bytes."""
+    offset = 12
+    while offset + 8 <= size:
+        file.seek(offset)
+        name, length = struct.unpack(order + "4sI", file.read(8))
+        yield name, offset + 8, length
+        offset += 8 + length + length % 2
 
 
 def _missing_in_chunks(file: BinaryIO, size: int, order: str) -> str:
-    """Walk the chunks of a WAV or AIFF up to its samples."""
-    at = 12
-    while at + 8 <= size:
-        file.seek(at)
-        name, length = struct.unpack(order + "4sI", file.read(8))
+    for name, offset, length in _chunks(file, size, order):
         if name in (b"data", b"SSND"):
-            there = size - at - 8
-            cut = there < length < STREAMED
-            return f"{there:,} of {length:,} bytes of samples are there" if cut else ""
-        at += 8 + length + length % 2
+            truncated = size - offset < length < UNKNOWN_SIZE
+            return f"{size - offset:,} of {length:,} bytes of samples are present" if truncated else ""
     return "its header ends before the samples"
 
 
 def _missing_in_ogg(file: BinaryIO, size: int) -> str:
-    """Look whether the last page of an OGG is whole and says that it is the last."""
+    """Check that the last page of an OGG is complete and has the end-of-stream flag."""
     file.seek(max(0, size - 2 * 65_536))  # a page is at most 65,307 bytes
     tail = file.read()
     page = tail[tail.rfind(b"OggS") :]
     if len(page) < 27 or len(page) < 27 + page[26] or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-        return "its last page is not whole"
-    return "" if page[5] & 4 else "its last page is not there"
+        return "its last page is incomplete"
+    return "" if page[5] & 4 else "its last page is missing"
+
+
+def wav_chunk(path: Path, name: bytes) -> bytes | None:
+    """Return the content of the first RIFF chunk of that four-byte name; None if the file is no WAV or has none."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if file.read(4) != b"RIFF":
+            return None
+        return next((file.read(length) for found, _, length in _chunks(file, size) if found == name), None)
+
+
+def libsndfile_path(path: Path) -> str:
+    """Return a path in the form that libsndfile opens, also where the name is not valid in the locale's encoding.
+
+    soundfile encodes text by the locale and fails on such names; it accepts bytes, though its types do not say so.
+    """
+    return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
 
 SUFFIXES = (".wav", ".flac", ".ogg")
-HIGHEST = {"ogg": 200_000, "flac": 655_350}
-"Hz that libsndfile writes; above, its Vorbis encoder ends the whole process"
+MAX_RATE = {"ogg": 200_000, "flac": 655_350}
+"Hz that libsndfile can write; above it, its Vorbis encoder ends the process"
 BITS = {"PCM_16": 16, "PCM_24": 24, "FLOAT": 32}
 INFO = {"title": b"INAM", "comment": b"ICMT", "license": b"ICOP", "software": b"ISFT"}
 
 
-def named(path: Path) -> str:
-    """Return a path as libsndfile takes it: soundfile alone fails on a name that is not of the locale's encoding.
-
-    It takes bytes too, which its types do not say.
-    """
-    return cast(str, os.fsencode(path)) if os.name == "posix" else str(path)
-
-
 def check_format(format: str, subtype: Subtype, flag: str = "--", rate: int | None = None) -> None:
-    """Raise UserError for a kind of file that cannot hold such samples, or at such a rate."""
-    if rate is not None and rate > HIGHEST.get(format, rate):
-        raise UserError(f"{flag}rate {rate} {flag}format {format}: expected {HIGHEST[format]:,} Hz or less, or wav")
+    """Raise UserError if a file format ("wav", "flac", "ogg") cannot hold samples of a subtype, or a rate in Hz.
+
+    `flag` precedes the names of the settings in the message: "--" on the command line, "" in Python.
+    """
+    if rate is not None and rate > MAX_RATE.get(format, rate):
+        raise UserError(f"{flag}rate {rate} {flag}format {format}: expected {MAX_RATE[format]:,} Hz or less, or wav")
     if format == "flac" and subtype == "FLOAT":
         raise UserError(
-            f"{flag}format flac {flag}subtype FLOAT: FLAC holds whole numbers; expected PCM_16 or PCM_24, or wav"
+            f"{flag}format flac {flag}subtype FLOAT: FLAC holds integers; expected PCM_16 or PCM_24, or wav"
         )
     if format == "ogg" and subtype != "PCM_16":
         raise UserError(
-            f"{flag}format ogg {flag}subtype {subtype}: OGG is Vorbis, which counts no bits; drop the subtype"
+            f"{flag}format ogg {flag}subtype {subtype}: OGG is Vorbis, which has no bit depth; drop the subtype"
         )
-
-
-# --- what every verb that writes sounds shares --------------------------------------------------------------------
 
 
 def write_wave(
@@ -150,14 +164,14 @@ def write_wave(
     tags: Mapping[str, str] | None = None,
     chunks: Mapping[bytes, bytes] | None = None,
 ) -> float:
-    """Write a wave as WAV, FLAC or OGG (by the suffix), whole or not at all; return the gain it was written with.
+    """Write a wave atomically as WAV, FLAC or OGG (by the suffix); return the gain that was applied to it.
 
-    The gain is 1.0, unless the wave exceeds full scale where the format cannot: then the whole wave is scaled down to
-    full scale, never clipped, and the gain says by how much. 16 and 24 bits are rounded without dither: reading back
-    gives `round(wave * 2**15) / 2**15` (or 2**23). The same arguments give the same bytes. OGG is Vorbis whatever the
+    The gain is 1.0, unless the wave exceeds full scale and the format cannot: then the whole wave is scaled down to
+    full scale. It is never clipped. 16 and 24 bits are rounded without dither: reading back gives
+    `round(wave * 2**15) / 2**15` (or 2**23). The same arguments give the same bytes. OGG is Vorbis whatever the
     `subtype`. `tags` may hold title, comment, license, software; `chunks` are RIFF chunks of a WAV by four-byte name.
 
-    Raises UserError for an unknown suffix or subtype, a wave with NaN, and OSError (with the file's name) for the disk.
+    Raises UserError for an unknown suffix or subtype and a wave with NaN, OSError (with the file's name) for the disk.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -165,7 +179,7 @@ def write_wave(
         raise UserError(f"cannot write {path}: expected a name that ends in {', '.join(SUFFIXES)}")
     if subtype not in BITS or (suffix == ".flac" and subtype == "FLOAT"):
         expected = "PCM_16 or PCM_24" if suffix == ".flac" else ", ".join(BITS)
-        raise UserError(f"cannot write {path} as {subtype}: a {suffix} file here holds {expected}")
+        raise UserError(f"cannot write {path} as {subtype}: a {suffix} file holds {expected}")
     if not np.isfinite(wave).all():
         raise UserError(f"cannot write {path}: the wave holds NaN or infinite samples")
     peak = float(np.abs(wave).max(initial=0.0))
@@ -173,43 +187,46 @@ def write_wave(
     if gain != 1:
         wave = (wave * gain).astype(np.float32)
     if suffix == ".wav":
-        data = _wav(wave, rate, subtype, tags or {}, chunks or {})
+        content = _wav(wave, rate, subtype, tags or {}, chunks or {})
     else:
-        data = _encoded(suffix, wave, rate, subtype, tags or {})
-    with atomic_path(path) as beside:
-        beside.write_bytes(data)
+        content = _encoded(suffix, wave, rate, subtype, tags or {})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
     return gain
 
 
 def _quantised(wave: Wave, bits: int) -> NDArray[np.int32]:
-    """Return round(wave * full scale) as integers; +1.0 itself lands one step lower, on the highest there is."""
+    """Return round(wave * 2**(bits - 1)) as integers; +1.0 becomes the highest integer, one step lower."""
     full, block = 2 ** (bits - 1), 2**20
     steps = np.empty(len(wave), np.int32)
-    for start in range(0, len(wave), block):  # minutes at once, in double precision, would fill the memory
+    for start in range(0, len(wave), block):  # in blocks: double precision doubles the memory of a long wave
         exact = wave[start : start + block].astype(np.float64) * full
         steps[start : start + block] = np.clip(np.rint(exact), -full, full - 1)
     return steps
 
 
 def _wav(wave: Wave, rate: int, subtype: str, tags: Mapping[str, str], chunks: Mapping[bytes, bytes]) -> bytes:
-    """Return a WAV. Ours, because libsndfile stamps float files with the time of day and knows no private chunks."""
+    """Return the content of a WAV file.
+
+    Not by libsndfile, which writes the time of day into float files and cannot write private chunks.
+    """
     bits = BITS[subtype]
     if subtype == "FLOAT":
         samples = wave.astype("<f4").tobytes()
     else:
-        little = _quantised(wave, bits).astype("<i4").view(np.uint8).reshape(-1, 4)
-        samples = little[:, : bits // 8].tobytes()
+        little_endian = _quantised(wave, bits).astype("<i4").view(np.uint8).reshape(-1, 4)
+        samples = little_endian[:, : bits // 8].tobytes()
     width = bits // 8
     parts = [_chunk(b"fmt ", struct.pack("<HHIIHH", 3 if bits == 32 else 1, 1, rate, rate * width, width, bits))]
     if bits == 32:
         parts.append(_chunk(b"fact", struct.pack("<I", len(wave))))
     parts.append(_chunk(b"data", samples))
     if tags:
-        listed = b"".join(_chunk(INFO[name], text.encode() + b"\0") for name, text in tags.items())
-        parts.append(_chunk(b"LIST", b"INFO" + listed))
+        entries = b"".join(_chunk(INFO[name], text.encode() + b"\0") for name, text in tags.items())
+        parts.append(_chunk(b"LIST", b"INFO" + entries))
     parts += [_chunk(name, content) for name, content in chunks.items()]
     body = b"".join(parts)
-    if len(body) >= STREAMED:
+    if len(body) >= UNKNOWN_SIZE:
         raise UserError(f"a wave of {len(wave):,} samples is too long for a WAV file: expected under 2 GB")
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
 
@@ -218,63 +235,46 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
-def wav_chunk(path: Path, wanted: bytes) -> bytes | None:
-    """Return the content of the first RIFF chunk of that four-byte name, None if the file is no WAV or has none."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if file.read(4) != b"RIFF":
-            return None
-        at = 12
-        while at + 8 <= size:
-            file.seek(at)
-            name, length = struct.unpack("<4sI", file.read(8))
-            if name == wanted:
-                return file.read(length)
-            at += 8 + length + length % 2
-    return None
-
-
 def _encoded(suffix: str, wave: Wave, rate: int, subtype: str, tags: Mapping[str, str]) -> bytes:
+    """Return the content of a FLAC or OGG file, as libsndfile encodes it."""
     memory = io.BytesIO()
     kind, coding = ("OGG", "VORBIS") if suffix == ".ogg" else ("FLAC", subtype)
-    if rate > HIGHEST[suffix[1:]]:
-        raise UserError(f"cannot write {kind} at {rate} Hz: expected {HIGHEST[suffix[1:]]:,} Hz or less, or .wav")
+    if rate > MAX_RATE[suffix[1:]]:
+        raise UserError(f"cannot write {kind} at {rate} Hz: expected {MAX_RATE[suffix[1:]]:,} Hz or less, or .wav")
     try:
         with soundfile.SoundFile(memory, "w", rate, 1, coding, format=kind) as file:
             for name, text in tags.items():
                 setattr(file, name, text)
             if suffix == ".ogg":
-                for start in range(
-                    0, len(wave), rate
-                ):  # libsndfile's Vorbis encoder overruns its stack on minutes at once
+                for start in range(0, len(wave), rate):  # the Vorbis encoder overruns its stack on minutes at once
                     file.write(wave[start : start + rate])
             else:
-                file.write(_quantised(wave, BITS[subtype]) << (32 - BITS[subtype]))  # int32 carries its depth on top
+                file.write(_quantised(wave, BITS[subtype]) << (32 - BITS[subtype]))  # the high bits of an int32 count
     except soundfile.SoundFileError as error:
         raise UserError(f"cannot encode {kind} at {rate} Hz (libsndfile: {error})") from None
-    return _same_serial(memory.getvalue()) if suffix == ".ogg" else memory.getvalue()
+    return _with_fixed_serial(memory.getvalue()) if suffix == ".ogg" else memory.getvalue()
 
 
-_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+_BIT_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def _same_serial(ogg: bytes) -> bytes:
-    """Give an OGG stream the serial number 1 in place of a random one, so that equal sounds are equal files."""
-    pages, at = [], 0
-    while at < len(ogg):
-        count = ogg[at + 26]
-        end = at + 27 + count + sum(ogg[at + 27 : at + 27 + count])
-        page = bytearray(ogg[at:end])
+def _with_fixed_serial(ogg: bytes) -> bytes:
+    """Set the random serial number of an OGG stream to 1, so that equal waves give equal files."""
+    pages, offset = [], 0
+    while offset < len(ogg):
+        count = ogg[offset + 26]
+        end = offset + 27 + count + sum(ogg[offset + 27 : offset + 27 + count])
+        page = bytearray(ogg[offset:end])
         page[14:18], page[22:26] = struct.pack("<I", 1), bytes(4)
-        # OGG's checksum is zlib's with the bits of every byte, and of the result, in mirror order and no inversion.
-        mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
-        page[22:26] = struct.pack(">I", mirrored).translate(_MIRRORED)
+        # OGG's checksum is the CRC-32 of zlib with reversed bits in every byte and in the result, without inversion.
+        checksum = zlib.crc32(page.translate(_BIT_REVERSED), 0xFFFF_FFFF) ^ 0xFFFF_FFFF
+        page[22:26] = struct.pack(">I", checksum).translate(_BIT_REVERSED)
         pages.append(bytes(page))
-        at = end
+        offset = end
     return b"".join(pages)
 
 
-# --- shaping ------------------------------------------------------------------------------------------------------
+# --- processing ---------------------------------------------------------------------------------------------------
 
 
 def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
@@ -287,17 +287,37 @@ def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
 
 
 def fit(wave: Wave, samples: int) -> Wave:
-    """Cut the wave, or pad it with zeros, at the end, to [samples]."""
+    """Return the wave truncated or zero-padded at its end to [samples]."""
     if len(wave) >= samples:
         return wave[:samples]
     return np.pad(wave, (0, samples - len(wave)))
+
+
+Complex = NDArray[np.complex128]
+
+
+def filtered(wave: NDArray[np.floating], response: Callable[[Complex], Complex], lead: int) -> NDArray[np.float64]:
+    """Return a wave [L] through a causal recursive filter, by multiplication of spectra, which numpy alone can do.
+
+    `response` is the transfer function of z**-1; its impulse response must have decayed after `lead` samples. The wave
+    is filtered in pieces, each preceded by the `lead` samples before it, so that memory does not grow with L.
+    """
+    piece = max(1, min(2**18, len(wave)))
+    size = 2 ** math.ceil(math.log2(2 * lead + piece))
+    spectrum = response(np.exp(-2j * np.pi * np.fft.rfftfreq(size)))
+    output = np.empty(len(wave))
+    for start in range(0, len(wave), piece):
+        first, stop = max(0, start - lead), min(start + piece, len(wave))
+        part = np.fft.irfft(np.fft.rfft(wave[first:stop], size) * spectrum, size)
+        output[start:stop] = part[start - first : stop - first]
+    return output
 
 
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
 def peak_db(wave: Wave) -> float:
-    """Return the highest sample in dBFS, -inf for silence."""
+    """Return the highest absolute sample in dBFS, -inf for silence."""
     return _db(float(np.abs(wave).max(initial=0.0)))
 
 
@@ -306,11 +326,22 @@ def rms_db(wave: Wave) -> float:
     return _db(float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))) if len(wave) else -np.inf
 
 
-def true_peak_db(wave: Wave) -> float:
-    """Return the highest point, between samples too, in dBTP: the peak after 4x oversampling (BS.1770-4, annex 2)."""
-    edge = np.zeros(256, np.float32)  # the resampler's own edges
-    # Only the ratio of the two rates matters here.
-    return max(peak_db(wave), peak_db(soxr.resample(np.concatenate([edge, wave, edge]), 1.0, 4.0, quality="VHQ")))
+def true_peak_db(wave: Wave, block: int = 2**20) -> float:
+    """Return the true peak in dBTP, -inf for silence: the peak after 4x oversampling (ITU-R BS.1770-4, annex 2).
+
+    Oversampled in blocks, since minutes at once would fill the memory.
+    """
+    lead = 256  # samples in which the resampler's response to a cut decays
+    padded = np.pad(wave, lead)
+    highest = float(np.abs(wave).max(initial=0.0))
+    for start in range(0, max(1, len(wave)), block):
+        # Only the ratio of the two rates matters here.
+        part = soxr.resample(padded[start : start + block + 2 * lead], 1.0, 4.0, quality="VHQ")
+        # At the ends of the wave its ringing counts; between blocks it is an artefact of the cut.
+        first = 4 * lead if start else 0
+        stop = len(part) if start + block >= len(wave) else 4 * (lead + block)
+        highest = max(highest, float(np.abs(part[first:stop]).max(initial=0.0)))
+    return _db(highest)
 
 
 def _db(amplitude: float) -> float:
@@ -318,50 +349,43 @@ def _db(amplitude: float) -> float:
 
 
 def loudness(wave: Wave, rate: int) -> float:
-    """Return the integrated loudness in LUFS (ITU-R BS.1770-4, one channel); silence is -inf.
+    """Return the integrated loudness in LUFS (ITU-R BS.1770-4, one channel), -inf for silence.
 
-    A clip shorter than the standard's gating block of 0.4 s is one block as long as the clip.
+    A clip shorter than the standard's gating block of 0.4 s is measured as one block of its own length.
     """
     energy = np.concatenate([[0.0], np.cumsum(np.square(_k_weighted(wave, rate)))])
     block = min(round(0.4 * rate), len(wave))
     if not block:
         return -np.inf
     starts = np.rint(np.arange(0, len(wave) - block + 1, 0.1 * rate)).astype(int)  # blocks overlap by three quarters
+    starts = np.minimum(starts, len(wave) - block)  # the last one may be rounded up beyond it
     power = (energy[starts + block] - energy[starts]) / block
     power = power[power > 10 ** ((-70 + 0.691) / 10)]  # the absolute gate: -70 LUFS
     if not len(power):
         return -np.inf
-    loud = power[power > 0.1 * power.mean()]  # the relative gate: 10 LU below the mean
-    return float(-0.691 + 10 * np.log10(loud.mean()))
+    gated = power[power > 0.1 * power.mean()]  # the relative gate: 10 LU below the mean
+    return float(-0.691 + 10 * np.log10(gated.mean()))
 
 
 def _k_weighted(wave: Wave, rate: int) -> NDArray[np.float64]:
-    """Filter a wave as BS.1770 does (a head's high shelf, a 38 Hz high-pass), exactly, as products of spectra.
+    """Apply the K-weighting of BS.1770: a high shelf (the effect of the head) and a high-pass at 38 Hz.
 
-    The standard prints coefficients for 48 kHz; these are the analogue filters behind them (B. De Man, 2018), placed
-    at any rate. In pieces, each led in by a second of what came before: both filters have died away by then.
+    The standard gives coefficients for 48 kHz; these are the analogue filters behind them (B. De Man, "Evaluation of
+    implementations of the EBU R128 loudness measurement", 2018) at any rate. Both decay within a second.
     """
-    lead, piece = rate, min(2**18, max(1, len(wave)))
-    size = 2 ** int(np.ceil(np.log2(lead + piece)))
-    z: NDArray[np.complex128] = np.exp(-2j * np.pi * np.fft.rfftfreq(size))
-
-    def biquad(b: tuple[float, float, float], a: tuple[float, float, float]) -> NDArray[np.complex128]:
-        return (b[0] + b[1] * z + b[2] * z**2) / (a[0] + a[1] * z + a[2] * z**2)
-
     k, q, high = np.tan(np.pi * 1681.974450955533 / rate), 0.7071752369554196, 10 ** (3.999843853973347 / 20)
     mid = high**0.4996667741545416
-    response = biquad(
-        (high + mid * k / q + k * k, 2 * (k * k - high), high - mid * k / q + k * k),
-        (1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k),
-    )
+    shelf_b = (high + mid * k / q + k * k, 2 * (k * k - high), high - mid * k / q + k * k)
+    shelf_a = (1 + k / q + k * k, 2 * (k * k - 1), 1 - k / q + k * k)
     k, q = np.tan(np.pi * 38.13547087602444 / rate), 0.5003270373238773
-    low = 1 + k / q + k * k
-    response *= biquad((1, -2, 1), (1, 2 * (k * k - 1) / low, (1 - k / q + k * k) / low))
+    norm = 1 + k / q + k * k
+    high_pass_b, high_pass_a = (1, -2, 1), (1, 2 * (k * k - 1) / norm, (1 - k / q + k * k) / norm)
 
-    led = np.concatenate([np.zeros(lead), wave.astype(np.float64)])
-    filtered = np.empty(len(wave))
-    for start in range(0, len(wave), piece):
-        segment = led[start : start + lead + piece]
-        weighted = np.fft.irfft(np.fft.rfft(segment, size) * response, size)
-        filtered[start : start + piece] = weighted[lead : len(segment)]
-    return filtered
+    def response(z: Complex) -> Complex:
+        shelf, high_pass = (
+            (b[0] + b[1] * z + b[2] * z**2) / (a[0] + a[1] * z + a[2] * z**2)
+            for b, a in ((shelf_b, shelf_a), (high_pass_b, high_pass_a))
+        )
+        return shelf * high_pass
+
+    return filtered(wave.astype(np.float64), response, lead=rate)

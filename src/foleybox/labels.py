@@ -1,4 +1,4 @@
-"""The seven labels of DCASE 2023 Task 7: id, name, every spelling in circulation, UCS category."""
+"""The seven labels of DCASE 2023 Task 7: id, name, accepted spellings, category of the Universal Category System."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from foleybox.errors import UserError
 
 @dataclass(frozen=True)
 class Label:
-    """One of the seven sounds. `str(label)` is the development set's folder name."""
+    """One of the seven labels. `str(label)` is its folder name in the development set."""
 
     id: int
-    name: str  # as the development set and the baseline write it: DogBark
-    slug: str  # as the official FAD tool writes it: dog_bark
+    name: str  # spelling of the development set and of the baseline: DogBark
+    slug: str  # spelling of the official FAD tool: dog_bark
     ucs: str  # Universal Category System CatID, for file names in sound libraries
     aliases: tuple[str, ...] = ()
 
@@ -37,7 +37,7 @@ LABELS: tuple[Label, ...] = (
 
 
 def canonical(text: str) -> str:
-    """Strip what the spellings differ in: case, `_`, `-`, `/`, `&` and spaces."""
+    """Return a label without what its spellings differ in: case, `_`, `-`, `/`, `&` and spaces."""
     return "".join(letter for letter in text.casefold() if letter.isalnum())
 
 
@@ -50,26 +50,26 @@ _BY_SPELLING = {
 
 
 def find_folder_label(text: str) -> Label | None:
-    """Return the label whose name this is, in any spelling, or None: for folders and manifests.
+    """Return the label that a folder or a manifest names, or None. Only names and slugs count, in any spelling.
 
-    Stricter than `find_label`: a folder `engine` of somebody's collection, or a fold called `1`, is not one of the seven.
+    Stricter than `find_label`: a folder called `engine` or `1` in an arbitrary collection is none of the seven labels.
     """
     return _BY_NAME.get(canonical(text))
 
 
 def find_label(text: str | int) -> Label | None:
-    """Return the label that `text` (any spelling, or an id 0-6) names, or None."""
+    """Return the label that `text` names (any spelling or alias, or an id 0-6), or None."""
     spelling = str(text).strip()
     return None if spelling.startswith("-") else _BY_SPELLING.get(canonical(spelling))  # -1 is not 1
 
 
 def parse_label(text: str | int) -> Label:
-    """Return the label that `text` names.
+    """Return the label that `text` names (any spelling or alias, or an id 0-6).
 
     >>> parse_label("sneeze/cough") is parse_label("SneezeCough") is parse_label(6)
     True
 
-    Raises UserError, naming the seven, if it names none.
+    Raises UserError if it names none; the message lists the seven.
     """
     label = find_label(text)
     if label is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import loudness, named, peak_db, read_wave, rms_db, true_peak_db
+from foleybox.audio import libsndfile_path, loudness, peak_db, read_wave, rms_db, true_peak_db
 from foleybox.errors import UserError
 from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
 from foleybox.studio.recipe import lost_recipe, read_recipe
@@ -28,7 +28,7 @@ class Info:
     ] = None
     "a sound file, or an instrument: one that ships by its name, another by its folder"
     all: bool = False
-    "of an instrument: also what it heard by label, all measurements, how it was made"
+    "of an instrument: also its training clips by label, all measurements, how it was made"
     json: bool = False
     "print JSON"
     recipe: bool = False
@@ -54,7 +54,7 @@ def info(config: Info) -> None:
         lines = _lines(_in_short(facts))
         if (card := folder / "CARD.md").is_file():
             lines.append(f"(whom to credit: {card})")
-        lines += _lines(facts) if config.all else ["(--all shows what it heard by label, and all measurements)"]
+        lines += _lines(facts) if config.all else ["(--all shows the training clips by label, and all measurements)"]
     print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(lines))
 
 
@@ -109,10 +109,10 @@ def _recipe_line(path: str | None) -> str:
 
 
 def describe_instrument(instrument: Instrument, folder: Path) -> dict[str, Any]:
-    """Return the facts of an instrument as JSON values; clips heard are summed by label and tier."""
-    heard: dict[str, dict[str, int]] = {}
-    for row in instrument.heard:
-        tiers = heard.setdefault(row.label, {})
+    """Return the facts of an instrument as JSON values; training clips are summed by label and tier."""
+    clips: dict[str, dict[str, int]] = {}
+    for row in instrument.training_clips:
+        tiers = clips.setdefault(row.label, {})
         tiers[row.tier] = tiers.get(row.tier, 0) + row.clips
     return {
         "instrument": instrument.name,
@@ -126,7 +126,7 @@ def describe_instrument(instrument: Instrument, folder: Path) -> dict[str, Any]:
         "bytes": {name: graph.bytes for name, graph in instrument.graphs.items()},
         "fingerprint": instrument.fingerprint,
         "licence": asdict(instrument.licence),
-        "heard": heard,
+        "training_clips": clips,
         "measured": instrument.measured,
         "made_with": instrument.made_with,
     }
@@ -136,7 +136,7 @@ def describe_sound(path: Path) -> dict[str, Any]:
     """Return the facts of a sound file as JSON values; a level of silence is None."""
     wave, rate = read_wave(path)
     recipe = read_recipe(path)
-    about = soundfile.info(named(path))
+    about = soundfile.info(libsndfile_path(path))
 
     def level(value: float) -> float | None:
         return round(value, 2) if math.isfinite(value) else None

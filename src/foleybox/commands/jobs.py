@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, cast
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import BITS, Subtype, check_format, named
+from foleybox.audio import BITS, Subtype, check_format, libsndfile_path
 from foleybox.commands.output import MOST, Files, LevelReport, Source, check_folder, check_room, progress, size
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
@@ -243,10 +243,11 @@ def _is_done(path: Path, task: Task, synth: Synth) -> bool:
     if recipe is None:
         return False
     drawn = recipe.make.get("of", recipe.make)
-    found = (recipe.fingerprint, drawn.get("label"), drawn.get("seed"), drawn.get("temperature"), recipe.asked)
+    found = (drawn.get("label"), drawn.get("seed"), drawn.get("temperature"), recipe.asked)
     job = task.job
-    same = found == (synth.instrument.fingerprint, job.label, task.seed, job.temperature, job.shape.asked())
-    return same and (job.format == "ogg" or soundfile.info(named(path)).subtype == job.subtype)
+    same = found == (job.label, task.seed, job.temperature, job.shape.asked())
+    same = same and synth.instrument.matches(recipe.fingerprint)
+    return same and (job.format == "ogg" or soundfile.info(libsndfile_path(path)).subtype == job.subtype)
 
 
 def _earlier(config: Jobs, asked: set[str]) -> list[list[str]]:
@@ -312,7 +313,7 @@ def manifest(out: Path, tasks: Iterable[Task], synth: Synth, earlier: Iterable[l
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(LISTED)
     for task in tasks:
-        about = soundfile.info(named(out / task.path))
+        about = soundfile.info(libsndfile_path(out / task.path))
         seconds = f"{about.frames / about.samplerate:.4f}"
         writer.writerow(
             [task.path.as_posix(), task.job.label, task.seed, task.job.temperature, seconds, about.samplerate, task.job.line,

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import BITS, SUFFIXES, Subtype, named, read_wave, write_wave
+from foleybox.audio import BITS, SUFFIXES, Subtype, libsndfile_path, read_wave, write_wave
 from foleybox.commands.output import progress
 from foleybox.errors import UserError
 from foleybox.studio.recipe import Recipe, lost_recipe, read_recipe
@@ -125,7 +125,7 @@ def verify_files(paths: list[Path], instrument: str | Path | None = None) -> Ite
 def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
     """Make a file again and compare it with what is there, written and read back in the same format."""
     there, rate = read_wave(path)
-    about = soundfile.info(named(path))
+    about = soundfile.info(libsndfile_path(path))
     if rate != recipe.rate:
         return Verified(str(path), "different", why=f"it is at {rate} Hz, by its recipe at {recipe.rate} Hz")
     wave, rate = again(recipe, synth)

@@ -30,7 +30,7 @@ from typing import Any
 
 import soundfile
 
-from foleybox.audio import Subtype, Wave, named, read_wave, wav_chunk, write_wave
+from foleybox.audio import Subtype, Wave, libsndfile_path, read_wave, wav_chunk, write_wave
 from foleybox.errors import UserError
 from foleybox.version import __version__
 
@@ -211,7 +211,7 @@ def read_recipe_text(path: Path) -> Recipe:
 def read_comment(path: Path) -> str:
     """Return the comment of a sound file, "" if it has none; raise UserError if it is no sound file."""
     try:
-        with soundfile.SoundFile(named(path)) as file:
+        with soundfile.SoundFile(libsndfile_path(path)) as file:
             return file.comment
     except (soundfile.SoundFileError, TypeError) as error:
         raise UserError(f"not a sound file that can be read ({error})") from None
