@@ -43,7 +43,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLEYBOX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setitem(vocos.SIZES, "small", VOCOS)
-        patch.setattr("foleybox.lab.training.vqvae.mel_sheet", lambda *_, **__: None)
+        patch.setattr("foleybox.lab.baseline.train_vqvae.mel_sheet", lambda *_, **__: None)
         patch.setattr("foleybox.lab.evaluation.report.load_embedding", lambda *_: ToyEmbedding())
         patch.setitem(pixelsnail.SIZES, "small", SNAIL)
         for split, takes in (("dev", 2), ("train", 3)):
@@ -89,7 +89,7 @@ def test_the_page_says_what_the_runs_say_and_keeps_the_sounds(
     def refuse(*_: object) -> None:
         raise AssertionError("drawn again")
 
-    monkeypatch.setattr("foleybox.lab.synthesis.write_wave", refuse)
+    monkeypatch.setattr("foleybox.lab.play.sample.write_wave", refuse)
     monkeypatch.setattr(bench, "write_wave", refuse)
     bench.main(config)
     assert out.read_text() == text

@@ -44,7 +44,7 @@ MVQ = MvqvaeConfig(channels=4, residual=2, width=3, size=8, stride=16, depth=2, 
 STAND_IN = CembedConfig(encoder="stand-in")
 HEADS: dict[str, dict[str, Any]] = {"rvq": {}, "rvq-none": {"head": "none"}}
 ATTENTIONS: dict[str, dict[str, Any]] = {"zen": {}, "plain": {"zen": 0}}
-ELSEWHERE = ("training.mvqvae", "training.hifigan", "codes")
+ELSEWHERE = ("cmu.train_mvqvae", "cmu.train_mhifigan", "play.encode")
 
 
 class MadeUp(Cembeds):
@@ -76,7 +76,7 @@ def shared(bench: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FOLEYBOX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr("foleybox.lab.evaluation.report.load_embedding", lambda *_: ToyEmbedding())
-        patch.setattr("foleybox.lab.training.mvqvae.sheet", lambda *_: None)
+        patch.setattr("foleybox.lab.cmu.train_mvqvae.sheet", lambda *_: None)
         patch.setitem(pixelsnail.SIZES, "small", SNAIL)
         patch.setattr(bench.zen, "training", lambda config: f"(a step at {config.train_grid})")  # it has processes
         patch.setattr(bench, "load_cembeds", made_up)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from foleybox import cli
 from foleybox.errors import UserError
-from foleybox.lab.baseline import codes as codes_module
 from foleybox.lab.baseline import vqvae as model_file
 from foleybox.lab.baseline.codes import decode_codes, encode_mels, read_codes
 from foleybox.lab.baseline.losses import commitment
@@ -33,6 +32,7 @@ from foleybox.lab.cmu.train_mvqvae import TrainMvqvae, errors_by_part, main, mea
 from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording
 from foleybox.lab.core.mel import CEMBED, DCASE, SILENCE, LogMel
 from foleybox.lab.core.runs import fingerprint, read_run_config
+from foleybox.lab.play import encode as encode_module
 
 TINY = MvqvaeConfig(channels=4, residual=2, width=3, size=8)
 FAST = replace(TINY, depth=2, stride=16)  # over time alone: the loop is the same
@@ -274,7 +274,7 @@ def made_up(clips: list[ClipFile], _: CembedConfig) -> Tensor:
 @pytest.fixture(autouse=True)
 def _no_encoder_and_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "load_cembeds", made_up)
-    monkeypatch.setattr(codes_module, "load_cembeds", made_up)
+    monkeypatch.setattr(encode_module, "load_cembeds", made_up)
     monkeypatch.setattr(loop, "sheet", lambda *_: None)
 
 

@@ -46,7 +46,7 @@ from foleybox.lab.baseline.sampling import (
 )
 from foleybox.lab.baseline.train_pixelsnail import TrainPixelsnail, learning_rate, measure, train
 from foleybox.lab.core.loop import accelerator_for
-from foleybox.lab.core.runs import read_state
+from foleybox.lab.core.runs import RunConfig, read_state
 
 TINY = PixelSnailConfig(4, 6, 8, channels=16, inner=12, kernel=3, blocks=2, gates=1, heads=2, label_width=0)
 
@@ -515,7 +515,7 @@ def settings(out: Path, **changes: Any) -> TrainPixelsnail:
     base = configured(
         TrainPixelsnail,
         Path("codes.npz"), out, size="small", held_out=0.2, batch=4, lr=1e-2, steps=4, device="cpu", threads=1,
-        tracker="none", log_every=1, save_every=2, measure_every=2,
+        tracker="none", log_every=1, save_every=2, sample_every=2,
     )  # fmt: skip
     return changed(base, **changes)
 
@@ -544,7 +544,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(system: Any, tmp_
 
 def test_the_loop_learns_and_keeps_the_best_on_held_out_clips(tmp_path: Path) -> None:
     codes = toy(28)
-    train(settings(tmp_path, steps=30, log_every=10, save_every=30, measure_every=5), codes, tmp_path)
+    train(settings(tmp_path, steps=30, log_every=10, save_every=30, sample_every=5), codes, tmp_path)
     lines = [line for line in log(tmp_path) if "held_out_cross_entropy" in line]
     assert len(lines) == 6
     assert lines[-1]["train_cross_entropy"] < 0.7 * math.log(8)
@@ -593,7 +593,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def accelerator(*_: object) -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)
-        made = accelerator_for("cpu", "no", Path(), "none")
+        made = accelerator_for(RunConfig(device="cpu", tracker="none"), "no", Path())
         made.state._mixed_precision = "fp16"
         made.native_amp = True
         made.scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
@@ -626,11 +626,11 @@ def test_c7_a_batch_of_nan_is_skipped_and_leaves_the_optimiser_as_it_was(
 ) -> None:
     if fp16:
         scaled(monkeypatch)
-    train(settings(tmp_path, steps=2, measure_every=100), toy(), tmp_path)
+    train(settings(tmp_path, steps=2, sample_every=100), toy(), tmp_path)
     before = read_state(tmp_path / "state.pt")
     forward = PixelSnail.forward
     monkeypatch.setattr(PixelSnail, "forward", lambda *parts: forward(*parts) * (math.nan if parts[0].training else 1))
-    train(settings(tmp_path, steps=3, measure_every=100), toy(), tmp_path)
+    train(settings(tmp_path, steps=3, sample_every=100), toy(), tmp_path)
     after = read_state(tmp_path / "state.pt")
     assert after["step"] == 3
     assert log(tmp_path)[-1]["skipped"] == 1
@@ -659,7 +659,7 @@ def test_training_gives_up_when_no_step_is_finite(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(PixelSnail, "forward", lambda *parts: forward(*parts) * math.nan)
     monkeypatch.setattr(loop, "PATIENCE", 3)
     with pytest.raises(UserError, match="NaN or infinite for 3 steps up to 3: lower --lr"):
-        train(settings(tmp_path, steps=9, measure_every=100), toy(), tmp_path)
+        train(settings(tmp_path, steps=9, sample_every=100), toy(), tmp_path)
 
 
 # --- bad input, and the door --------------------------------------------------------------------------------------
@@ -741,7 +741,7 @@ def test_a_killed_training_resumes_with_the_same_command(tmp_path: Path, monkeyp
     monkeypatch.setitem(pixelsnail.SIZES, "small", pixelsnail.SMALL)  # as the other process has it
     write_codes(tmp_path / "codes.npz", toy())
     out = tmp_path / "run"
-    flags = "--size small --steps 4 --batch 2 --device cpu --threads 1 --tracker none --save-every 1 --log-every 1"
+    flags = "--size small --steps 4 --batch 2 --device cpu --threads 1 --tracker none --save-every 1 --sample-every 1"
     command = ["train", "pixelsnail", str(tmp_path / "codes.npz"), "-o", str(out), *flags.split()]
     with subprocess.Popen([sys.executable, "-m", "foleybox", *command], stdout=subprocess.DEVNULL) as running:
         while not (out / "state.pt").exists() and running.poll() is None:

@@ -20,7 +20,7 @@ from foleybox.lab.baseline.codes import write_codes
 from foleybox.lab.baseline.runs import load_pixelsnail, load_vqvae
 from foleybox.lab.core.clips import find_clips
 from foleybox.lab.core.runs import read_run_config, read_state
-from foleybox.lab.evaluation.report import Evaluate, run
+from foleybox.lab.evaluation.evaluate import Evaluate, run
 from foleybox.lab.play import scored
 from foleybox.lab.play.scored import Ruler, ScoredPixelsnail, ScoredVqvae, as_written, train_pixelsnail, train_vqvae
 from foleybox.lab.vocoders import vocos
@@ -40,7 +40,7 @@ class Runs:
     def snail(self, out: Path, **changes: Any) -> ScoredPixelsnail:
         values: dict[str, Any] = {
             "size": "small", "held_out": 0.2, "batch": 4, "lr": 1e-2, "steps": 4, "device": "cpu", "tracker": "none",
-            "log_every": 1, "save_every": 2, "measure_every": 4, "score_every": 2, "score_clips": 2, "vqvae": self.vqvae,
+            "log_every": 1, "save_every": 2, "sample_every": 4, "score_every": 2, "score_clips": 2, "vqvae": self.vqvae,
             "reference": str(self.sounds), "vocoder": self.vocoder,
         }  # fmt: skip
         return ScoredPixelsnail(self.codes, out, **(values | changes))
@@ -60,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         patch.setenv("FOLEYBOX_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setitem(vocos.SIZES, "small", VOCOS)
         patch.setitem(pixelsnail.SIZES, "small", SNAIL)
-        patch.setattr("foleybox.lab.training.vqvae.mel_sheet", lambda *_, **__: None)
+        patch.setattr("foleybox.lab.baseline.train_vqvae.mel_sheet", lambda *_, **__: None)
         patch.setattr(scored, "load_embedding", lambda *_: ToyEmbedding())
         patch.setattr("foleybox.lab.evaluation.report.load_embedding", lambda *_: ToyEmbedding())
         yield Runs(tmp_path_factory.mktemp("runs"))
@@ -134,7 +134,7 @@ def planned(values: Sequence[float], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_by_score_is_what_is_read_from_either_run(
     every: int, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps = {"steps": 6, "score_every": every, "measure_every": 2}
+    steps = {"steps": 6, "score_every": every, "sample_every": 2}
     planned([3.0, 1.0, 2.0], monkeypatch)
     train_pixelsnail(runs.snail(tmp_path / "snail", **steps))
     planned([3.0, 1.0, 2.0], monkeypatch)

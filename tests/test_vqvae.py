@@ -28,7 +28,15 @@ from foleybox.lab.baseline import train_vqvae as loop
 from foleybox.lab.baseline.losses import commitment, perplexity
 from foleybox.lab.baseline.runs import load_vqvae
 from foleybox.lab.baseline.systems import VQ, VqSystem
-from foleybox.lab.baseline.train_vqvae import TrainVqvae, learning_rate, main, measure, spread, train, whole
+from foleybox.lab.baseline.train_vqvae import (
+    TrainVqvae,
+    evenly_spaced,
+    gather_batch,
+    learning_rate,
+    main,
+    measure,
+    train,
+)
 from foleybox.lab.baseline.vqvae import (
     KERNELS,
     Codebook,
@@ -610,9 +618,9 @@ def test_processes_put_a_batch_together_in_the_order_that_one_has() -> None:
     batch = torch.arange(12).view(6, 2)
     shares = [batch[rank::3] for rank in range(3)]
     three = SimpleNamespace(num_processes=3, gather=lambda _: torch.cat(shares))
-    assert torch.equal(whole(shares[1], three), batch)  # type: ignore[arg-type]
+    assert torch.equal(gather_batch(shares[1], three), batch)  # type: ignore[arg-type]
     one = SimpleNamespace(num_processes=1)
-    assert whole(batch, one) is batch  # type: ignore[arg-type]
+    assert gather_batch(batch, one) is batch  # type: ignore[arg-type]
 
 
 def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_path: Path) -> None:
@@ -620,7 +628,7 @@ def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_pat
     model = "--channels 4 --residual 2 --width 3 --size 64"
     flags = (
         f"{folder} --system cmu-b --steps 3 --batch 4 --lr-low 1e-2 --lr 2e-2 --precision no --held-out 0.3 --device cpu "
-        f"--threads 1 --tracker none --log-every 1 --sample-every 100 {model}"
+        f"--threads 1 --tracker none --sample-every 1 {model}"
     )
     command = [sys.executable, "-m", "foleybox", "train", "vqvae", *flags.split(), "-o", str(tmp_path / "two")]
     with socket.socket() as free:
@@ -696,9 +704,9 @@ def test_a_fingerprint_is_of_the_weights_and_of_nothing_else(finished: Path) -> 
 
 
 def test_clips_are_spread_evenly_and_each_once() -> None:
-    assert spread(10, 3).tolist() == [0, 3, 6]
-    assert spread(3, 10).tolist() == [0, 1, 2]
-    assert len(spread(2283, 101).unique()) == 101
+    assert evenly_spaced(10, 3).tolist() == [0, 3, 6]
+    assert evenly_spaced(3, 10).tolist() == [0, 1, 2]
+    assert len(evenly_spaced(2283, 101).unique()) == 101
 
 
 def test_the_verb_trains_from_a_folder_and_draws_reconstructions(

@@ -399,7 +399,7 @@ def settings(out: Path, **changes: Any) -> TrainPixelsnail:
     base = configured(
         TrainPixelsnail,
         Path("codes.npz"), out, "cmu-a", size="small", held_out=0.2, batch=4, lr=1e-2, steps=4, device="cpu", threads=1,
-        tracker="none", log_every=1, save_every=2, measure_every=2,
+        tracker="none", log_every=1, save_every=2, sample_every=2,
     )  # fmt: skip
     return changed(base, **changes)
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +26,9 @@ from foleybox.lab.core.loop import (
     batch_indices,
     cyclic_rate,
     due,
+    evenly_spaced,
     seed_step,
     share,
-    spread,
 )
 from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
 
@@ -79,8 +79,16 @@ class TrainPixelsnail:
     @property
     def plan(self) -> SnailTraining:
         """The system's training, with what was asked for otherwise."""
-        named = {name: getattr(self, name) for name in asdict(SNAIL[self.system])}
+        named = {name: getattr(self, name, None) for name in asdict(SNAIL[self.system])}
+        named["precision"] = self.run.precision
         return replace(SNAIL[self.system], **{name: value for name, value in named.items() if value is not None})
+
+    @property
+    def settled(self) -> Self:
+        """The same settings with those of the system filled in."""
+        values = asdict(self.plan)
+        run = replace(self.run, precision=values.pop("precision"))
+        return replace(self, run=run, **values)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def train(
         open_run(
             out, "pixelsnail",
             Settled(
-                **vars(replace(config, **asdict(plan))), model=size, vqvae=codes.fingerprint,
+                **vars(config.settled), model=size, vqvae=codes.fingerprint,
                 scored=None if score is None else scored,
             ), clips=kept.heard,
         )  # fmt: skip
@@ -172,7 +180,7 @@ def train(
             last, extra = done == config.steps, {}
             if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 count = len(kept.codes)
-                some = torch.arange(count) if last else spread(count, max(len(held.codes), plan.batch))
+                some = torch.arange(count) if last else evenly_spaced(count, max(len(held.codes), plan.batch))
                 extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
             now = extra.get("held_out_cross_entropy", torch.inf)
             score_every = config.score_every or config.run.sample_every

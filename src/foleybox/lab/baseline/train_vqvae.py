@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,15 @@ from foleybox.lab.core.loop import (
     Best,
     Log,
     accelerator_for,
-    agree,
     at_least,
     batch_indices,
+    broadcast_buffers,
     cyclic_rate,
     due,
+    evenly_spaced,
+    gather_batch,
     seed_step,
     share,
-    spread,
-    whole,
 )
 from foleybox.lab.core.mel import DCASE
 from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
@@ -86,8 +86,16 @@ class TrainVqvae:
     @property
     def plan(self) -> VqTraining:
         """The system's training, with what was asked for otherwise."""
-        named = {name: getattr(self, name) for name in asdict(VQ[self.system])}
+        named = {name: getattr(self, name, None) for name in asdict(VQ[self.system])}
+        named["precision"] = self.run.precision
         return replace(VQ[self.system], **{name: value for name, value in named.items() if value is not None})
+
+    @property
+    def settled(self) -> Self:
+        """The same settings with those of the system filled in."""
+        values = asdict(self.plan)
+        run = replace(self.run, precision=values.pop("precision"))
+        return replace(self, run=run, **values)
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ def train(
             f"--norm over {world} processes: its statistics would be those of a part; start it without torchrun"
         )
     with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        settled = Settled(**vars(replace(config, **asdict(plan))), scored=None if score is None else scored)
+        settled = Settled(**vars(config.settled), scored=None if score is None else scored)
         open_run(out, "vqvae", settled, clips=training_rows(kept))
         mels = load_mels(kept, DCASE)  # [N, 80, 344]
         held_mels = load_mels(held, DCASE) if held else mels[:0]
@@ -162,7 +170,7 @@ def train(
         with torch.no_grad():
             first = batch_indices(0, plan.batch, len(mels), config.run.seed)
             vqvae.codebook.start(vqvae.encode(mels[first].to(device)))
-    agree(vqvae.codebook, world)
+    broadcast_buffers(vqvae.codebook, world)
     model, optimizer = accelerator.prepare(vqvae, optimizer)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
 
@@ -191,19 +199,19 @@ def train(
             finite = bool(torch.isfinite(norm))
             if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
                 optimizer.step()
-            before, codes = (whole(part.detach(), accelerator) for part in (made.before, made.codes))
+            before, codes = (gather_batch(part.detach(), accelerator) for part in (made.before, made.codes))
             counts = codes.flatten().bincount(minlength=config.model.size)
             numbers |= {"perplexity": perplexity(counts), "used": (counts > 0).sum()}
             if finite:
                 numbers["drawn_anew"] = torch.tensor(vqvae.codebook.follow(before, codes, step))
-                agree(vqvae.codebook, world)
+                broadcast_buffers(vqvae.codebook, world)
 
             done = step + 1
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
             last, extra = done == config.steps, {}
             if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
-                some = torch.arange(len(mels)) if last else spread(len(mels), max(len(held), plan.batch))
+                some = torch.arange(len(mels)) if last else evenly_spaced(len(mels), max(len(held), plan.batch))
                 extra = measure(vqvae, mels[some], labels[some], "train")
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
                 shown = (held_mels, held_labels) if held else (mels, labels)

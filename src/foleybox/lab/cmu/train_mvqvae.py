@@ -6,7 +6,7 @@ and errors of either part.
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +26,15 @@ from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, split_by_re
 from foleybox.lab.core.loop import (
     Log,
     accelerator_for,
-    agree,
     at_least,
     batch_indices,
+    broadcast_buffers,
     cyclic_rate,
     due,
+    evenly_spaced,
+    gather_batch,
     seed_step,
     share,
-    spread,
-    whole,
 )
 from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
 from foleybox.labels import LABELS
@@ -89,8 +89,16 @@ class TrainMvqvae:
     @property
     def plan(self) -> VqTraining:
         """The system's training, with what was asked for otherwise."""
-        named = {name: getattr(self, name) for name in asdict(MVQ[self.system])}
+        named = {name: getattr(self, name, None) for name in asdict(MVQ[self.system])}
+        named["precision"] = self.run.precision
         return replace(MVQ[self.system], **{name: value for name, value in named.items() if value is not None})
+
+    @property
+    def settled(self) -> Self:
+        """The same settings with those of the system filled in."""
+        values = asdict(self.plan)
+        run = replace(self.run, precision=values.pop("precision"))
+        return replace(self, run=run, **values)
 
 
 def main(config: TrainMvqvae) -> int:
@@ -131,7 +139,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
     with accelerator.main_process_first():  # one makes the folder and the cache, the others read them
         features = load_cembeds(kept, config.features)
         held_features = load_cembeds(held, config.features)
-        open_run(out, "mvqvae", replace(config, **asdict(plan)), clips=training_rows(kept))
+        open_run(out, "mvqvae", config.settled, clips=training_rows(kept))
     labels, held_labels = label_ids(kept), label_ids(held)
     if config.features.stand_in and accelerator.is_main_process:
         print("stand-in encoder: random weights in MERT's place; nothing of this run tells anything about MERT")
@@ -149,7 +157,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
         with torch.no_grad():
             first = batch_indices(0, plan.batch, len(features), config.run.seed)
             mvqvae.codebook.start(mvqvae.encode(features[first].to(device)))
-    agree(mvqvae.codebook, world)
+    broadcast_buffers(mvqvae.codebook, world)
     hidden_value = fill_value(mvqvae.rows, config.fill)
     model, optimizer = accelerator.prepare(mvqvae, optimizer)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
@@ -182,11 +190,11 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
             finite = bool(torch.isfinite(norm))
             if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
                 optimizer.step()
-            before, codes = (whole(part.detach(), accelerator) for part in (made.before, made.codes))
+            before, codes = (gather_batch(part.detach(), accelerator) for part in (made.before, made.codes))
             numbers |= use_of_codes(mvqvae.tally(codes))
             if finite:
                 numbers["drawn_anew"] = torch.tensor(mvqvae.codebook.follow(before, codes, step))
-                agree(mvqvae.codebook, world)
+                broadcast_buffers(mvqvae.codebook, world)
 
             done = step + 1
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
@@ -194,7 +202,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
             last = done == config.steps
             extra = {"stand_in": 1.0} if config.features.stand_in else {}
             if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
-                some = torch.arange(len(features)) if last else spread(len(features), max(len(held), plan.batch))
+                some = torch.arange(len(features)) if last else evenly_spaced(len(features), max(len(held), plan.batch))
                 extra |= measure(mvqvae, features, some, labels, "train")
                 extra |= measure(mvqvae, held_features, torch.arange(len(held)), held_labels, "held_out")
                 name = f"step-{done:06d}{'-stand-in' if config.features.stand_in else ''}.png"

@@ -40,15 +40,16 @@ class Runs:
 
     def config(self, **changes: Any) -> Sample:
         return Sample(
-            **{"labels": ("all",), "instrument": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder, **changes}
+            **{"labels": ("all",), "run": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder, **changes}
         )
 
     def words(self, out: Path, **changes: Any) -> list[str]:
         """A command line; a flag that is None is left out."""
-        flags: dict[str, Any] = {"instrument": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder}
+        flags: dict[str, Any] = {"run": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder}
         flags |= {"out": out, "device": "cpu"} | changes
+        run = flags.pop("run")
         words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
-        return ["generate", "all", *words]
+        return ["sample", str(run), "all", *words]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 @pytest.mark.parametrize("part", ["snail", "gan"])
 def test_a_sound_follows_from_its_label_and_seed_alone(part: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis, "SETTLING", 2)
-    changes = {} if part == "snail" else {"instrument": runs.gan, "vqvae": None}
+    changes = {} if part == "snail" else {"run": runs.gan, "vqvae": None}
     labels, seeds = [0, 3, 3, 6], [5, 5, 6, 2**53 - 1]
     together = load_system(runs.config(**changes)).waves(labels, seeds)
     assert together.shape == (4, 88_200)
@@ -192,13 +193,13 @@ def test_parts_that_do_not_belong_together_are_refused_in_one_line(
         ({"vocoder": None}, "name a run of `foleybox train vocoder` with --vocoder"),
         ({"vocoder": runs.vqvae}, "expected one of `foleybox train vocoder`"),
         ({"vocoder": wide}, "reads the mel wide, the systems make dcase"),
-        ({"instrument": empty}, "holds no state.pt yet"),
-        ({"instrument": tall}, "codes of 24 rows, mels of 96 bands: expected 20"),
-        ({"instrument": runs.vqvae}, "is a run of 'vqvae': it belongs to --vqvae; expected one of"),
-        ({"instrument": runs.vocoder}, "it belongs to --vocoder"),
-        ({"instrument": tmp_path / "none"}, "is not a run folder"),
-        ({"instrument": runs.gan}, "is a GAN and draws no codes: drop --vqvae"),
-        ({"instrument": runs.gan, "vqvae": None, "top-k": 3}, "drop --top-k and --top-p"),
+        ({"run": empty}, "holds no state.pt yet"),
+        ({"run": tall}, "codes of 24 rows, mels of 96 bands: expected 20"),
+        ({"run": runs.vqvae}, "is a run of 'vqvae': it belongs to --vqvae; expected one of"),
+        ({"run": runs.vocoder}, "it belongs to --vocoder"),
+        ({"run": tmp_path / "none"}, "is not a run folder"),
+        ({"run": runs.gan}, "is a GAN and draws no codes: drop --vqvae"),
+        ({"run": runs.gan, "vqvae": None, "top-k": 3}, "drop --top-k and --top-p"),
         ({"count": 0}, "--count 0: expected 1 or more"),
         ({"seed": -1}, "--seed -1: expected 0 or more"),
         ({"seed": 2**53}, "the last seed would exceed"),
@@ -210,9 +211,9 @@ def test_parts_that_do_not_belong_together_are_refused_in_one_line(
         said = capsys.readouterr().err
         assert complaint in said
         assert len(said.splitlines()) == 1
-    assert cli.main(["generate", "moo", *runs.words(tmp_path / "out")[2:]]) == 2
+    assert cli.main(["sample", str(runs.snail), "moo", *runs.words(tmp_path / "out")[3:]]) == 2
     assert "unknown label 'moo'" in capsys.readouterr().err
-    assert cli.main(["generate", *runs.words(tmp_path / "out")[2:]]) == 2
+    assert cli.main(["sample", str(runs.snail), *runs.words(tmp_path / "out")[3:]]) == 2
     assert "no label: expected one or more of dog_bark" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -227,52 +228,34 @@ def test_codes_beyond_the_codebook_are_refused() -> None:
 def test_memory_that_would_not_do_is_told_before_the_first_draw(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("foleybox.lab.sampling.memory_free", lambda _: 1)
+    monkeypatch.setattr("foleybox.lab.baseline.sampling.memory_free", lambda _: 1)
     assert cli.main(runs.words(tmp_path / "out")) == 2
     assert "GB are free: a smaller model is needed" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.wav"))
 
 
-# --- the roof -----------------------------------------------------------------------------------------------------
+# --- run or instrument --------------------------------------------------------------------------------------------
 
 
-def test_an_instrument_refuses_the_flags_of_a_run_in_one_line(
+def test_an_instrument_is_refused_and_the_verb_that_plays_it_is_named(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     instrument = toy_instrument(tmp_path / "toy")
-    for words in (["--instrument", str(instrument)], [f"--instrument={instrument}"], []):
-        for flag in (["--vqvae", str(runs.vqvae)], [f"--vocoder={runs.vocoder}"], ["--top-k", "3"], ["--top_p", "1"]):
-            assert cli.main(["generate", "rain", "-o", str(tmp_path / "out"), *words, *flag]) == 2
-            said = capsys.readouterr().err
-            assert f"{flag[0].split('=')[0].replace('_', '-')} goes with a run of the lab" in said
-            assert len(said.splitlines()) == 1
+    assert cli.main(runs.words(tmp_path / "out", run=instrument)) == 2
+    said = capsys.readouterr().err
+    assert "is an instrument: play it with `foleybox generate --instrument" in said
+    assert len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-    assert cli.main(["generate", "rain", "-o", str(tmp_path / "out"), "--instrument", str(instrument)]) == 0
-
-
-def test_a_run_is_played_by_the_lab_and_an_instrument_by_the_studio(runs: Runs, tmp_path: Path) -> None:
-    instrument = toy_instrument(tmp_path / "toy")
-    studio = cli.VERBS["generate"][0]
-    for words, expected in (
-        ([], studio),
-        (["--instrument", str(instrument)], studio),
-        (["--instrument", "sagan-small"], studio),
-        (["--instrument"], studio),
-        (["--instrument", str(runs.snail)], cli.GENERATE_OF_A_RUN),
-        ([f"--instrument={runs.gan}"], cli.GENERATE_OF_A_RUN),
-    ):
-        assert cli.target("generate", ["rain", *words]) == expected
-    assert cli.target("vary", ["--instrument", str(runs.snail)]) == cli.VERBS["vary"][0]
 
 
 def test_without_torch_a_run_says_what_to_install(runs: Runs) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from foleybox.cli import main;"
-        f"sys.exit(main(['generate', 'rain', '--instrument', {str(runs.snail)!r}]))"
+        f"sys.exit(main(['sample', {str(runs.snail)!r}, 'rain']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "foleybox: `generate` needs the lab, and torch is not installed: in a checkout of foleybox, "
+        "foleybox: `sample` needs the lab, and torch is not installed: in a checkout of foleybox, "
         "pip install -c constraints.txt '.[lab]'\n"
     )
