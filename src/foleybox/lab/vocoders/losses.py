@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foleybox.lab.core.losses import mean_around, repetition
+
 
 def texture_distance(real: Tensor, fake: Tensor, bands: int = 5, frames: int = 16) -> Tensor:
     """Return how far apart the textures of two log-mels [B, M, T] are: 0 for the same, little for a second draw of a noise.
@@ -107,29 +109,6 @@ def multi_resolution_stft(
         convergence = convergence + ((x - y).norm(dim=(1, 2)) / x.norm(dim=(1, 2))).mean()
         distance = distance + (x.log() - y.log()).abs().mean()
     return convergence / len(windows), distance / len(windows)
-
-
-def mean_around(x: Tensor, reach: int) -> Tensor:
-    """Return the mean of each place of x [..., N] and the `reach` places before and behind it, as far as there are any."""
-    N = x.shape[-1]
-    place = torch.arange(N, device=x.device)
-    first, last = (place - reach).clamp(min=0), (place + reach + 1).clamp(max=N)
-    sums = F.pad(x.double().cumsum(-1), (1, 0))  # a window of 2,001 costs no more than one of 3; float32 would cancel
-    return ((sums[..., last] - sums[..., first]) / (last - first)).to(x.dtype)
-
-
-def repetition(wave: Tensor, shortest: int = 200, longest: int = 2000) -> Tensor:
-    """Return how far each wave [B, L] repeats itself, [B], from 0 to 1; 0 for silence.
-
-    It is the largest |autocorrelation| at lags from `shortest` to `longest` samples (9 to 91 ms at 22,050 Hz) of the wave
-    whose spectrum was made even. Noise has next to none (0.02 for four seconds of rain), a tone much. Noise that a
-    vocoder makes frame after frame from the same pattern has much too, and buzzes; no distance of mels hears it.
-    """
-    x = wave - wave.mean(1, keepdim=True)
-    power = torch.fft.rfft(x, 2 * x.shape[1]).abs().square()
-    around = mean_around(power, 1000)
-    same = torch.fft.irfft(power / around.clamp(min=1e-12))
-    return same[:, shortest:longest].abs().amax(1) / same[:, 0].clamp(min=1e-6)
 
 
 def evened(wave: Tensor, reach: int = 512) -> Tensor:
