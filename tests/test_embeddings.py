@@ -66,7 +66,7 @@ def test_mn04_gives_its_published_numbers(mn04: MN04) -> None:
     assert float(logits.max()) == pytest.approx(0.38456, abs=1e-4)
 
 
-def test_mn04_hears_what_real_clips_are(
+def test_mn04_classifies_real_clips_as_their_labels(
     mn04: MN04, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path))
@@ -79,7 +79,7 @@ def test_mn04_hears_what_real_clips_are(
     assert (found.tags.argmax(1) == labels).mean() > 0.8
 
 
-def test_folding_the_norms_changes_nothing_that_can_be_heard() -> None:
+def test_folding_the_norms_changes_nothing_audible() -> None:
     torch.manual_seed(0)
     network = mn.MN().eval()
     for module in network.modules():

@@ -1,4 +1,4 @@
-"""Intervals over clips, floors at the same n, means over labels, sets of any size."""
+"""Intervals over clips, scores of real clips at the same n, means over labels, sets of any size."""
 
 import tracemalloc
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from foleybox.lab.evaluation.measures import (
     bootstrap_counts,
     figures,
     flat,
-    floor,
     gather,
     mean_of,
     measure,
+    real_scores,
     reference_of,
 )
 from foleybox.labels import LABELS
@@ -113,11 +113,11 @@ def test_the_kernel_distance_is_the_formula_over_pairs_of_different_clips() -> N
     assert measure(clips(6, 1), reference_of(clips(5, 0)), CONFIG).values["kad"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_floor_is_measured_at_the_n_that_was_asked_for() -> None:
+def test_real_clips_are_measured_at_the_n_that_was_asked_for() -> None:
     reference, real = reference_of(clips(60, 0)), clips(200, 5)
-    small, n = floor(real, reference, 20, CONFIG)
+    small, n = real_scores(real, reference, 20, CONFIG)
     assert n == 20
-    large, n = floor(real, reference, 500, CONFIG)
+    large, n = real_scores(real, reference, 500, CONFIG)
     assert n == 200
     assert large["frechet"] < small["frechet"]  # the bias of few clips
     assert large["frechet"] == measure(real, reference, CONFIG).values["frechet"]

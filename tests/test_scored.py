@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         patch.setitem(pixelsnail.SIZES, "small", SNAIL)
         patch.setattr("foleybox.lab.baseline.train_vqvae.mel_sheet", lambda *_, **__: None)
         patch.setattr(scored, "load_embedding", lambda *_: ToyEmbedding())
-        patch.setattr("foleybox.lab.evaluation.report.load_embedding", lambda *_: ToyEmbedding())
+        patch.setattr("foleybox.lab.evaluation.evaluate.load_embedding", lambda *_: ToyEmbedding())
         yield Runs(tmp_path_factory.mktemp("runs"))
 
 
@@ -73,7 +73,7 @@ def scores(out: Path) -> dict[int, float]:
 
 def evaluated(folder: Path, reference: Path) -> float:
     found = run(Evaluate((str(folder),), reference=str(reference), keep_silent=True))
-    return found["systems"][0]["mean"]["figures"]["frechet"]["value"]
+    return found.systems[0].mean.figures["frechet"].value
 
 
 # --- the score ----------------------------------------------------------------------------------------------------

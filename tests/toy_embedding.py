@@ -15,7 +15,7 @@ RATE = 8_000
 
 
 class ToyEmbedding:
-    """Log-energies in eight octave-wide bands of each half second; its tagger hears the loudest band."""
+    """Log-energies in eight octave-wide bands of each half second; its tagger chooses the loudest band."""
 
     name, rate, width = "toy", RATE, 8
     rule, weights = "0.5 s every 0.25 s at 8 kHz", "none"
@@ -37,7 +37,7 @@ class ToyEmbedding:
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ToyEmbedding:
     """Let `foleybox evaluate` use the toy embedding, with a cache of this test's own."""
     made = ToyEmbedding()
-    monkeypatch.setattr("foleybox.lab.evaluation.report.load_embedding", lambda *_: made)
+    monkeypatch.setattr("foleybox.lab.evaluation.evaluate.load_embedding", lambda *_: made)
     monkeypatch.setenv("FOLEYBOX_CACHE", str(tmp_path / "cache"))
     return made
 

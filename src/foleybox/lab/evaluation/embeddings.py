@@ -51,22 +51,22 @@ AUDIOSET: dict[str, dict[int, str]] = {
 
 
 class Embedded(NamedTuple):
-    """Clips as an embedding sees them."""
+    """Embedded waves."""
 
     vectors: Tensor
     "[N, W, E] float32"
     tags: Tensor | None
-    "[N, 7] how strongly the embedding's own tagger hears each label, None if it has no tagger"
+    "[N, 7] score of each label by the embedding's own tagger; None without a tagger"
 
 
 class Embedding(Protocol):
-    """What an embedding states of itself, and the one thing it does."""
+    """The interface of an embedding."""
 
     name: str
     rate: int  # Hz, of the waves it is given
     width: int
-    rule: str  # the rule of windows, as printed in every report
-    weights: str  # which numbers it runs on
+    rule: str  # how a wave is cut into windows, as printed in every report
+    weights: str  # identifies the weights
 
     def windows(self, samples: int) -> int:
         """Return how many windows a wave of that many samples gives."""
@@ -97,7 +97,7 @@ class MN04:
                 f"{MN04_DIGEST[:12]}): get it again from {RELEASES['mn04'].url}"
             )
         network = mn.MN()
-        network.load_state_dict(state, strict=False)  # batch counters only; the digest has vouched for the rest
+        network.load_state_dict(state, strict=False)  # only batch counters may differ: the digest was compared above
         self.network, self.weights = network.fuse(), f"EfficientAT mn04_as_mAP_432, tensors {digest[:12]}"
         names = [list(AUDIOSET[label.slug]) for label in LABELS]
         self._groups = [torch.tensor(indices) for indices in names]
@@ -110,8 +110,8 @@ class MN04:
         frames = frame(waves, self.rate, self.rate // 2)  # [N, W, 32000]
         vectors, logits = zip(*(self.network(part) for part in frames.flatten(0, 1).split(64)))
         count = frames.shape[:2]
-        heard = torch.cat(logits).unflatten(0, count).amax(1)  # [N, 527]: the loudest claim of any window
-        tags = torch.stack([heard[:, group].amax(1) for group in self._groups], 1)
+        scores = torch.cat(logits).unflatten(0, count).amax(1)  # [N, 527]: maximum over the windows
+        tags = torch.stack([scores[:, group].amax(1) for group in self._groups], 1)
         return Embedded(torch.cat(vectors).unflatten(0, count), tags)
 
 
@@ -152,9 +152,9 @@ class VGGishEmbedding:
 class EncoderEmbedding:
     """An encoder of ours (`foleybox train encoder`): its features of a whole clip, and its classifier as the tagger.
 
-    The vectors are the features before the head, not the unit embeddings: supervised contrast draws all clips of a label
-    to one point there, so that a distance between embeddings no longer sees the variety within a label (Chen et al.
-    2020, section 4.2, on the same ground). The encoder has heard its training clips: measure against others.
+    The vectors are the features before the head, not the unit embeddings: there, the supervised contrastive loss maps all
+    clips of a label to one point, so that a distance cannot show the variety within a label (as in Chen et al. 2020,
+    section 4.2). Measure against recordings that the encoder was not trained on.
     """
 
     name, rate = "encoder", DCASE.rate
@@ -242,9 +242,9 @@ def find_weights(name: str, given: Path | None = None) -> Path:
 def _fetch(name: str, release: Release, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching the weights of {name} from {release.url}", file=sys.stderr)
-    with atomic_path(path) as beside:
+    with atomic_path(path) as partial:
         try:
-            with urllib.request.urlopen(release.url, timeout=30) as reply, beside.open("wb") as file:
+            with urllib.request.urlopen(release.url, timeout=30) as reply, partial.open("wb") as file:
                 while block := reply.read(1 << 20):
                     file.write(block)
         except (urllib.error.URLError, OSError) as error:
@@ -254,10 +254,10 @@ def _fetch(name: str, release: Release, path: Path) -> Path:
                 f"{' or '.join(release.names)} into {' or '.join(map(str, weight_folders()))}, or name the file with "
                 f"--weights; the public release is {release.url}"
             ) from None
-        found = sha256(beside)
+        found = sha256(partial)
         if not found.startswith(release.sha256):
             raise UserError(
-                f"{release.url} has SHA-256 {found[:16]}..., expected {release.sha256}...: it is not kept; fetch it by "
+                f"{release.url} has SHA-256 {found[:16]}..., expected {release.sha256}...: it was discarded; fetch it by "
                 "hand and name it with --weights if you trust it"
             )
     return path
@@ -293,7 +293,7 @@ SILENT = 10 ** (-60 / 20)  # a clip whose peak is under -60 dBFS
 
 
 class EmbeddedClips(NamedTuple):
-    """Clips of one source and what was found on reading them."""
+    """Clips of one source, their embeddings, and rate and peak of their files."""
 
     clips: tuple[ClipFile, ...]
     vectors: NDArray[np.float32]  # [N, W, E]
@@ -331,7 +331,7 @@ def embed_clips(clips: Sequence[ClipFile], embedding: Embedding, seconds: float)
 def embed_stream(clips: Sequence[ClipFile], embedding: Embedding, seconds: float) -> Iterator[EmbeddedClips]:
     """Embed files, cut or zero-padded at the end to `seconds`, PIECE at a time; each piece is kept in the user's cache.
 
-    So any number of clips takes the memory of one piece, and a run that was stopped goes on at the piece it was at.
+    Any number of clips takes the memory of one piece, and an interrupted run continues at the piece where it stopped.
     Raises UserError for a file that cannot be read or holds NaN, and for a length that gives no window.
     """
     samples = round(seconds * embedding.rate)
@@ -340,7 +340,9 @@ def embed_stream(clips: Sequence[ClipFile], embedding: Embedding, seconds: float
     for start in range(0, len(clips), PIECE):
         piece = tuple(clips[start : start + PIECE])
         what = f"{embedding.name}: clips {start + 1:,} to {start + len(piece):,} of {len(clips):,}"
-        yield _embed_piece(piece, embedding, samples, what)  # no name holds it: the next one takes its place
+        yield _embed_piece(
+            piece, embedding, samples, what
+        )  # held by no name here, so that its memory is free for the next piece
 
 
 def _embed_piece(clips: tuple[ClipFile, ...], embedding: Embedding, samples: int, what: str) -> EmbeddedClips:
@@ -379,20 +381,19 @@ def _embed_batches(
         return torch.cat([vectors.flatten(1), tags, found], 1)
 
     starts = range(0, len(clips), batch)
-    yield from watched(beside(rows, starts), len(starts), what)
+    yield from progress(parallel_map(rows, starts), len(starts), what)
 
 
-def watched(items: Iterable[Result], total: int, what: str) -> Iterator[Result]:
+def progress(items: Iterable[Result], total: int, what: str) -> Iterator[Result]:
     """Yield the items, with a progress bar on a terminal."""
     hidden = total < 2 or not sys.stderr.isatty()
     yield from track(items, what, total, console=Console(stderr=True), transient=True, disable=hidden)
 
 
-def beside(work: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
-    """Yield `work` of each item in order, items beside each other and each in one thread of torch.
+def parallel_map(work: Callable[[int], Result], items: Sequence[int]) -> Iterator[Result]:
+    """Yield `work` of each item, in order; items run in parallel, each in one thread of torch.
 
-    This is faster than threads within an item, above all on a busy machine, and the numbers do not depend on how many
-    cores there are.
+    Faster than threads within an item, and the numbers do not depend on the number of cores.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -71,7 +71,7 @@ def gaussian(vectors: NDArray) -> Gaussian:
 
 
 def frechet(a: Gaussian, b: Gaussian, root_a: Array | None = None) -> float:
-    """Return the squared Fréchet distance; `root_a` is `psd_root(a.cov)` where it is at hand.
+    """Return the squared Fréchet distance; `root_a` is `psd_root(a.cov)` if already computed.
 
     >>> one = Gaussian(np.zeros(3), np.eye(3), 9)
     >>> round(frechet(one, Gaussian(np.ones(3), 4 * np.eye(3), 9)), 9)  # 3 + 3 (1 - 2)²
@@ -84,7 +84,7 @@ def frechet(a: Gaussian, b: Gaussian, root_a: Array | None = None) -> float:
 
 
 class Redrawn:
-    """Distances from `a` of the same embeddings drawn again and again: what every replicate needs is done once.
+    """Distances from `a` of bootstrap draws of the same embeddings; terms that all replicates share are computed once.
 
     The singular values are the roots of the eigenvalues of root_a cov_b root_a, which is the covariance of embeddings
     times root_a; the root loses half the digits of the smallest ones, and leaves about six of the distance.
@@ -96,7 +96,7 @@ class Redrawn:
         self.trace = float(np.trace(a.cov))
 
     def distance(self, counts: NDArray) -> float:
-        """Return the distance of the set in which embedding i of [N] stands `counts[i]` times; two at least."""
+        """Return the distance of the set that holds embedding i of [N] `counts[i]` times, at least two in all."""
         drawn = counts > 0
         weight = counts[drawn].astype(np.float64)
         n = weight.sum()
@@ -172,5 +172,5 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     for label in sorted(statistics.labels, key=LABELS.index):
         mean, cov, n = statistics.labels[label]
         entries |= {f"{label.slug}/mu": mean, f"{label.slug}/sigma": cov, f"{label.slug}/n": np.array(n)}
-    with atomic_path(path) as beside:
-        np.savez_compressed(beside, **entries)  # type: ignore[arg-type]
+    with atomic_path(path) as partial:
+        np.savez_compressed(partial, **entries)  # type: ignore[arg-type]

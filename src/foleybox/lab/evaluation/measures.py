@@ -1,13 +1,13 @@
-"""From embedded clips to figures: every metric of one label, with its interval and the floor beside it.
+"""From embedded clips to figures: every metric of one label, with its interval and the score of real clips.
 
 Letters: N clips, W windows, E embedding width, R bootstrap replicates.
 
-The interval is a bootstrap over the generated clips (never windows: those of one clip are not independent), the
-reference held fixed. A set drawn with replacement holds fewer different clips, which moves every distance up; so the
-replicates are shifted to have the figure as their mean, and the interval says how much the figure would move with
-other clips of the same system at the same n. Precision to coverage ask whether any clip is near, which clips that are
-drawn twice cannot answer twice: their replicates are halves of the clips, drawn without replacement (subsampling;
-Politis & Romano 1994: half of the clips without replacement scatter as all of them do), also shifted.
+The interval is a bootstrap over the generated clips (not over windows: those of one clip are not independent), with the
+reference fixed. A set drawn with replacement holds fewer distinct clips, which increases every distance; therefore the
+replicates are shifted so that their mean is the figure. The interval estimates how much the figure varies over other
+clips of the same system at the same n. Precision to coverage count whether any clip is near, and a clip that is drawn
+twice counts once: their replicates are halves of the clips, drawn without replacement (subsampling; Politis & Romano
+1994: halves without replacement vary as full sets do), also shifted.
 
 A set may be of any size. FD and accuracy are streamed over every clip (`Whole`); what needs the clips themselves, and
 every interval, is computed on `keep` of them, drawn at random: all of them where there are no more.
@@ -30,7 +30,7 @@ from foleybox.labels import LABELS, Label
 
 
 class Metric(NamedTuple):
-    """What a column of a report says."""
+    """A column of a report."""
 
     title: str
     better: int  # +1: more is better, -1: less is better
@@ -58,7 +58,7 @@ METRICS: dict[str, Metric] = {
     "diversity": Metric(
         "diversity", +1, np.inf, "mean distance between two generated clips over that between two of the reference"
     ),
-    "accuracy": Metric("accuracy", +1, 1, "share of generated clips that the tagger hears as their label"),
+    "accuracy": Metric("accuracy", +1, 1, "share of generated clips classified as their label (tagger)"),
 }
 
 
@@ -85,8 +85,9 @@ class MeasureConfig:
             )
 
 
-class Figure(NamedTuple):
-    """A measured number, its interval, and what real clips score at the same n; None where there is none."""
+@dataclass(frozen=True)
+class Figure:
+    """A measured number, its interval, and the score of real clips at the same n (`floor`); None where there is none."""
 
     value: float
     low: float | None = None
@@ -103,23 +104,23 @@ class Measured(NamedTuple):
 
 @dataclass
 class Whole:
-    """What is known of every clip of a set, in memory that does not grow with it."""
+    """Statistics of every clip of a set, in memory that does not grow with the set."""
 
     moments: Moments
     clips: int = 0
     right: float = 0.0
-    "clips that the tagger hears as their label"
+    "clips that the tagger classifies as their label"
 
     def add(self, clips: EmbeddedClips) -> "Whole":
         """Add clips."""
         self.moments.add(flat(clips.vectors))
         self.clips += len(clips.clips)
-        self.right += 0.0 if clips.tags is None else float(heard_right(clips).sum())
+        self.right += 0.0 if clips.tags is None else float(classified_right(clips).sum())
         return self
 
 
 class ClipSet(NamedTuple):
-    """A set of clips of any size: what is known of all of it, and the clips that are kept, in their order."""
+    """A set of clips of any size: statistics of all of it, and the clips that are kept, in their order."""
 
     whole: Whole
     kept: EmbeddedClips
@@ -146,20 +147,20 @@ def gather(
         for label, inside in members.items():
             if label not in wholes:
                 wholes[label] = Whole(Moments(piece.vectors.shape[-1]))
-                kept[label] = _room([clips[i] for i in np.flatnonzero(keep[label]).tolist()], piece)
+                kept[label] = _empty([clips[i] for i in np.flatnonzero(keep[label]).tolist()], piece)
             wholes[label].add(piece.of(np.flatnonzero(inside[here])))
             part = piece.of(np.flatnonzero(keep[label][here]))
             rows = slice(filled[label], filled[label] + len(part.clips))
             filled[label] = rows.stop
-            room = kept[label]
-            room.vectors[rows], room.rates[rows], room.peaks[rows] = part.vectors, part.rates, part.peaks
-            if room.tags is not None:
-                room.tags[rows] = part.tags
+            into = kept[label]
+            into.vectors[rows], into.rates[rows], into.peaks[rows] = part.vectors, part.rates, part.peaks
+            if into.tags is not None:
+                into.tags[rows] = part.tags
     return {label: ClipSet(wholes[label], kept[label]) for label in members}
 
 
-def _room(clips: Sequence[ClipFile], like: EmbeddedClips) -> EmbeddedClips:
-    """Return room for what is kept, taken at once: pieces of it, taken as they come, would break the memory up."""
+def _empty(clips: Sequence[ClipFile], like: EmbeddedClips) -> EmbeddedClips:
+    """Return uninitialised arrays for the clips that are kept, allocated at once to avoid fragmentation."""
     n = len(clips)
     vectors = np.empty((n, *like.vectors.shape[1:]), np.float32)
     tags = None if like.tags is None else np.empty((n, len(LABELS)), np.float32)
@@ -182,7 +183,7 @@ def _draw(inside: NDArray[np.bool_], config: MeasureConfig, stream: int) -> NDAr
 
 @dataclass
 class Reference:
-    """One label's reference: its statistics, and its clips where they are known. What is costly is kept."""
+    """One label's reference: its statistics, and its clips where they are known. Costly terms are computed once."""
 
     statistics: Gaussian
     clips: EmbeddedClips | None = None
@@ -253,14 +254,14 @@ def measure(
                 values["diversity"] = _spread(apart) / usual
                 replicates["diversity"] = np.array([_spread(apart, row) for row in counts]) / usual
     if clips.tags is not None:
-        right = heard_right(clips)
+        right = classified_right(clips)
         values["accuracy"] = whole.right / whole.clips
         replicates["accuracy"] = counts @ right / len(right)
     return Measured(values, replicates)
 
 
 def _apart(clips: EmbeddedClips) -> Array:
-    """Return the distances between the clips, each the mean of its windows: [N, N]."""
+    """Return the distances [N, N] between the clips, each clip the mean of its windows."""
     vectors = clips.vectors.mean(1).astype(np.float64)
     return np.sqrt(squared_distances(vectors, vectors))
 
@@ -272,7 +273,7 @@ def _spread(apart: Array, counts: NDArray | None = None) -> float:
     return float(weight @ (apart - np.diag(np.diag(apart))) @ weight / max(pairs, 1))
 
 
-def heard_right(clips: EmbeddedClips) -> Array:
+def classified_right(clips: EmbeddedClips) -> Array:
     """Return 1 for each clip whose highest tag is its label, else 0: [N]."""
     assert clips.tags is not None
     labels = np.array([clip.label.id if clip.label else -1 for clip in clips.clips])
@@ -327,10 +328,10 @@ def _frechet_replicates(
     return found
 
 
-def floor(
+def real_scores(
     real: EmbeddedClips, reference: Reference, n: int, config: MeasureConfig, stream: int = 0, draws: int = 20
 ) -> tuple[dict[str, float], int]:
-    """Return what real clips score, as the mean of `draws` subsets of n clips, and the n that was possible."""
+    """Return the scores of real clips, as the mean over `draws` subsets of n clips, and the n that was possible."""
     size = min(n, len(real.clips))
     quiet = replace(config, bootstrap=0)
     generator = np.random.default_rng([config.seed, stream, size, 2])
@@ -343,7 +344,7 @@ def floor(
 
 
 def figures(measured: Measured, floors: Mapping[str, float], config: MeasureConfig) -> dict[str, Figure]:
-    """Put value, interval and floor of each metric together."""
+    """Return value, interval and score of real clips of each metric."""
     tail = (1 - config.confidence) / 2
     out = {}
     for name, value in measured.values.items():

@@ -2,19 +2,20 @@
 
 Letters: N queries, M known clips, L samples, B mel bands, T frames, Q frequencies of a spectrum, E embedding width.
 
-Each generated clip is compared with the training clips in four ways: by the waveform's normalised cross-correlation
-over all lags (a shifted, louder or noisier copy), by that of its mel (a copy whose phases differ, as a vocoder's do), by
-how far the nearest mel stands out among those of other recordings (such a copy of a rain: it is not very like its source,
-since a vocoder makes its own noise, but like nothing else at all), and by the cosine of its embedding (the same sound
-re-made). How near is too near is read off real clips: the same comparison of real clips with training clips of other
-recordings, of which `false_alarm` may be flagged.
+Each generated clip is compared with the training clips in four ways: `wave`, the waveform's normalised cross-correlation
+over all lags (a shifted, louder or noisier copy); `mel`, that of its mel (a copy with other phases, as a vocoder makes
+it); `ratio`, the nearest-neighbour ratio of the mel (a vocoded copy of rain: not very similar to its source, since a
+vocoder makes its own noise, but far less similar to any other recording); `embedding`, the cosine of its embedding (the
+same sound made again). The limits come from real clips: the same comparison of real clips with training clips of other
+recordings, of which the share `false_alarm` may be flagged.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +29,16 @@ from foleybox.lab.core.cache import load_wave_cache
 from foleybox.lab.core.clips import ClipFile, find_clips, load_waves
 from foleybox.lab.core.mel import LogMel, MelConfig
 from foleybox.lab.evaluation import page
-from foleybox.lab.evaluation.embeddings import beside, embed_clips, load_embedding
+from foleybox.lab.evaluation.embeddings import embed_clips, load_embedding, parallel_map
 from foleybox.labels import LABELS
 from foleybox.version import __version__
 
 MEL = MelConfig(hop=512, bands=40)
-COPY = 0.9  # a waveform correlation from here up is called a copy whatever real clips do
+COPY = 0.9  # a waveform correlation above this is a copy whatever the limits are
 WAYS = {
     "wave": "waveform, highest normalised cross-correlation over all lags",
     "mel": "square-root mel without each band's mean, highest normalised cross-correlation over all lags",
-    "alone": "1 - (1 - mel of the nearest) / (1 - mel of the nearest other recording): how far the nearest stands out",
+    "ratio": "nearest-neighbour ratio: 1 - (1 - mel of the nearest) / (1 - mel of the nearest other recording)",
     "embedding": "cosine of the clips' mean embeddings, from the training clips' mean",
 }
 
@@ -46,7 +47,7 @@ WAYS = {
 class Audit:
     """Look for copies of training clips among generated clips: waveform, mel and embedding, judged against real clips.
 
-    Exits with 1 if a copy is found. The verdict is evidence to listen to, not a legal opinion.
+    Exits with 1 if a copy is found. A verdict tells which clips to listen to; it is not a legal opinion.
 
     Example: foleybox audit out/ --against ../shared/data/foley:train --html audit.html
     """
@@ -58,7 +59,7 @@ class Audit:
     real: str | None = None
     "real clips that were not trained on, to calibrate with; otherwise training clips against other recordings"
     embedding: Literal["mn04", "vggish", "none"] = "mn04"
-    "what hears likeness; none: waveform and mel only"
+    "of the fourth comparison; none: waveform and mel only"
     weights: Path | None = None
     "the embedding's weights; otherwise found as `foleybox evaluate` finds them"
     seconds: float = 4.0
@@ -72,21 +73,21 @@ class Audit:
     pairs: int = 20
     "pairs to listen to in the page"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    "write all that was found here"
+    "write the result to this file"
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    "write a page with the nearest pairs, playable, here"
+    "write a page with the nearest pairs and players to this file"
 
 
 def audit(config: Audit) -> int:
     """Compare, print a summary, write what was asked for; 1 if a copy was found, else 0."""
     check_writable(config.json, config.html)
-    result, clips, known = run(config)
+    result = run(config)
     print(summary(result))
     if config.json:
-        write_text(config.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_text(config.json, json.dumps(dataclasses.asdict(result), indent=1, ensure_ascii=False) + "\n")
     if config.html:
-        write_html(config, result, clips, known)
-    return 1 if any(record["verdict"] == "copy" for record in result["clips"]) else 0
+        write_html(config, result)
+    return 1 if result.counts()["copy"] else 0
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def mel_spectra(waves: Tensor, front_end: LogMel) -> Tensor:
     """Return the spectra over time [N, Q, B] of unit-length mels of waves [N, L]; silence is all zeros.
 
     The mel is the square root of its magnitude (noise 30 dB down hardly shows) without each band's mean (so that two
-    steady sounds of one colour are not alike: what counts is what happens when).
+    steady sounds of one spectrum are not similar: only changes over time count).
     """
     mel = (front_end(waves) / 2).exp()
     mel = mel - mel.mean(-1, keepdim=True)
@@ -168,7 +169,7 @@ def compare(queries: Sounds, known: Sounds, candidates: int, apart: bool) -> dic
     front_end = LogMel(MEL)
     parts = range(0, len(known.waves), 64)
     spectra = torch.cat(
-        list(beside(lambda at: mel_spectra(known.waves[at : at + 64].float() / 32768, front_end), parts))
+        list(parallel_map(lambda at: mel_spectra(known.waves[at : at + 64].float() / 32768, front_end), parts))
     )
     centre = 0 if known.vectors is None else known.vectors.mean(0)  # or every cosine would be near 1
     own = np.array(known.recordings)
@@ -181,51 +182,52 @@ def compare(queries: Sounds, known: Sounds, candidates: int, apart: bool) -> dic
         barred = torch.zeros(len(waves), len(own), dtype=torch.bool)
         if apart:
             barred = torch.from_numpy(np.array(queries.recordings[rows])[:, None] == own)
-        likeness, lags = mel_correlations(mel_spectra(waves.float() / 32768, front_end), spectra)
-        likenesses = [likeness.masked_fill(barred, -1)]
-        found = {"mel": _best(likenesses[0], lags * (MEL.hop / MEL.rate))}
-        found["alone"] = standing_out(likenesses[0], whose, found["mel"])
+        similarity, lags = mel_correlations(mel_spectra(waves.float() / 32768, front_end), spectra)
+        similarities = [similarity.masked_fill(barred, -1)]
+        found = {"mel": _best(similarities[0], lags * (MEL.hop / MEL.rate))}
+        found["ratio"] = nearest_neighbour_ratio(similarities[0], whose, found["mel"])
         if queries.vectors is not None and known.vectors is not None:
             cosine = unit(queries.vectors[rows] - centre) @ unit(known.vectors - centre).T
-            likenesses.append(cosine.masked_fill(barred, -1))
-            found["embedding"] = _best(likenesses[1], torch.zeros_like(cosine))
-        return {"wave": _nearest_waves(waves, known.waves, likenesses, barred, candidates), **found}
+            similarities.append(cosine.masked_fill(barred, -1))
+            found["embedding"] = _best(similarities[1], torch.zeros_like(cosine))
+        return {"wave": _nearest_waves(waves, known.waves, similarities, barred, candidates), **found}
 
-    chunks = list(beside(nearest, range(0, len(queries.waves), 16)))
+    chunks = list(parallel_map(nearest, range(0, len(queries.waves), 16)))
     return {
         way: Nearest(*(torch.cat(column).numpy() for column in zip(*(each[way] for each in chunks))))
         for way in chunks[0]
     }
 
 
-def _best(likeness: Tensor, lags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    best = likeness.max(1)
+def _best(similarity: Tensor, lags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    best = similarity.max(1)
     return best.indices, best.values.double(), lags.gather(1, best.indices[:, None])[:, 0].double()
 
 
-def standing_out(
-    likeness: Tensor, whose: Tensor, nearest: tuple[Tensor, Tensor, Tensor]
+def nearest_neighbour_ratio(
+    similarity: Tensor, whose: Tensor, nearest: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the `nearest` of likenesses [N, M] with another value: how far it stands out among other recordings.
+    """Return the `nearest` of similarities [N, M] with another value, the nearest-neighbour ratio.
 
-    `whose` [M] numbers the recordings of the known clips. 0: the nearest clip of another recording is as near; 1: the
-    nearest is the query itself. What is 0.77 to its source and 0.19 to everything else stands out by 0.72, as a vocoded
-    copy of a rain does; two real clips of different recordings by 0.04 (median).
+    `whose` [M] numbers the recordings of the known clips. The ratio is 1 - (1 - s1) / (1 - s2), with s1 the similarity of
+    the nearest clip and s2 that of the nearest clip of another recording. 0: another recording is as near; 1: the nearest
+    is the query itself. A vocoded copy of rain with s1 = 0.77 and s2 = 0.19 has 0.72; the median of real clips against
+    other recordings is 0.04.
     """
     index, value, lag = nearest
-    other = likeness.masked_fill(whose == whose[index, None], -1).max(1).values.double()
+    other = similarity.masked_fill(whose == whose[index, None], -1).max(1).values.double()
     return index, 1 - (1 - value) / (1 - other).clamp(min=1e-6), lag
 
 
 def _nearest_waves(
-    waves: Tensor, known: Tensor, likenesses: Sequence[Tensor], barred: Tensor, candidates: int
+    waves: Tensor, known: Tensor, similarities: Sequence[Tensor], barred: Tensor, candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compare each wave with its candidates; [N] index, correlation, lag in seconds."""
     index, value, lag = [], [], []
     for row, wave in enumerate(waves):
         if candidates:
-            near = [likenesses[0][row].topk(min(candidates, len(known))).indices]
-            near += [each[row].topk(min(max(1, candidates // 4), len(known))).indices for each in likenesses[1:]]
+            near = [similarities[0][row].topk(min(candidates, len(known))).indices]
+            near += [each[row].topk(min(max(1, candidates // 4), len(known))).indices for each in similarities[1:]]
             chosen = torch.cat(near).unique()
         else:
             chosen = torch.arange(len(known))
@@ -245,7 +247,7 @@ def _nearest_waves(
 
 
 def thresholds(real: dict[str, Nearest], false_alarm: float) -> dict[str, float]:
-    """Return the likeness, each way, that real clips exceed in `false_alarm` / (number of ways) of all cases."""
+    """Return the similarity, each way, that real clips exceed in `false_alarm` / (number of ways) of all cases."""
     share = false_alarm / len(real)
     return {way: float(np.quantile(each.value, 1 - share, method="higher")) for way, each in real.items()}
 
@@ -260,12 +262,75 @@ def flags(found: dict[str, Nearest], limits: dict[str, float]) -> list[list[str]
 
 
 def verdict(by: Sequence[str], wave: float) -> str:
-    """Return `copy` (the waveform itself), `close` (nearer, in some way, than real clips are to others), or `own`."""
+    """Return `copy` (the waveform itself), `close` (above a limit of real clips), or `own`."""
     return "copy" if wave > COPY else "close" if by else "own"
 
 
-def run(config: Audit) -> tuple[dict[str, Any], list[ClipFile], list[ClipFile]]:
-    """Return what was found, as JSON would hold it, with the clips it speaks of."""
+@dataclass(frozen=True)
+class Neighbour:
+    """The nearest training clip of a generated one, in one way."""
+
+    similarity: float
+    nearest: str
+    "path of the training clip"
+    recording: str
+    lag_ms: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A generated clip and its nearest training clips, by way."""
+
+    file: str
+    label: str
+    verdict: str
+    "copy, close or own"
+    by: list[str]
+    "the ways in which it is above the limit"
+    nearest: dict[str, Neighbour]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Similarities in one way: minimum, quartiles and maximum."""
+
+    what: str
+    real_quantiles: list[float]
+    generated_quantiles: list[float]
+    limit: float
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The result of an audit; the JSON file has the same keys. Version 1 called `ratio` `alone` and similarity likeness."""
+
+    foleybox: str
+    generated: str
+    against: str
+    against_clips: int
+    calibrated_on: str
+    real_clips: int
+    real_flagged: int
+    false_alarm: float
+    chance: float
+    "expected share of flagged clips among clips that copy nothing"
+    embedding: str
+    candidates: int
+    seconds: float
+    ways: dict[str, Way]
+    clips: list[Verdict]
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)
+    "by slug: n, copy, close, own"
+    version: int = 2
+
+    def counts(self, label: str | None = None) -> dict[str, int]:
+        """Return the number of verdicts of each kind, of one label or of all."""
+        words = [each.verdict for each in self.clips if label in (None, each.label)]
+        return {"n": len(words), **{word: words.count(word) for word in ("copy", "close", "own")}}
+
+
+def run(config: Audit) -> AuditResult:
+    """Compare every generated clip with the training clips and return the result."""
     if not 0 < config.false_alarm < 1 or config.calibration < 2 or config.candidates < 0:
         raise UserError(
             f"false alarm {config.false_alarm}, calibration {config.calibration}, candidates {config.candidates}: expected "
@@ -284,40 +349,41 @@ def run(config: Audit) -> tuple[dict[str, Any], list[ClipFile], list[ClipFile]]:
     real = compare(prepared[1], prepared[0], config.candidates, apart=True)
     limits = thresholds(real, config.false_alarm)
     found = compare(prepared[2], prepared[0], config.candidates, apart=False)
-    by = flags(found, limits)
-    records = []
-    for i, clip in enumerate(clips):
-        nearest = {
-            way: {
-                "likeness": round(float(each.value[i]), 6),
-                "nearest": str(known[int(each.known[i])].path),
-                "recording": known[int(each.known[i])].recording,
-                "lag_ms": round(1000 * float(each.lag[i]), 3),
-            }
-            for way, each in found.items()
-        }
-        word = verdict(by[i], float(found["wave"].value[i]))
-        label = clip.label.slug if clip.label else ""
-        records.append({"file": str(clip.path), "label": label, "verdict": word, "by": by[i], "nearest": nearest})
-    real_by = flags(real, limits)
-    result = {
-        "foleybox": __version__,
-        "generated": config.generated,
-        "against": config.against,
-        "against_clips": len(known),
-        "calibrated_on": config.real or f"{config.against}, against other recordings",
-        "real_clips": len(calibrating),
-        "real_flagged": sum(map(bool, real_by)),
-        "false_alarm": config.false_alarm,
-        "chance": max(config.false_alarm, len(real) / (len(calibrating) + 1)),
-        "embedding": config.embedding,
-        "candidates": config.candidates,
-        "seconds": config.seconds,
-        "ways": {way: {"what": WAYS[way], **_spread(real[way], found[way]), "limit": limits[way]} for way in found},
-        "labels": _by_label(records),
-        "clips": records,
-    }
-    return result, clips, known
+    verdicts = []
+    for i, (clip, by) in enumerate(zip(clips, flags(found, limits), strict=True)):
+        nearest = {way: _neighbour(each, i, known) for way, each in found.items()}
+        word = verdict(by, float(found["wave"].value[i]))
+        verdicts.append(Verdict(str(clip.path), clip.label.slug if clip.label else "", word, by, nearest))
+    result = AuditResult(
+        foleybox=__version__,
+        generated=config.generated,
+        against=config.against,
+        against_clips=len(known),
+        calibrated_on=config.real or f"{config.against}, against other recordings",
+        real_clips=len(calibrating),
+        real_flagged=sum(map(bool, flags(real, limits))),
+        false_alarm=config.false_alarm,
+        chance=max(config.false_alarm, len(real) / (len(calibrating) + 1)),
+        embedding=config.embedding,
+        candidates=config.candidates,
+        seconds=config.seconds,
+        ways={way: Way(WAYS[way], _quantiles(real[way]), _quantiles(found[way]), limits[way]) for way in found},
+        clips=verdicts,
+    )
+    by_label = {label.slug: result.counts(label.slug) for label in LABELS}
+    return dataclasses.replace(result, labels={k: v for k, v in by_label.items() if v["n"]})
+
+
+def _neighbour(found: Nearest, i: int, known: Sequence[ClipFile]) -> Neighbour:
+    clip = known[int(found.known[i])]
+    return Neighbour(
+        round(float(found.value[i]), 6), str(clip.path), clip.recording, round(1000 * float(found.lag[i]), 3)
+    )
+
+
+def _quantiles(found: Nearest) -> list[float]:
+    """Return minimum, quartiles and maximum."""
+    return [round(float(q), 6) for q in np.quantile(found.value, (0, 0.25, 0.5, 0.75, 1))]
 
 
 def _prepare(clips: Sequence[ClipFile], config: Audit, keep: bool) -> Sounds:
@@ -330,114 +396,93 @@ def _prepare(clips: Sequence[ClipFile], config: Audit, keep: bool) -> Sounds:
     return Sounds(waves, vectors, tuple(clip.recording for clip in clips))
 
 
-def _spread(real: Nearest, found: Nearest) -> dict[str, list[float]]:
-    """Return the quartiles and ends of both distributions."""
-    points = (0, 0.25, 0.5, 0.75, 1)
-    return {
-        "real_quantiles": [round(float(q), 6) for q in np.quantile(real.value, points)],
-        "generated_quantiles": [round(float(q), 6) for q in np.quantile(found.value, points)],
-    }
+# --- reports ------------------------------------------------------------------------------------------------------
 
 
-def _by_label(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    table = {}
-    for label in LABELS:
-        words = [record["verdict"] for record in records if record["label"] == label.slug]
-        if words:
-            table[label.slug] = {"n": len(words), **{word: words.count(word) for word in ("copy", "close", "own")}}
-    return table
-
-
-# --- telling ------------------------------------------------------------------------------------------------------
-
-
-def summary(result: dict[str, Any]) -> str:
+def summary(result: AuditResult) -> str:
     """Return the verdicts in a few lines."""
-    total = len(result["clips"])
-    words = [record["verdict"] for record in result["clips"]]
+    found = result.counts()
     lines = [
-        f"{total} clips of {result['generated']} against {result['against_clips']} of {result['against']}: "
-        f"{words.count('copy')} copies, {words.count('close')} close, {words.count('own')} their own",
-        f"calibrated on {result['real_clips']} real clips ({result['calibrated_on']}): "
-        f"{result['real_flagged']} of them flagged; of {total} clips that copy nothing about "
-        f"{result['chance'] * total:.0f} would be called close by chance",
+        f"{found['n']} clips of {result.generated} against {result.against_clips} of {result.against}: "
+        f"{found['copy']} copies, {found['close']} close, {found['own']} their own",
+        f"calibrated on {result.real_clips} real clips ({result.calibrated_on}): "
+        f"{result.real_flagged} of them flagged; of {found['n']} clips that copy nothing about "
+        f"{result.chance * found['n']:.0f} would be called close by chance",
     ]
-    for way, each in result["ways"].items():
-        real, generated = each["real_quantiles"], each["generated_quantiles"]
+    for name, way in result.ways.items():
+        real, generated = way.real_quantiles, way.generated_quantiles
         lines.append(
-            f"  {way:9} limit {each['limit']:.3f}   median real {real[2]:.3f}, generated {generated[2]:.3f}   "
+            f"  {name:9} limit {way.limit:.3f}   median real {real[2]:.3f}, generated {generated[2]:.3f}   "
             f"highest real {real[4]:.3f}, generated {generated[4]:.3f}"
         )
-    for record in ranked(result):
-        if record["verdict"] != "own":
-            near = record["nearest"][record["by"][0]]
-            lines.append(f"{record['verdict']:5} {record['file']}  <-  {near['nearest']}  ({', '.join(record['by'])})")
+    for clip in ranked(result):
+        if clip.verdict != "own":
+            near = clip.nearest[clip.by[0]]
+            lines.append(f"{clip.verdict:5} {clip.file}  <-  {near.nearest}  ({', '.join(clip.by)})")
     return "\n".join(lines)
 
 
-def ranked(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the records, the nearest to their limits first."""
+def ranked(result: AuditResult) -> list[Verdict]:
+    """Return the clips, those nearest to a limit first."""
 
-    def excess(record: dict[str, Any]) -> float:
-        ways = record["nearest"].items()
-        return max((1 - result["ways"][way]["limit"] + 1e-3) / (1 - each["likeness"] + 1e-3) for way, each in ways)
+    def excess(clip: Verdict) -> float:
+        ways = clip.nearest.items()
+        return max((1 - result.ways[way].limit + 1e-3) / (1 - each.similarity + 1e-3) for way, each in ways)
 
-    return sorted(result["clips"], key=lambda record: (record["verdict"] != "copy", -excess(record), record["file"]))
+    return sorted(result.clips, key=lambda clip: (clip.verdict != "copy", -excess(clip), clip.file))
 
 
-def write_html(config: Audit, result: dict[str, Any], clips: Sequence[ClipFile], known: Sequence[ClipFile]) -> None:
-    """Write the page: the verdicts, the distributions, the nearest pairs to listen to."""
+def nearest_way(result: AuditResult, clip: Verdict) -> str:
+    """Return the way in which a clip is furthest above its limit."""
+    return max(clip.nearest, key=lambda way: clip.nearest[way].similarity - result.ways[way].limit)
+
+
+def write_html(config: Audit, result: AuditResult) -> None:
+    """Write the page: verdicts, similarities, and the nearest pairs with players."""
     assert config.html is not None
-    sounds = page.Sounds(config.html)
-    words = [record["verdict"] for record in result["clips"]]
+    sounds, found = page.Sounds(config.html), result.counts()
     parts = [
-        f"<h1>Originality of {page.escape(result['generated'])}</h1>",
-        f"<p>{words.count('copy')} copies, {words.count('close')} close, {words.count('own')} their own, of "
-        f"{len(words)} clips. <b>Copy</b>: the waveform itself is a training clip's. <b>Close</b>: nearer to a training "
-        "clip, in some way, than real clips are to other recordings; listen. This is evidence, not a legal opinion.</p>",
+        f"<h1>Originality of {page.escape(result.generated)}</h1>",
+        f"<p>{found['copy']} copies, {found['close']} close, {found['own']} their own, of {found['n']} clips. "
+        "<b>Copy</b>: the waveform is that of a training clip. <b>Close</b>: more similar to a training clip, in some way, "
+        "than real clips are to other recordings. Listen before you decide: this is not a legal opinion.</p>",
         page.definitions(
             [
-                ("against", f"{result['against']} ({result['against_clips']} clips)"),
-                (
-                    "calibrated on",
-                    f"{result['calibrated_on']}: {result['real_clips']} clips, {result['real_flagged']} flagged",
-                ),
-                ("by chance", f"about {result['chance']:.1%} of clips that copy nothing are called close"),
-                ("embedding", result["embedding"]),
-                ("clips", f"cut or zero-padded at the end to {result['seconds']:g} s"),
+                ("against", f"{result.against} ({result.against_clips} clips)"),
+                ("calibrated on", f"{result.calibrated_on}: {result.real_clips} clips, {result.real_flagged} flagged"),
+                ("by chance", f"about {result.chance:.1%} of clips that copy nothing are called close"),
+                ("embedding", result.embedding),
+                ("clips", f"cut or zero-padded at the end to {result.seconds:g} s"),
             ]
         ),
-        "<h2>How near</h2>",
+        "<h2>Similarity</h2>",
         page.table(
             ["way", "limit", "real: median", "highest", "generated: median", "highest"],
             [
-                [way, f"{each['limit']:.3f}"]
-                + [f"{each[key][i]:.3f}" for key in ("real_quantiles", "generated_quantiles") for i in (2, 4)]
-                for way, each in result["ways"].items()
+                [name, f"{way.limit:.3f}"]
+                + [f"{each[i]:.3f}" for each in (way.real_quantiles, way.generated_quantiles) for i in (2, 4)]
+                for name, way in result.ways.items()
             ],
         ),
-        page.definitions([(way, each["what"]) for way, each in result["ways"].items()]),
+        page.definitions([(name, way.what) for name, way in result.ways.items()]),
         "<h2>Verdicts</h2>",
         page.table(
             ["label", "n", "copy", "close", "own"],
-            [
-                [slug, *(str(row[key]) for key in ("n", "copy", "close", "own"))]
-                for slug, row in result["labels"].items()
-            ],
+            [[slug, *(str(row[key]) for key in ("n", "copy", "close", "own"))] for slug, row in result.labels.items()],
         ),
-        f"<h2>The {min(config.pairs, len(words))} nearest pairs</h2>",
+        f"<h2>The {min(config.pairs, found['n'])} nearest pairs</h2>",
     ]
-    for record in ranked(result)[: config.pairs]:
-        way = max(record["nearest"], key=lambda w: record["nearest"][w]["likeness"] - result["ways"][w]["limit"])
-        near = record["nearest"][way]
+    for clip in ranked(result)[: config.pairs]:
+        way = nearest_way(result, clip)
+        near = clip.nearest[way]
         rows = [
-            [w, f"{each['likeness']:.3f}", "–" if w == "embedding" else f"{each['lag_ms']:+.0f} ms"]
-            for w, each in record["nearest"].items()
+            [name, f"{each.similarity:.3f}", "–" if name == "embedding" else f"{each.lag_ms:+.0f} ms"]
+            for name, each in clip.nearest.items()
         ]
         parts.append(
-            f'<div class="pair">{sounds.figure(Path(record["file"]), "generated: " + record["file"], config.seconds)}'
-            f"{sounds.figure(Path(near['nearest']), f'nearest by {way}: ' + near['nearest'], config.seconds)}"
-            f"<div><b>{record['verdict']}</b> {page.escape(', '.join(record['by']))}"
-            f"{page.table(['way', 'likeness', 'lag'], rows)}</div></div>"
+            f'<div class="pair">{sounds.figure(Path(clip.file), "generated: " + clip.file, config.seconds)}'
+            f"{sounds.figure(Path(near.nearest), f'nearest by {way}: ' + near.nearest, config.seconds)}"
+            f"<div><b>{clip.verdict}</b> {page.escape(', '.join(clip.by))}"
+            f"{page.table(['way', 'similarity', 'lag'], rows)}</div></div>"
         )
-    page.save(config.html, f"foleybox audit: {result['generated']}", "\n".join(parts))
+    page.save(config.html, f"foleybox audit: {result.generated}", "\n".join(parts))

@@ -1,4 +1,4 @@
-"""`foleybox evaluate`: what it refuses, what it states, and that it says the same twice."""
+"""`foleybox evaluate`: the figures, their JSON, tables and page, and the inputs that are refused."""
 
 import base64
 import json
@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from toy_embedding import RATE, ToyEmbedding, sounds, toy
 
 from foleybox.audio import write_wave
 from foleybox.errors import UserError
+from foleybox.lab.core.clips import find_clips
 from foleybox.lab.evaluation import page
+from foleybox.lab.evaluation.evaluate import Evaluate, _check_official, budget, evaluate, run
 from foleybox.lab.evaluation.frechet import Gaussian, Statistics, write_statistics
 from foleybox.lab.evaluation.measures import MeasureConfig
-from foleybox.lab.evaluation.report import Evaluate, _check_official, evaluate, run
+from foleybox.lab.evaluation.result import Protocol, read_result, write_result
+from foleybox.lab.evaluation.signal import signal_measures
 from foleybox.lab.evaluation.tables import PRINTED, differences, markdown, number, printed_title
 from foleybox.labels import LABELS
 
@@ -51,53 +55,55 @@ def test_two_runs_with_one_seed_write_the_same_json(toy: ToyEmbedding, folders: 
 
 
 def test_the_reference_itself_is_at_no_distance_and_covers_itself(toy: ToyEmbedding, folders: Path) -> None:
-    figures = run(asked(folders, str(folders / "real")))["systems"][0]["mean"]["figures"]
-    assert abs(figures["frechet"]["value"]) < 1e-5
-    assert figures["precision"]["value"] == figures["coverage"]["value"] == 1
-    assert figures["accuracy"]["value"] == 1
+    figures = run(asked(folders, str(folders / "real"))).systems[0].mean.figures
+    assert abs(figures["frechet"].value) < 1e-5
+    assert figures["precision"].value == figures["coverage"].value == 1
+    assert figures["accuracy"].value == 1
 
 
-def test_every_figure_has_its_n_its_interval_and_its_floor(toy: ToyEmbedding, folders: Path) -> None:
+def test_every_figure_has_its_n_its_interval_and_the_score_of_real_clips(toy: ToyEmbedding, folders: Path) -> None:
     result = run(asked(folders, floor=str(folders / "fake")))
-    part = result["systems"][0]["labels"]["rain"]
-    assert (part["n"], part["windows"], part["floor_n"]) == (8, 24, 8)
-    for name, figure in part["figures"].items():
-        assert figure["floor"] is not None, name
+    part = result.systems[0].labels["rain"]
+    assert (part.n, part.windows, part.floor_n) == (8, 24, 8)
+    for name, figure in part.figures.items():
+        assert figure.floor is not None, name
         of_halves = name in ("precision", "recall", "density", "coverage")  # four clips have no five neighbours
-        assert (figure["low"] is None) == of_halves, name
-    assert part["figures"]["frechet"]["floor"] == part["figures"]["frechet"]["value"]  # the same clips
-    protocol = result["protocol"]
-    assert protocol["embedding"] == "toy"
-    assert protocol["windows"] == toy.rule
-    assert protocol["reference_clips"]["rain"] == 8
+        assert (figure.low is None) == of_halves, name
+    assert part.figures["frechet"].floor == part.figures["frechet"].value  # the same clips
+    protocol = result.protocol
+    assert protocol.embedding == "toy"
+    assert protocol.windows == toy.rule
+    assert protocol.reference_clips["rain"] == 8
 
 
 def test_of_many_clips_the_distance_is_over_all_and_the_rest_over_a_stated_draw(
     toy: ToyEmbedding, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("foleybox.lab.evaluation.embeddings.PIECE", 5)
-    every = run(asked(folders))["systems"][0]
+    every = run(asked(folders)).systems[0]
     result = run(asked(folders, measure=MeasureConfig(bootstrap=20, keep=6)))
-    few = result["systems"][0]
-    for part, whole in ((few["labels"]["rain"], every["labels"]["rain"]), (few["pooled"], every["pooled"])):
-        assert (part["n"], part["windows"], part["kept"]) == (whole["n"], whole["windows"], 6)
-        for name, figure in part["figures"].items():
+    few = result.systems[0]
+    assert few.pooled
+    assert every.pooled
+    for part, whole in ((few.labels["rain"], every.labels["rain"]), (few.pooled, every.pooled)):
+        assert (part.n, part.windows, part.kept) == (whole.n, whole.windows, 6)
+        for name, figure in part.figures.items():
             exact = name in ("frechet", "accuracy")
-            assert (figure["value"] == pytest.approx(whole["figures"][name]["value"], abs=2e-6)) >= exact, name
-        assert part["figures"]["kad"]["value"] != whole["figures"]["kad"]["value"]
+            assert (figure.value == pytest.approx(whole.figures[name].value, abs=2e-6)) >= exact, name
+        assert part.figures["kad"].value != whole.figures["kad"].value
     assert "| Rain | 8 (6 drawn) |" in markdown(result)
-    assert any("wider than those of all" in note for note in result["notes"])
-    assert any("Of the reference, KAD to coverage" in note for note in result["notes"])
+    assert any("wider than those of all" in note for note in result.notes)
+    assert any("Of the reference, KAD to coverage" in note for note in result.notes)
 
 
-def test_wrong_labels_are_far_and_heard(toy: ToyEmbedding, folders: Path) -> None:
+def test_wrong_labels_are_far_and_classified_as_wrong(toy: ToyEmbedding, folders: Path) -> None:
     (folders / "fake" / "Rain").rename(folders / "fake" / "swap")
     (folders / "fake" / "DogBark").rename(folders / "fake" / "Rain")
     (folders / "fake" / "swap").rename(folders / "fake" / "DogBark")
-    labels = run(asked(folders))["systems"][0]["labels"]
-    assert labels["rain"]["figures"]["frechet"]["value"] > 20 * labels["keyboard"]["figures"]["frechet"]["value"]
-    assert labels["rain"]["figures"]["accuracy"]["value"] == 0
-    assert labels["rain"]["figures"]["precision"]["value"] == 0
+    labels = run(asked(folders)).systems[0].labels
+    assert labels["rain"].figures["frechet"].value > 20 * labels["keyboard"].figures["frechet"].value
+    assert labels["rain"].figures["accuracy"].value == 0
+    assert labels["rain"].figures["precision"].value == 0
 
 
 def test_the_tables_state_embedding_windows_reference_and_n(toy: ToyEmbedding, folders: Path) -> None:
@@ -109,7 +115,7 @@ def test_the_tables_state_embedding_windows_reference_and_n(toy: ToyEmbedding, f
         str(folders / "real"),
         "8 to 8 clips",
         "| Rain | 8 |",
-        "real, floor of Rain",
+        "real clips, Rain",
     ):
         assert stated in text
     header, _, measured, *_ = text[text.index("## Printed figures") :].splitlines()[4:]
@@ -119,19 +125,19 @@ def test_the_tables_state_embedding_windows_reference_and_n(toy: ToyEmbedding, f
 
 
 def test_a_statistics_file_gives_the_same_distance_as_its_clips(toy: ToyEmbedding, folders: Path) -> None:
-    whole = run(asked(folders, statistics=folders / "real.npz"))["systems"][0]
-    only = run(asked(folders, reference=str(folders / "real.npz")))["systems"][0]
-    for slug, part in only["labels"].items():
-        assert part["figures"]["frechet"]["value"] == whole["labels"][slug]["figures"]["frechet"]["value"]
-        assert set(part["figures"]) == {"frechet", "frechet_infinity", "accuracy"}
-    assert only["pooled"] is None
+    whole = run(asked(folders, statistics=folders / "real.npz")).systems[0]
+    only = run(asked(folders, reference=str(folders / "real.npz"))).systems[0]
+    for slug, part in only.labels.items():
+        assert part.figures["frechet"].value == whole.labels[slug].figures["frechet"].value
+        assert set(part.figures) == {"frechet", "frechet_infinity", "accuracy"}
+    assert only.pooled is None
 
 
-def test_an_earlier_run_stands_beside_if_it_was_measured_alike(toy: ToyEmbedding, folders: Path) -> None:
+def test_an_earlier_result_is_shown_too_if_it_was_measured_alike(toy: ToyEmbedding, folders: Path) -> None:
     evaluate(asked(folders, json=folders / "a.json"))
     result = run(asked(folders, str(folders / "real"), compare=(folders / "a.json",)))
-    assert [record["name"] for record in result["systems"]] == ["real", "fake"]
-    with pytest.raises(UserError, match="do not belong side by side"):
+    assert [record.name for record in result.systems] == ["real", "fake"]
+    with pytest.raises(UserError, match="such figures cannot be compared"):
         run(asked(folders, seconds=0.75, compare=(folders / "a.json",)))
     earlier = json.loads((folders / "a.json").read_text())
     earlier["protocol"]["reference_sha256"] = "0" * 16  # other clips, as many
@@ -139,16 +145,16 @@ def test_an_earlier_run_stands_beside_if_it_was_measured_alike(toy: ToyEmbedding
     with pytest.raises(UserError, match="measured with reference_sha256 0000"):
         run(asked(folders, compare=(folders / "other.json",)))
     (folders / "bad.json").write_text("[1]")
-    with pytest.raises(UserError, match="--compare expects"):
+    with pytest.raises(UserError, match="expected a JSON file of"):
         run(asked(folders, compare=(folders / "bad.json",)))
 
 
-def test_32_clips_are_named_differently_and_never_beside_others(toy: ToyEmbedding, tmp_path: Path) -> None:
+def test_32_clips_are_named_differently_and_not_comparable_with_others(toy: ToyEmbedding, tmp_path: Path) -> None:
     sounds(tmp_path / "real", count=8)
     sounds(tmp_path / "fake", count=33, seed=1, samples=4_000)
     result = run(asked(tmp_path, mode="cmu32", json=tmp_path / "a.json"))
-    assert result["protocol"]["distance"] == "FD at 32 clips"
-    assert {part["n"] for part in result["systems"][0]["labels"].values()} == {32}
+    assert result.protocol.distance == "FD at 32 clips"
+    assert {part.n for part in result.systems[0].labels.values()} == {32}
     evaluate(asked(tmp_path, mode="cmu32", json=tmp_path / "a.json"))
     with pytest.raises(UserError, match="measured with mode cmu32"):
         run(asked(tmp_path, compare=(tmp_path / "a.json",)))
@@ -191,7 +197,7 @@ def spoil(folder: Path, how: str) -> None:
         ("text", "003.wav"),
     ],
 )
-def test_clips_that_give_no_honest_figure_are_one_clear_line(
+def test_clips_that_give_no_valid_figure_are_one_clear_line(
     toy: ToyEmbedding, folders: Path, how: str, complaint: str
 ) -> None:
     spoil(folders, how)
@@ -201,10 +207,10 @@ def test_clips_that_give_no_honest_figure_are_one_clear_line(
     assert not (folders / "a.json").exists()
 
 
-def test_silent_clips_and_fewer_labels_are_measured_when_asked_for_and_said(toy: ToyEmbedding, folders: Path) -> None:
+def test_silent_clips_and_fewer_labels_are_measured_on_request_and_reported(toy: ToyEmbedding, folders: Path) -> None:
     spoil(folders, "silent")
-    assert any("1 clips are silent" in note for note in run(asked(folders, keep_silent=True))["notes"])
-    assert set(run(asked(folders, labels=("dog_bark", "Keyboard")))["systems"][0]["labels"]) == {"dog_bark", "keyboard"}
+    assert any("1 clips are silent" in note for note in run(asked(folders, keep_silent=True)).notes)
+    assert set(run(asked(folders, labels=("dog_bark", "Keyboard"))).systems[0].labels) == {"dog_bark", "keyboard"}
 
 
 @pytest.mark.parametrize(
@@ -300,9 +306,9 @@ def test_the_official_protocol_takes_a_hundred_clips_and_names_its_score(toy: To
         tmp_path / "s.npz", Statistics({label: Gaussian(np.zeros(8), np.eye(8), 1000) for label in LABELS}, "")
     )
     result = run(asked(tmp_path, mode="official", reference=str(tmp_path / "s.npz"), seconds=4.0))
-    assert result["protocol"]["distance"] == "FAD (challenge protocol)"
-    assert {part["n"] for part in result["systems"][0]["labels"].values()} == {100}
-    assert "kad" not in result["systems"][0]["mean"]["figures"]
+    assert result.protocol.distance == "FAD (challenge protocol)"
+    assert {part.n for part in result.systems[0].labels.values()} == {100}
+    assert "kad" not in result.systems[0].mean.figures
 
 
 def test_ninety_nine_clips_are_not_a_hundred(tmp_path: Path) -> None:
@@ -332,7 +338,7 @@ def test_the_page_loads_nothing_and_plays_the_clips(toy: ToyEmbedding, folders: 
     np.testing.assert_allclose(played, real, atol=2 / 32_768)
 
 
-def test_many_sounds_go_into_a_folder_beside_the_page(folders: Path) -> None:
+def test_many_sounds_go_into_a_folder_next_to_the_page(folders: Path) -> None:
     sounds_of_page = page.Sounds(folders / "r.html", limit=0)
     figure = sounds_of_page.figure(folders / "real" / "Rain" / "000.wav", "rain", 1.0)
     source = re.search(r'<audio[^>]* src="([^"]+)"', figure)
@@ -346,11 +352,17 @@ def test_names_cannot_write_html(toy: ToyEmbedding, folders: Path) -> None:
     assert "<script" not in (folders / "r.html").read_text(encoding="utf-8")
 
 
-def test_a_plot_puts_larger_values_further_right() -> None:
-    line = [page.Point(1.0, 0.5, 2.0), None, page.Point(3.0, None, None)]
-    places = re.findall(r'<circle cx="([\d.]+)"', page.dot_plot("x", ["a", "b", "c"], [("s", line)], [0.8, None, None]))
-    assert len(places) == 2
-    assert float(places[0]) < float(places[1])
+def test_the_plot_shows_every_value_its_interval_and_the_score_of_real_clips(toy: ToyEmbedding, folders: Path) -> None:
+    result = run(asked(folders))
+    drawn = page.plot(result, ["frechet", "accuracy"])
+    axes = drawn.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == [*(label.name for label in LABELS), "mean of 7", "pooled"]
+    figures = [part.figures["frechet"] for part in result.systems[0].labels.values()]
+    dots, marks = axes.lines[0], axes.lines[-1]
+    np.testing.assert_allclose(np.asarray(dots.get_xdata())[:7], [figure.value for figure in figures])
+    np.testing.assert_allclose(np.asarray(marks.get_xdata())[:7], [figure.floor or np.nan for figure in figures])
+    assert page.png(drawn).startswith(b"\x89PNG")
 
 
 # --- printed figures ----------------------------------------------------------------------------------------------
@@ -363,6 +375,15 @@ def test_printed_means_are_the_means_of_their_rows() -> None:
     assert {row.mean for row in PRINTED} >= {9.702, 6.616, 4.833, 5.060}
 
 
+def some_protocol(**changes: Any) -> Protocol:
+    values: dict[str, Any] = {
+        **{"mode": "default", "distance": "FD", "embedding": "toy", "width": 8, "windows": "w", "weights": "none"},
+        **{"seconds": 4.0, "reference": "real", "reference_clips": {"rain": 8}, "reference_windows": {"rain": 24}},
+        **{"floor": None, "k": 5, "seed": 0, "bootstrap": 20, "confidence": 0.95},
+    }
+    return Protocol(**{**values, **changes})
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -372,12 +393,13 @@ def test_printed_means_are_the_means_of_their_rows() -> None:
         ({"mode": "cmu32"}, "OTHER protocol"),
     ],
 )
-def test_a_printed_column_says_in_what_it_was_measured_otherwise(changes: dict[str, str], expected: str) -> None:
+def test_a_printed_column_says_what_was_measured_differently(changes: dict[str, str], expected: str) -> None:
     same = {"mode": "official", "embedding": "vggish-official", "reference": "x/dcase2023_eval_vggish_stats.npz"}
+    protocol = some_protocol(**{**same, **changes})
     cmu = next(row for row in PRINTED if row.system.startswith("CMU"))
-    assert differences(PRINTED[0], {**same, **changes}) == expected
-    assert differences(cmu, {**same, **changes}).removeprefix("OTHER embedding; ") == "reference and n not stated"
-    assert ("same protocol" in printed_title({**same, **changes})) == (expected == "")
+    assert differences(PRINTED[0], protocol) == expected
+    assert differences(cmu, protocol).removeprefix("OTHER embedding; ") == "reference and n not stated"
+    assert ("same protocol" in printed_title(protocol)) == (expected == "")
 
 
 def test_numbers_keep_three_digits() -> None:
@@ -385,4 +407,72 @@ def test_numbers_keep_three_digits() -> None:
 
 
 def test_json_of_a_run_is_plain(toy: ToyEmbedding, folders: Path) -> None:
-    assert json.loads(json.dumps(run(asked(folders)), allow_nan=False))["protocol"]["mode"] == "default"
+    text = write_result(run(asked(folders)))
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name))["protocol"]["mode"] == "default"
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_read_back_as_it_was_written(toy: ToyEmbedding, folders: Path) -> None:
+    result = run(asked(folders, signal=True, about=("a test",)))
+    (folders / "a.json").write_text(write_result(result), encoding="utf-8")
+    assert read_result(folders / "a.json") == result
+
+
+def test_a_result_of_version_1_is_read(toy: ToyEmbedding, folders: Path) -> None:
+    values = json.loads(write_result(run(asked(folders))))
+    for key in ("version", "command", "commit"):
+        del values[key]
+    del values["protocol"]["reference_sha256"], values["protocol"]["keep"]
+    for system in values["systems"]:
+        del system["run"], system["mean"]["signal"]
+        for part in [*system["labels"].values(), system["pooled"]]:
+            del part["signal"]
+    (folders / "old.json").write_text(json.dumps(values), encoding="utf-8")
+    assert read_result(folders / "old.json").systems[0].labels["rain"].n == 8
+    assert len(run(asked(folders, compare=(folders / "old.json",))).systems) == 2
+    (folders / "new.json").write_text(json.dumps({**values, "version": 3}), encoding="utf-8")
+    with pytest.raises(UserError, match="is of version 3, this foleybox reads up to 2"):
+        read_result(folders / "new.json")
+
+
+def test_a_result_records_the_command_and_the_seeds_and_budget_of_its_sounds(toy: ToyEmbedding, folders: Path) -> None:
+    for path in sorted((folders / "fake").rglob("*.wav")):
+        path.rename(path.with_name(f"x_s{int(path.stem) + 3}.wav"))
+    trained = folders / "run"
+    trained.mkdir()
+    (trained / "config.json").write_text(
+        json.dumps({"part": "x", "batch": 16, "seen_before": 5, "seed": 2, "tiers": ["nc"]})
+    )
+    torch.save({"step": 10}, trained / "state.pt")
+    result = run(asked(folders, made_by=(trained,), about=("one line",), json=folders / "a.json"))
+    made = result.systems[0].run
+    assert made is not None
+    assert (made.about, made.clips_seen, made.seed, made.tiers, made.sound_seeds) == (
+        "one line",
+        165,
+        2,
+        ("nc",),
+        (3, 10),
+    )
+    assert result.command.startswith(f"foleybox evaluate {folders / 'fake'} --reference {folders / 'real'}")
+    assert "--bootstrap 20" in result.command
+    assert "json" not in result.command
+    with pytest.raises(UserError, match="--made-by has 1 values for 2 folders"):
+        run(asked(folders, str(folders / "fake"), str(folders / "real"), made_by=(trained,)))
+    with pytest.raises(UserError, match="not a run folder"):
+        budget(folders / "fake")
+
+
+def test_measures_of_the_sounds_alone_find_repetition_and_attacks(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    pattern = np.tile(generator.normal(0, 0.1, 300), 74)[:22_050]
+    click = np.concatenate([1e-4 * generator.normal(size=11_025), generator.normal(0, 0.1, 11_025)])
+    for name, wave in {"Rain": generator.normal(0, 0.1, 22_050), "Keyboard": pattern, "GunShot": click}.items():
+        (tmp_path / name).mkdir()
+        write_wave(tmp_path / name / "0.wav", wave.astype(np.float32), 22_050)
+    found = {label.name: each for label, each in signal_measures(find_clips(str(tmp_path)), 1.0).items()}
+    assert found["Rain"]["repetition"] < 0.1 < 0.5 < found["Keyboard"]["repetition"]
+    assert found["Rain"]["attacks"] < 10 < 30 < found["GunShot"]["attacks"]
+    assert found["Rain"]["roughness"] > 0.2

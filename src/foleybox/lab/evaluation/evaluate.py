@@ -1,26 +1,30 @@
-"""`foleybox evaluate`: systems measured against real clips, as JSON, Markdown and one HTML page.
+"""`foleybox evaluate`: measure sounds against real recordings; the result as JSON, Markdown and an HTML page.
 
-Three protocols that are never put into one column: `default` (any number of clips, stated), `official` (the DCASE 2023
-Task 7 tool's own: design/systems-baseline-cmu.md 1.4), `cmu32` (32 clips a label, for use while training).
+Results of the three protocols are never compared: `default` (any number of clips, stated), `official` (that of the
+evaluation tool of DCASE 2023 Task 7), `cmu32` (32 clips a label, for use during training).
 """
 
+import dataclasses
 import hashlib
-import json
+import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import soundfile
 import tyro
 
-from foleybox.audio import named
+from foleybox.audio import libsndfile_path
 from foleybox.errors import UserError
 from foleybox.files import check_writable, sha256, write_text
+from foleybox.instrument import MANIFEST, read_instrument
 from foleybox.lab.core.clips import ClipFile, find_clips
+from foleybox.lab.core.runs import clips_seen, read_run_config
 from foleybox.lab.evaluation import page
 from foleybox.lab.evaluation.embeddings import (
     SILENT,
@@ -29,7 +33,7 @@ from foleybox.lab.evaluation.embeddings import (
     EmbeddingName,
     embed_stream,
     load_embedding,
-    watched,
+    progress,
     weight_folders,
 )
 from foleybox.lab.evaluation.frechet import Statistics, read_statistics, write_statistics
@@ -40,16 +44,28 @@ from foleybox.lab.evaluation.measures import (
     Measured,
     Reference,
     figures,
-    floor,
     gather,
     mean_of,
     measure,
+    real_scores,
     reference_of,
     stream_of,
 )
-from foleybox.lab.evaluation.tables import CHALLENGE_STATISTICS, PRINTED, html, markdown, printed_row
+from foleybox.lab.evaluation.result import (
+    Means,
+    Part,
+    Protocol,
+    Result,
+    Run,
+    System,
+    check_same,
+    read_result,
+    write_result,
+)
+from foleybox.lab.evaluation.signal import signal_measures
+from foleybox.lab.evaluation.tables import CHALLENGE_STATISTICS, PRINTED, markdown, printed_row
 from foleybox.labels import LABELS, Label, find_label, parse_label
-from foleybox.version import __version__
+from foleybox.version import __version__, commit
 
 Mode = Literal["default", "official", "cmu32"]
 CLIPS = {"official": 100, "cmu32": 32}  # clips a label that a protocol demands
@@ -59,9 +75,9 @@ CHALLENGE_SECONDS = 4.0
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure generated clips against real ones: Fréchet, kernel distance, precision, recall, density, coverage, tags.
+    """Measure generated clips against real ones: Fréchet and kernel distance, precision, recall, density, coverage, tagger.
 
-    Every figure comes with its number of clips, a bootstrap interval over clips, and what real clips score.
+    Every figure is given with its number of clips, a bootstrap interval over clips, and the score of real clips.
 
     Example: foleybox evaluate out/ --reference ../shared/data/foley:dev --floor ../shared/data/foley:train
     """
@@ -73,9 +89,9 @@ class Evaluate:
     embedding: EmbeddingName | None = None
     "mn04 unless --mode official, which takes vggish-official"
     mode: Mode = "default"
-    "official: the challenge's own score, 100 clips a label; cmu32: the first 32 clips a label, for use while training"
+    "official: the challenge's own score, 100 clips a label; cmu32: the first 32 clips a label, for use during training"
     floor: str | None = None
-    "further real clips, measured like a system beside it; without it the reference is split in halves by recording"
+    "further real clips, measured like a system; without them the reference is split in halves by recording"
     labels: tuple[str, ...] = ()
     "measure these labels only; all seven otherwise"
     seconds: float = 4.0
@@ -83,30 +99,40 @@ class Evaluate:
     keep_silent: bool = False
     "measure clips whose peak is under -60 dBFS too, which are refused otherwise"
     measure: Annotated[MeasureConfig, tyro.conf.arg(name="")] = MeasureConfig()  # noqa: RUF009 (frozen)
+    signal: bool = False
+    "also measure the sounds alone: roughness, repetition (a vocoder's buzz) and attacks"
     weights: Path | None = None
     "the embedding's weights (of `encoder`: its run); else FOLEYBOX_WEIGHTS, FOLEYBOX_SHARED/weights, the cache, the release"
     compare: tuple[Path, ...] = ()
-    "JSON files of earlier runs to put beside, if they were measured in the same way"
+    "JSON files of earlier results to show with this one, if they were measured in the same way"
+    made_by: tuple[Path, ...] = ()
+    "the training run or instrument that made each folder, in their order: its budget is recorded for `foleybox report`"
+    about: tuple[str, ...] = ()
+    "what each system is, in one line, in their order: recorded for `foleybox report`"
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    "write all figures here"
+    "write all figures to this file"
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    "write a page with tables, plots, spectrograms and players here"
+    "write a page with tables, plots, spectrograms and players to this file"
     markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    "write the tables here"
+    "write the tables to this file"
     players: int = 4
-    "clips a label and system that the page plays"
+    "clips of each label and system that the page plays"
     statistics: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    "also write the reference's statistics here (.npz), to measure against them without its clips"
+    "also write the reference's statistics (.npz), to measure against them without its clips"
+
+
+OUTPUTS = ("json", "html", "markdown", "players", "statistics", "compare", "made_by", "about")
+"flags that do not change a figure, left out of the command that a result records"
 
 
 def evaluate(config: Evaluate) -> int:
-    """Measure, print the tables, write what was asked for; 0. Raises UserError where there is no honest figure."""
+    """Measure, print the tables, write what was asked for; 0. Raises UserError where a figure would mean nothing."""
     check_writable(config.json, config.markdown, config.html)
     result = run(config)
     text = markdown(result)
     print(text)
     if config.json:
-        write_text(config.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        write_text(config.json, write_result(result))
     if config.markdown:
         write_text(config.markdown, text + "\n")
     if config.html:
@@ -114,16 +140,16 @@ def evaluate(config: Evaluate) -> int:
     return 0
 
 
-def write_page(config: Evaluate, result: Mapping[str, Any]) -> None:
-    """Write the page of a result that `run` returned for `config`."""
+def write_page(config: Evaluate, result: Result) -> None:
+    """Write the HTML page of a result that `run` returned for `config`."""
     assert config.html is not None
     names = _names(list(config.generated))
     shown = [(name, find_clips(source)) for source, name in names.items()]
-    if not result["protocol"]["reference"].endswith(".npz"):
-        shown.insert(0, ("real: the reference", find_clips(result["protocol"]["reference"])))
+    if not result.protocol.reference.endswith(".npz"):
+        shown.insert(0, ("real: the reference", find_clips(result.protocol.reference)))
     labels = _labels(config)
     shown = [(name, [clip for clip in clips if clip.label in labels]) for name, clips in shown]
-    body = html(result, shown, page.Sounds(config.html), config.players)
+    body = page.result_body(result, shown, page.Sounds(config.html), config.players)
     page.save(config.html, f"foleybox evaluate: {', '.join(names.values())}", body)
 
 
@@ -131,53 +157,95 @@ def write_page(config: Evaluate, result: Mapping[str, Any]) -> None:
 
 
 class Source(NamedTuple):
-    """The clips of one folder as they are measured: each label's, and under None all of them."""
+    """The clips of one folder, embedded: of each label, and under None all of them."""
 
+    clips: list[ClipFile]
     sets: dict[Label | None, ClipSet]
     rate: int
     silent: int
 
 
-def run(config: Evaluate) -> dict[str, Any]:
-    """Return everything that a report says, as JSON would hold it."""
+def run(config: Evaluate) -> Result:
+    """Measure every system and return the result."""
     if not config.generated:
         raise UserError("nothing to evaluate: name at least one folder of generated clips")
+    for flag, given in (("--made-by", config.made_by), ("--about", config.about)):
+        if given and len(given) != len(config.generated):
+            raise UserError(f"{flag} has {len(given)} values for {len(config.generated)} folders: give one a folder")
     labels = _labels(config)
     source = _reference_source(config)
     name = _embedding_name(config)
-    sources = {text: _find(text, labels, config.mode) for text in config.generated}
+    found = {text: _find(text, labels, config.mode) for text in config.generated}
     real = None if source.endswith(".npz") else _find(source, labels, "default")
     further = None if config.floor is None else _find(config.floor, labels, "default")
+    runs = _runs(config, found)
 
     embedding = load_embedding(name, config.weights)
     statistics = _statistics(source, labels, embedding, name) if real is None else None
     known = None if real is None else _embed(source, real, embedding, config)
-    systems = {text: _embed(text, clips, embedding, config) for text, clips in sources.items()}
+    sources = {text: _embed(text, clips, embedding, config) for text, clips in found.items()}
     others = None if further is None or config.floor is None else _embed(config.floor, further, embedding, config)
 
     references = _references(known, statistics, labels)
     if config.statistics and known is not None:
         kept = {label: reference.statistics for label, reference in references.items() if label is not None}
         write_statistics(config.statistics, Statistics(kept, _identity(embedding)))
-    result: dict[str, Any] = {
-        "foleybox": __version__,
-        "protocol": _protocol(config, source, _checksum(source, real), embedding, references, known),
-        "systems": [],
-        "printed": [printed_row(row) for row in PRINTED],
-        "notes": [],
-    }
-    names = _names(list(systems))
+    protocol = _protocol(config, source, _checksum(source, real), embedding, references, known)
 
-    @cache  # systems of one size share their floor
+    @cache  # systems of one size share the scores of real clips
     def floor_at(label: Label | None, n: int) -> tuple[dict[str, float], int]:
         return _floor(label, n, references[label], known, others, config)
 
-    for text, clips in systems.items():
-        result["systems"].append(_system(names[text], text, clips.sets, references, floor_at, config))
-    result["notes"] = _notes(config, systems, known, others, result)
+    names = _names(list(sources))
+    systems = [
+        replace(_system(names[text], text, each, references, floor_at, config), run=runs[text])
+        for text, each in sources.items()
+    ]
+    notes = _notes(config, dict(zip(names.values(), sources.values())), systems, known, others, protocol)
     for path in config.compare:
-        result["systems"] += _earlier(path, result["protocol"])
-    return result
+        earlier = read_result(path)
+        check_same(path, earlier.protocol, protocol)
+        systems += earlier.systems
+    printed = [printed_row(row) for row in PRINTED]
+    return Result(__version__, protocol, systems, printed, notes, _command(config), commit())
+
+
+def _command(config: Evaluate) -> str:
+    """Return the command that measures this, without flags that only say what else to write."""
+    words, values = ["foleybox", "evaluate", *config.generated], dict(_flags(config) + _flags(config.measure))
+    for name, value in values.items():
+        if name not in OUTPUTS:
+            words += [f"--{name.replace('_', '-')}"]
+            words += [] if value is True else map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
+def _flags(config: Evaluate | MeasureConfig) -> list[tuple[str, object]]:
+    """Return the fields that differ from their defaults."""
+    fields = [(each.name, getattr(config, each.name), each.default) for each in dataclasses.fields(config)]
+    return [(name, value) for name, value, usual in fields if value != usual and name not in ("generated", "measure")]
+
+
+def _runs(config: Evaluate, found: Mapping[str, Sequence[ClipFile]]) -> dict[str, Run]:
+    """Return what is known of the making of each folder's sounds."""
+    runs = {}
+    for index, (text, clips) in enumerate(found.items()):
+        run = budget(config.made_by[index]) if config.made_by else Run()
+        seeds = [int(match[1]) for clip in clips if (match := re.search(r"_s(\d+)$", clip.path.stem))]
+        if len(seeds) == len(clips):
+            run = replace(run, sound_seeds=(min(seeds), max(seeds)))
+        runs[text] = replace(run, about=config.about[index]) if config.about else run
+    return runs
+
+
+def budget(made_by: Path) -> Run:
+    """Return the training budget of a run folder or an instrument. Raises UserError if it is neither."""
+    if (made_by / MANIFEST).is_file():
+        made = read_instrument(made_by).made_with.get("generator", {})
+        seen = made.get("seen_before", 0) + made["steps"] * made["batch"] if "steps" in made else None
+    else:
+        made, seen = read_run_config(made_by), clips_seen(made_by)
+    return Run(clips_seen=seen, seed=made.get("seed"), tiers=tuple(made.get("tiers", ())))
 
 
 def _labels(config: Evaluate) -> list[Label]:
@@ -251,7 +319,7 @@ def _missing(source: str, label: Label) -> str:
 def _check_official(path: Path) -> None:
     """Refuse what the challenge's tool refuses: another format, rate, length, depth or number of channels."""
     try:
-        info = soundfile.info(named(path))
+        info = soundfile.info(libsndfile_path(path))
     except soundfile.SoundFileError as error:
         raise UserError(f"{path} cannot be read ({error}): --mode official takes 16-bit WAV files") from None
     found = (info.format.removesuffix("EX"), info.samplerate, info.channels, info.frames, info.subtype)
@@ -268,8 +336,8 @@ def _statistics(source: str, labels: Sequence[Label], embedding: Embedding, name
     statistics = read_statistics(Path(source))
     if not statistics.embedding and name != "vggish-official":
         raise UserError(
-            f"{source} does not say of which embedding it is, as the challenge's own file does not: it is taken with "
-            f"--embedding vggish-official (or --mode official) only, not with {name}"
+            f"{source} does not say of which embedding it is, as the challenge's own file does not: it is accepted "
+            f"with --embedding vggish-official (or --mode official) only, not with {name}"
         )
     if statistics.embedding and statistics.embedding != _identity(embedding):
         raise UserError(
@@ -302,7 +370,7 @@ def _embed(source: str, clips: Sequence[ClipFile], embedding: Embedding, config:
             rates.update(piece.rates.tolist())
             silent.extend(piece.clips[i].path for i in np.flatnonzero(piece.peaks < SILENT))
             yield piece
-            del piece  # or it would be in memory beside the next one
+            del piece  # or it would be in memory together with the next one
 
     sets = gather(clips, pieces(), config.measure)
     if len(rates) > 1:
@@ -313,7 +381,7 @@ def _embed(source: str, clips: Sequence[ClipFile], embedding: Embedding, config:
             f"{source} has {len(silent)} silent clip(s), the first {silent[0]} (peak under -60 dBFS): generate or "
             "remove them, or measure them as they are with --keep-silent"
         )
-    return Source(sets, next(iter(rates)), len(silent))
+    return Source(list(clips), sets, next(iter(rates)), len(silent))
 
 
 def _references(
@@ -329,26 +397,41 @@ def _references(
 def _system(
     name: str,
     source: str,
-    sets: Mapping[Label | None, ClipSet],
+    measured: Source,
     references: Mapping[Label | None, Reference],
     floor_at: Callable[[Label | None, int], tuple[dict[str, float], int]],
     config: Evaluate,
-) -> dict[str, Any]:
-    record: dict[str, Any] = {"name": name, "source": source, "labels": {}, "pooled": None}
+) -> System:
+    sets, found = measured.sets, {}
     parts, floors = [], []
     asked = [label for label in sets if label in references and (label is not None or len(sets) > 2)]
-    for label in watched(asked, len(asked), f"measuring {name}"):
+    signal: dict[Label | None, dict[str, float]] = {}
+    if config.signal:
+        signal |= signal_measures(measured.clips, config.seconds)
+    for label in progress(asked, len(asked), f"measuring {name}"):
         part = measure(sets[label].kept, references[label], config.measure, stream_of(label), sets[label].whole)
-        low, floor_n = floor_at(label, sets[label].whole.clips)
-        if label is None:
-            record["pooled"] = _record(sets[label], part, low, floor_n, config)
-        else:
-            record["labels"][label.slug] = _record(sets[label], part, low, floor_n, config)
+        real, floor_n = floor_at(label, sets[label].whole.clips)
+        clips, numbers = sets[label], _rounded(figures(part, real, config.measure))
+        found[label] = Part(
+            numbers,
+            signal.get(label, {}),
+            clips.whole.clips,
+            len(clips.kept.clips),
+            clips.whole.moments.n,
+            floor_n or None,
+        )
+        if label is not None:
             parts.append(part)
-            floors.append(low)
+            floors.append(real)
     mean_floor = mean_of([Measured(each, {}) for each in floors]).values if all(floors) else {}
-    record["mean"] = {"figures": _rounded(figures(mean_of(parts), mean_floor, config.measure))}
-    return record
+    mean = Means(_rounded(figures(mean_of(parts), mean_floor, config.measure)), _mean_signal(signal))
+    pooled = found.pop(None, None)
+    return System(name, source, {label.slug: part for label, part in found.items()}, mean, pooled)
+
+
+def _mean_signal(signal: Mapping[Label | None, Mapping[str, float]]) -> dict[str, float]:
+    names = next(iter(signal.values()), {})
+    return {name: round(sum(each[name] for each in signal.values()) / len(signal), 6) for name in names}
 
 
 def _floor(
@@ -359,10 +442,10 @@ def _floor(
     others: Source | None,
     config: Evaluate,
 ) -> tuple[dict[str, float], int]:
-    """Measure real clips against the reference: further ones, or one half of the reference against the other."""
+    """Return the scores of real clips and their number: of `--floor`, or of one half of the reference against the other."""
     stream = stream_of(label)
     if others is not None:
-        return floor(others.sets[label].kept, reference, n, config.measure, stream)
+        return real_scores(others.sets[label].kept, reference, n, config.measure, stream)
     if known is None:
         return {}, 0
     real = known.sets[label].kept
@@ -372,27 +455,18 @@ def _floor(
     inside = np.array([clip.recording in half for clip in real.clips])
     if min(inside.sum(), (~inside).sum()) < 2:
         return {}, 0
-    return floor(
+    return real_scores(
         real.of(np.flatnonzero(inside)), reference_of(real.of(np.flatnonzero(~inside))), n, config.measure, stream
     )
 
 
-def _record(
-    clips: ClipSet, part: Measured, floors: Mapping[str, float], floor_n: int, config: Evaluate
-) -> dict[str, Any]:
-    return {
-        "n": clips.whole.clips,
-        "kept": len(clips.kept.clips),
-        "windows": clips.whole.moments.n,
-        "floor_n": floor_n or None,
-        "figures": _rounded(figures(part, floors, config.measure)),
-    }
+def _rounded(measured: Mapping[str, Figure]) -> dict[str, Figure]:
+    def short(number: float | None) -> float | None:
+        return None if number is None else round(number, 6) + 0.0  # no negative zero
 
-
-def _rounded(measured: Mapping[str, Figure]) -> dict[str, dict[str, float | None]]:
     return {
-        name: {key: None if number is None else round(number, 6) + 0.0 for key, number in figure._asdict().items()}
-        for name, figure in measured.items()
+        name: Figure(round(each.value, 6) + 0.0, short(each.low), short(each.high), short(each.floor))
+        for name, each in measured.items()
     }
 
 
@@ -410,27 +484,27 @@ def _protocol(
     embedding: Embedding,
     references: Mapping[Label | None, Reference],
     known: Source | None,
-) -> dict[str, Any]:
+) -> Protocol:
     labels = [label for label in references if label is not None]
-    return {
-        "mode": config.mode,
-        "distance": DISTANCES[config.mode],
-        "embedding": embedding.name,
-        "width": embedding.width,
-        "windows": embedding.rule,
-        "weights": embedding.weights,
-        "seconds": config.seconds,
-        "reference": source,
-        "reference_sha256": checksum,
-        "reference_clips": {label.slug: known.sets[label].whole.clips if known else None for label in labels},
-        "reference_windows": {label.slug: references[label].statistics.n for label in labels},
-        "floor": config.floor or ("the reference, halved by recording" if None in references else None),
-        "k": config.measure.k,
-        "seed": config.measure.seed,
-        "bootstrap": config.measure.bootstrap,
-        "confidence": config.measure.confidence,
-        "keep": config.measure.keep,
-    }
+    return Protocol(
+        mode=config.mode,
+        distance=DISTANCES[config.mode],
+        embedding=embedding.name,
+        width=embedding.width,
+        windows=embedding.rule,
+        weights=embedding.weights,
+        seconds=config.seconds,
+        reference=source,
+        reference_sha256=checksum,
+        reference_clips={label.slug: known.sets[label].whole.clips if known else None for label in labels},
+        reference_windows={label.slug: references[label].statistics.n for label in labels},
+        floor=config.floor or ("the reference, halved by recording" if None in references else None),
+        k=config.measure.k,
+        seed=config.measure.seed,
+        bootstrap=config.measure.bootstrap,
+        confidence=config.measure.confidence,
+        keep=config.measure.keep,
+    )
 
 
 def _checksum(source: str, clips: Sequence[ClipFile] | None) -> str:
@@ -442,86 +516,64 @@ def _checksum(source: str, clips: Sequence[ClipFile] | None) -> str:
 
 
 DISTANCES = {"default": "FD", "official": "FAD (challenge protocol)", "cmu32": "FD at 32 clips"}
-SAME = (
-    *("mode", "embedding", "windows", "weights", "seconds"),
-    *("reference_clips", "reference_windows", "reference_sha256", "k", "confidence"),
-)
-
-
-def _earlier(path: Path, protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Read the systems of an earlier run, if it was measured as this one."""
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        theirs, systems = earlier["protocol"], earlier["systems"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}): --compare expects a JSON file of foleybox evaluate") from None
-    for key in SAME:
-        if theirs.get(key) != protocol[key] and not (key == "reference_sha256" and theirs.get(key) is None):
-            raise UserError(
-                f"{path} was measured with {key} {theirs.get(key)}, this run has {protocol[key]}: such figures do not "
-                "belong side by side"
-            )
-    return systems
 
 
 def _notes(
     config: Evaluate,
-    systems: Mapping[str, Source],
+    sources: Mapping[str, Source],
+    systems: Sequence[System],
     known: Source | None,
     others: Source | None,
-    result: Mapping[str, Any],
+    protocol: Protocol,
 ) -> list[str]:
-    """Say in words what a reader of the figures must know."""
+    """Return what a reader of the figures must know, in words."""
     notes = []
-    protocol = result["protocol"]
-    sources = {record["name"]: source for record, source in zip(result["systems"], systems.values())}
     if config.mode == "cmu32":
-        notes.append("32 clips a label: biased upward, for use while training; never beside 100-clip figures.")
+        notes.append("32 clips a label: biased upward, for use during training; not comparable with 100 clips.")
     if known is None:
         notes.append("The reference is a statistics file: only distances that need no reference clips are given.")
     elif others is None:
-        notes.append(
-            "The floor is one half of the reference against the other: n and reference are smaller than above."
-        )
-    for what, source in {"the reference": known, "the floor's clips": others}.items():
+        notes.append("Real clips: one half of the reference against the other; n and reference are smaller than above.")
+    for what, source in {"the reference": known, "the real clips of --floor": others}.items():
         if source and any(_exceeds(each) for each in source.sets.values()):
             notes.append(
-                f"Of {what}, KAD to coverage and the floor know {config.measure.keep:,} clips of a set, drawn by the seed."
+                f"Of {what}, KAD to coverage and the scores of real clips use {config.measure.keep:,} clips of a set, drawn by "
+                "the seed."
             )
     for name, source in sources.items():
         if any(_exceeds(each) for each in source.sets.values()):
             notes.append(
-                f"{name}: where n says `drawn`, FD and accuracy are over all n clips and FD∞ ends at them; everything "
-                "else is over clips drawn by the seed, and so are the intervals, which are wider than those of all would be."
+                f"{name}: where n says `drawn`, FD and accuracy are of all n clips and FD∞ ends at that FD; everything "
+                "else is of clips drawn by the seed, and so are the intervals, which are wider than those of all would be."
             )
-    for record in result["systems"]:
-        short = [slug for slug, part in record["labels"].items() if part["floor_n"] and part["floor_n"] < part["n"]]
+    for system in systems:
+        short = [slug for slug, part in system.labels.items() if part.floor_n and part.floor_n < part.n]
         if short:
-            notes.append(f"{record['name']}: fewer real clips than generated ones for the floor of {', '.join(short)}.")
-        few = [slug for slug, part in record["labels"].items() if known is not None and "recall" not in part["figures"]]
+            notes.append(f"{system.name}: fewer real clips than generated ones for {', '.join(short)}.")
+        few = [slug for slug, part in system.labels.items() if known is not None and "recall" not in part.figures]
         if few:
-            k = config.measure.k
             notes.append(
-                f"{record['name']}: precision to coverage need more than {k} clips on both sides: {', '.join(few)}."
+                f"{system.name}: precision to coverage need more than {config.measure.k} clips on both sides: "
+                f"{', '.join(few)}."
             )
-        notes += _thin(record["name"], {slug: part["windows"] for slug, part in record["labels"].items()}, protocol)
-    notes += _thin("The reference", protocol["reference_windows"], protocol)
+        notes += _thin(system.name, {slug: part.windows for slug, part in system.labels.items()}, protocol)
+    notes += _thin("The reference", protocol.reference_windows, protocol)
     for name, source in sources.items():
         if source.silent:
             notes.append(f"{name}: {source.silent} clips are silent, and measured as they are.")
         if known is not None and source.rate != known.rate:
             notes.append(f"{name} is at {source.rate} Hz, the reference at {known.rate} Hz: band limits differ.")
-    if protocol["embedding"] not in ("mn04", "encoder"):
-        notes.append(f"{protocol['embedding']} has no tagger: no accuracy.")
+    if protocol.embedding not in ("mn04", "encoder"):
+        notes.append(f"{protocol.embedding} has no tagger: no accuracy.")
     return notes
 
 
-def _thin(name: str, windows: Mapping[str, int], protocol: Mapping[str, Any]) -> list[str]:
-    thin = [slug for slug, count in windows.items() if count <= protocol["width"]]
+def _thin(name: str, windows: Mapping[str, int], protocol: Protocol) -> list[str]:
+    thin = [slug for slug, count in windows.items() if count <= protocol.width]
     if not thin:
         return []
     return [
-        f"{name}: no more windows than dimensions ({protocol['width']}) for {', '.join(thin)}: FD is exact for these clips, "
+        f"{name}: no more windows than dimensions ({protocol.width}) for {', '.join(thin)}: FD is exact for these clips, "
         "and far above what more of them would give."
     ]
 
