@@ -24,7 +24,7 @@ from kt import table
 
 from foleybox.audio import read_wave
 from foleybox.files import write_text
-from foleybox.lab.export.command import commit
+from foleybox.lab.export.export import commit
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth, cores
@@ -79,7 +79,7 @@ def draw(out: Path, synth: Synth) -> None:
     import matplotlib.pyplot as plt
 
     from foleybox.studio.events import Event
-    from foleybox.studio.loop import FADE, looped, material, measure_seam, steady_clip
+    from foleybox.studio.loop import FADE, loop_source, looped, measure_seam, steady_clip
     from foleybox.studio.scene import Style, perform
     from foleybox.studio.spectra import band_levels, flux
 
@@ -102,7 +102,7 @@ def draw(out: Path, synth: Synth) -> None:
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 5), constrained_layout=True)
     for column, label in enumerate(("Rain", "MovingMotorVehicle")):
-        loop, wrap = looped(material(synth, steady_clip(synth, label, 0), 2.0), 2.0)
+        loop, wrap = looped(loop_source(synth, steady_clip(synth, label, 0), 2.0), 2.0)
         seam = measure_seam(loop.wave, loop.rate, wrap.fade)
         twice = np.tile(loop.wave, 2)
         seconds = (np.arange(len(twice)) - len(loop.wave)) / loop.rate

@@ -37,12 +37,12 @@ from foleybox.lab.core.clips import ClipFile, find_clips, load_waves
 from foleybox.lab.core.losses import roughness
 from foleybox.lab.core.mel import WIDE
 from foleybox.lab.core.runs import read_run_config, read_state
-from foleybox.lab.export.command import commit
+from foleybox.lab.export.export import commit
 from foleybox.lab.patches.runs import load_autoencoder
 from foleybox.lab.vocoders.losses import repetition
 from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.labels import LABELS
-from foleybox.studio.sheet import picture
+from foleybox.studio.sheet import spectrogram
 from foleybox.studio.synth import Synth
 
 REAL = "licensed-real-clips"
@@ -230,7 +230,7 @@ def sheet(path: Path, left: list[list[NDArray[np.float32]]], right: list[list[ND
     """Draw a row a label: sounds to the left, real clips to the right."""
     rows = []
     for mine, theirs in zip(left, right, strict=True):
-        parts = [np.concatenate([picture(wave, 22_050)[::2, ::2] for wave in side], 1) for side in (mine, theirs)]
+        parts = [np.concatenate([spectrogram(wave, 22_050)[::2, ::2] for wave in side], 1) for side in (mine, theirs)]
         gap = np.full((len(parts[0]), 12, 3), 255, np.uint8)
         rows.append(np.concatenate([parts[0], gap, parts[1]], 1))
     Image.fromarray(np.concatenate(rows)).save(path)

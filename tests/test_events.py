@@ -214,7 +214,7 @@ def test_a_pattern_is_sixteenths_with_three_strengths_and_is_played_again() -> N
         (float("nan"), "x", 1, "--bpm nan"),
         (100, "....", 1, "has no hits"),
         (100, "", 1, "has no hits"),
-        (100, "x.y", 1, "has the sign 'y'"),
+        (100, "x.y", 1, "has the character 'y'"),
         (100, "x", 0, "--repeat 0"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_recording_gives_its_own_rises_as_loud_as_they_are(tmp_path: Path) -> 
     assert max(event.velocity for event in events) == 1.0
     assert 0.1 < events[2].velocity < 0.8
     write_wave(tmp_path / "hum.wav", np.full(8_000, 0.1, np.float32), 8_000)
-    with pytest.raises(UserError, match="has no rises"):
+    with pytest.raises(UserError, match="has no onsets"):
         read_events(tmp_path / "hum.wav")
 
 

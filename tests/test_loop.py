@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 from foleybox.audio import Wave, read_wave, rms_db, wav_chunk, write_wave
 from foleybox.cli import main
 from foleybox.errors import UserError
-from foleybox.studio.extend import _alike
+from foleybox.studio.extend import _same_kind
 from foleybox.studio.loop import (
     Wrap,
     find_wrap,
     longest,
+    loop_source,
     looped,
-    material,
     measure_seam,
-    remake,
-    smpl,
+    smpl_chunk,
     steady_clip,
     wrapped,
 )
 from foleybox.studio.recipe import Recipe, read_recipe
+from foleybox.studio.remake import remake
 from foleybox.studio.synth import Clip, Synth
 
 RATE = 8_000
@@ -133,7 +133,7 @@ def test_a_loop_is_resampled_as_a_loop() -> None:
 
 @pytest.mark.parametrize("rate", [None, 11_025])
 def test_its_recipe_makes_the_same_loop_from_rendering_on(toy: Synth, rate: int | None) -> None:
-    source = material(toy, steady_clip(toy, "Rain", 0), 0.5)
+    source = loop_source(toy, steady_clip(toy, "Rain", 0), 0.5)
     clip, _ = looped(source, 0.5, rate=rate, rounds=2)
     made = json.loads(json.dumps(clip.recipe.make))
     wave = remake(made, toy)
@@ -144,7 +144,7 @@ def test_its_recipe_makes_the_same_loop_from_rendering_on(toy: Synth, rate: int 
 
 
 def test_the_smpl_chunk_states_one_endless_loop_over_all_samples(tmp_path: Path) -> None:
-    write_wave(tmp_path / "x.wav", noise(0.1), RATE, chunks={b"smpl": smpl(800, RATE)})
+    write_wave(tmp_path / "x.wav", noise(0.1), RATE, chunks={b"smpl": smpl_chunk(800, RATE)})
     chunk = wav_chunk(tmp_path / "x.wav", b"smpl")
     assert chunk is not None
     numbers = struct.unpack("<15I", chunk)
@@ -277,20 +277,20 @@ def test_a_loop_that_stays_below_the_loudness_asked_for_says_so(toy: Synth, here
 
 
 def test_a_loop_of_what_is_not_steady_says_so(toy: Synth, here: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("foleybox.studio.loop.steady", lambda *_: False)
+    monkeypatch.setattr("foleybox.commands.loop.is_steady", lambda *_: False)
     main(["loop", "rain", "--seconds", "0.3", "--instrument", str(toy.folder), "-o", "x.wav"])
     assert "none of 16 sounds of Rain is steady" in capsys.readouterr().err
 
 
 def test_neighbours_of_the_other_kind_are_passed_over_but_never_more_than_a_few(monkeypatch) -> None:
-    monkeypatch.setattr("foleybox.studio.extend.steady", lambda wave, _: bool(wave[0]))
+    monkeypatch.setattr("foleybox.studio.extend.is_steady", lambda wave, _: bool(wave[0]))
     recipe = Recipe("toy", "", "", 8_000, {"do": "read"})
     flags = [1, 0, 1, 0, 0, 0, 0, 0, 1]
     clips = [Clip(np.array([flag, place], np.float32), recipe) for place, flag in enumerate(flags)]
-    assert [int(clip.wave[1]) for clip in _alike(iter(clips), calm=True)] == [
+    assert [int(clip.wave[1]) for clip in _same_kind(iter(clips), steady=True)] == [
         0,
         2,
         6,
         8,
     ]  # the fourth in a row is taken
-    assert [int(clip.wave[1]) for clip in _alike(iter(clips), calm=False)] == [1, 3, 4, 5, 6, 7]
+    assert [int(clip.wave[1]) for clip in _same_kind(iter(clips), steady=False)] == [1, 3, 4, 5, 6, 7]

@@ -6,7 +6,7 @@ from helpers import clicks, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foleybox.studio.onsets import GAP, PRE, clearest, cut_out, find_onsets, find_rise
+from foleybox.studio.onsets import GAP, LEAD, clearest_event, cut_one_shot, find_onsets, onset_near
 
 RATE = 8_000
 
@@ -53,9 +53,9 @@ def test_two_rises_within_the_gap_are_one() -> None:
 def test_the_clearest_event_is_the_loud_one_alone_with_its_tail_up_to_the_next() -> None:
     wave = clicks([0.2, 1.0, 1.6], 2.2)
     wave[round(0.9 * RATE) : round(1.5 * RATE)] *= 1.8  # the second
-    shot = clearest(wave, RATE)
-    assert shot.rise == RATE
-    assert shot.rise - shot.start == round(PRE * RATE)
+    shot = clearest_event(wave, RATE)
+    assert shot.onset == RATE
+    assert shot.onset - shot.start == round(LEAD * RATE)
     assert RATE + 0.04 * RATE < shot.stop < 1.6 * RATE
     assert shot.clarity > 15
 
@@ -67,7 +67,7 @@ def test_another_event_soon_after_cuts_the_tail_before_it_rises() -> None:
         length = len(long) - round(start * RATE)
         tail = rng.standard_normal(length) * np.exp(-np.arange(length) / (0.3 * RATE))
         long[round(start * RATE) :] += (0.2 * tail / (1 + 4 * (start == 0.5)) * 4).astype(np.float32)
-    shot = clearest(np.concatenate([long[: round(0.5 * RATE)], 3 * long[round(0.5 * RATE) :]]), RATE)
+    shot = clearest_event(np.concatenate([long[: round(0.5 * RATE)], 3 * long[round(0.5 * RATE) :]]), RATE)
     assert shot.start < 0.1 * RATE
     assert shot.stop <= 0.5 * RATE
 
@@ -77,21 +77,21 @@ def test_of_two_much_alike_the_one_is_taken_that_dies_away_by_itself() -> None:
     for start, level in ((0.1, 0.3), (0.35, 0.25)):  # the first is louder, but rings on into the second
         tail = np.arange(2 * RATE - round(start * RATE)) / RATE
         ring[round(start * RATE) :] += level * np.sin(2 * np.pi * 800 * tail) * np.exp(-tail / 0.06)
-    shot = clearest(ring.astype(np.float32), RATE)
-    assert shot.rise == pytest.approx(0.35 * RATE, abs=20)
+    shot = clearest_event(ring.astype(np.float32), RATE)
+    assert shot.onset == pytest.approx(0.35 * RATE, abs=20)
 
 
 def test_a_clip_without_an_event_is_taken_from_its_beginning_with_no_clarity() -> None:
     steady = (0.1 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
-    shot = clearest(steady, RATE)
-    assert (shot.start, shot.rise, shot.stop, shot.clarity) == (0, 12, RATE, 0.0)  # faded in over 1.5 ms
-    assert clearest(np.zeros(100, np.float32), RATE).clarity == 0.0
+    shot = clearest_event(steady, RATE)
+    assert (shot.start, shot.onset, shot.stop, shot.clarity) == (0, 12, RATE, 0.0)  # faded in over 1.5 ms
+    assert clearest_event(np.zeros(100, np.float32), RATE).clarity == 0.0
 
 
 def test_a_one_shot_that_begins_with_its_clip_begins_without_a_click() -> None:
     wave = clicks([0.0], 0.5, RATE)
-    shot = clearest(wave, RATE)
-    made = cut_out(wave, (shot.start, shot.rise, shot.stop), RATE)
+    shot = clearest_event(wave, RATE)
+    made = cut_one_shot(wave, (shot.start, shot.onset, shot.stop), RATE)
     assert shot.start == 0
     assert abs(made[0]) < 0.01 * np.abs(made).max() < 0.01 * abs(wave[0]) * 2
     assert np.argmax(np.abs(made)) < 0.004 * RATE  # the attack is still one
@@ -102,14 +102,14 @@ def test_a_one_shot_that_begins_with_its_clip_begins_without_a_click() -> None:
 def test_a_shot_lies_in_its_clip_whatever_the_clip(seed: int, length: int, steepness: float) -> None:
     rng = np.random.default_rng(seed)
     wave = rng.standard_normal(length) * np.exp(steepness * rng.random(length).cumsum() / length - steepness)
-    start, rise, stop, clarity = clearest(wave.astype(np.float32), RATE)
-    assert 0 <= start <= rise < stop <= length
+    start, onset, stop, clarity = clearest_event(wave.astype(np.float32), RATE)
+    assert 0 <= start <= onset < stop <= length
     assert clarity >= 0
 
 
 def test_a_one_shot_begins_and_ends_in_silence_and_is_itself_between() -> None:
     wave = np.ones(RATE, np.float32)
-    piece = cut_out(wave, (100, 124, 4100), RATE)
+    piece = cut_one_shot(wave, (100, 124, 4100), RATE)
     assert len(piece) == 4000
     assert abs(piece[0]) < 0.01
     assert abs(piece[-1]) < 0.01
@@ -118,9 +118,9 @@ def test_a_one_shot_begins_and_ends_in_silence_and_is_itself_between() -> None:
 
 def test_the_rise_of_a_cut_one_shot_is_where_it_is_found_in_a_recording() -> None:
     wave = clicks([0.5], 1.0, noise_db=-35)
-    start, rise, stop, _ = clearest(wave, RATE)
-    piece = cut_out(wave, (start, rise, stop), RATE)
-    lead = find_rise(piece, RATE, rise - start)
+    start, onset, stop, _ = clearest_event(wave, RATE)
+    piece = cut_one_shot(wave, (start, onset, stop), RATE)
+    lead = onset_near(piece, RATE, onset - start)
     scene = np.zeros(3 * RATE, np.float32)
     scene[RATE - lead : RATE - lead + len(piece)] += piece
     (onset,) = find_onsets(scene, RATE)

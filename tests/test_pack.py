@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import HEARD, Drawn, clicks, toy_instrument, toy_manifest
+from helpers import TRAINING_CLIPS, Drawn, clicks, toy_instrument, toy_manifest
 
 from foleybox.audio import Wave, read_wave, true_peak_db, wav_chunk, write_wave
 from foleybox.cli import main
@@ -20,7 +20,7 @@ from foleybox.licences import TrainingClips
 from foleybox.studio.engines import UNITY_PLAYER, engine_files
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.recipe import read_recipe
-from foleybox.studio.remake import again
+from foleybox.studio.remake import rerender
 from foleybox.studio.shape import event_loudness
 from foleybox.studio.spectra import band_levels, distance
 from foleybox.studio.synth import Synth
@@ -79,7 +79,7 @@ def test_one_shots_are_equally_loud_under_the_ceiling_trimmed_and_verify(steps: 
         recipe = read_recipe(here / "pack" / row["file"])
         assert recipe is not None
         assert recipe.seed == int(row["seed"])
-        np.testing.assert_allclose(again(recipe, steps)[0], wave, atol=2**-15)
+        np.testing.assert_allclose(rerender(recipe, steps)[0], wave, atol=2**-15)
 
 
 def test_no_two_sounds_of_a_pack_are_nearly_the_same(steps: Synth, here: Path, capsys, monkeypatch) -> None:
@@ -148,7 +148,7 @@ def test_siblings_of_a_one_shot_are_one_shots_as_loud(steps: Synth, here: Path, 
         recipe = read_recipe(path)
         assert recipe is not None
         assert recipe.asked["kind"] == "one-shot"
-        np.testing.assert_allclose(again(recipe, steps)[0], wave, atol=2**-15)
+        np.testing.assert_allclose(rerender(recipe, steps)[0], wave, atol=2**-15)
     # The first of a walk is the sound itself.
     (first,) = (here / "v").glob("*_w0.wav")
     assert read_wave(first)[0].tolist() == read_wave(source)[0].tolist()
@@ -301,7 +301,7 @@ def test_unity_gets_a_player_whose_brackets_close_and_no_engine_gets_nothing() -
 
 
 def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
-    text = licence_text(toy_manifest(heard=(*HEARD, TrainingClips("Rain", "open", "CC BY 3.0", 4, "somebody/sounds"))))
+    text = licence_text(toy_manifest(training_clips=(*TRAINING_CLIPS, TrainingClips("Rain", "open", "CC BY 3.0", 4, "somebody/sounds"))))
     assert "Terms of the instrument: CC-BY-NC-4.0" in text
     assert "2 clips licensed for non-commercial use only" in text
     for line in ("3  (not stated): Somewhere: CC0", "4  somebody/sounds: CC BY 3.0"):
@@ -309,7 +309,7 @@ def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
 
 
 def test_a_pack_of_an_instrument_that_nobody_licensed_says_so(here: Path, monkeypatch, capsys) -> None:
-    synth = Steps(toy_manifest(samples=8_000, heard=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere"))
+    synth = Steps(toy_manifest(samples=8_000, training_clips=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere"))
     monkeypatch.setattr("foleybox.studio.pack.Synth.load", lambda *_: synth)
     assert main(["pack", "footstep", "--count", "1"]) == 0
     assert "toy is not for distribution: do not ship this pack" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from foleybox.audio import read_wave, write_wave
 from foleybox.errors import UserError
-from foleybox.studio.recipe import CHUNK, Recipe, from_json, lost_recipe, read_recipe, read_recipe_text, write_clip
+from foleybox.studio.recipe import CHUNK, Recipe, from_json, read_recipe, read_recipe_text, why_no_recipe, write_clip
 
 MAKE = {"do": "render", "label": "Sneeze_Cough", "seed": 2**53 - 1, "temperature": 0.8, "stream": 0}
 STEPS = ({"do": "cut", "start": 10, "samples": 99}, {"do": "gain", "db": -1.25})
@@ -85,15 +85,15 @@ def test_a_recipe_of_version_1_is_read(tmp_path: Path) -> None:
 def test_a_file_that_lost_its_recipe_is_said_to_have_lost_it(tmp_path: Path, name: str) -> None:
     write_wave(tmp_path / name, WAVE, 22_050, tags={"comment": RECIPE.comment()})  # as an editor keeps it
     assert read_recipe(tmp_path / name) is None
-    assert "it lost its recipe" in lost_recipe(tmp_path / name)
-    assert "Sneeze_Cough, seed 9007199254740991, first" in lost_recipe(tmp_path / name)
+    assert "it lost its recipe" in why_no_recipe(tmp_path / name)
+    assert "Sneeze_Cough, seed 9007199254740991, first" in why_no_recipe(tmp_path / name)
 
 
 def test_a_sound_of_someone_else_has_no_recipe(tmp_path: Path) -> None:
     for name in ("x.wav", "x.flac", "x.ogg"):
         soundfile.write(tmp_path / name, np.zeros(1000), 8_000)
         assert read_recipe(tmp_path / name) is None
-        assert "it carries no recipe" in lost_recipe(tmp_path / name)
+        assert "it carries no recipe" in why_no_recipe(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, content: bytes,
 def test_a_recipe_with_a_value_of_another_kind_is_refused(key: str, value: object) -> None:
     content = {**json.loads(RECIPE.to_json()), key: value}
     del content["checksum"]
-    with pytest.raises(UserError, match=f"{key} is|what to `do`"):
+    with pytest.raises(UserError, match=f"{key} has the wrong type|what to `do`"):
         from_json(sealed(content).decode())
 
 

@@ -14,9 +14,9 @@ from foleybox.studio.shape import (
     Shape,
     apply,
     check_shape,
-    event,
     event_loudness,
     faded,
+    find_event,
     levels,
     quietest_cut,
     ramp,
@@ -76,11 +76,11 @@ def test_a_full_scale_sine_has_3_db_less_than_full_scale_and_silence_has_a_floor
 
 
 def test_an_event_is_found_to_a_hundredth_of_a_second() -> None:
-    there = event(burst(0.5, 0.3), RATE)
+    there = find_event(burst(0.5, 0.3), RATE)
     assert (there.start / RATE, there.stop / RATE) == pytest.approx((0.5, 0.8), abs=0.011)
-    assert event(burst(0.5, 0.3, floor=0.1), RATE) == slice(0, 2 * RATE)  # noise 17 dB down is part of it
-    assert event(burst(0.5, 0.3, floor=0.1), RATE, below=10).start / RATE == pytest.approx(0.5, abs=0.011)
-    assert event(np.zeros(100, np.float32), RATE) == slice(0, 100)
+    assert find_event(burst(0.5, 0.3, floor=0.1), RATE) == slice(0, 2 * RATE)  # noise 17 dB down is part of it
+    assert find_event(burst(0.5, 0.3, floor=0.1), RATE, below=10).start / RATE == pytest.approx(0.5, abs=0.011)
+    assert find_event(np.zeros(100, np.float32), RATE) == slice(0, 100)
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 1.0])
@@ -204,7 +204,7 @@ def test_a_sound_turned_up_is_as_much_louder_however_quiet() -> None:
         assert event_loudness(wave * np.float32(10 ** (db / 20)), RATE) == pytest.approx(
             event_loudness(wave, RATE) + db
         )
-    assert event_loudness(wave, RATE) == pytest.approx(loudness(wave[event(wave, RATE)], RATE), abs=0.01)
+    assert event_loudness(wave, RATE) == pytest.approx(loudness(wave[find_event(wave, RATE)], RATE), abs=0.01)
     made, _, (gain,) = shaped(wave * np.float32(1e-5), RATE, Shape(lufs=-23))
     assert event_loudness(made, RATE) == pytest.approx(-23, abs=0.002)
     assert gain["db"] > 60

@@ -9,7 +9,7 @@ from helpers import tone
 from foleybox.errors import UserError
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import Recipe
-from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, picture, write_png
+from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, spectrogram, write_png
 from foleybox.studio.synth import Clip
 
 RATE = 22_050
@@ -20,7 +20,7 @@ def clip(wave, label: str = "Rain", seed: int = 0) -> Clip:
 
 
 def brightness(wave) -> np.ndarray:
-    return picture(wave.astype(np.float32), RATE).astype(int).sum(axis=2)  # [HEIGHT, WIDTH]
+    return spectrogram(wave.astype(np.float32), RATE).astype(int).sum(axis=2)  # [HEIGHT, WIDTH]
 
 
 @pytest.mark.parametrize("hz", [100.0, 440.0, 2_000.0, 9_000.0])
@@ -48,7 +48,7 @@ def test_silence_is_black_and_whispers_are_dark() -> None:
 
 
 def test_a_clip_shorter_than_a_window_is_drawn() -> None:
-    assert picture(np.ones(1, np.float32), RATE).shape == (HEIGHT, WIDTH, 3)
+    assert spectrogram(np.ones(1, np.float32), RATE).shape == (HEIGHT, WIDTH, 3)
 
 
 def test_brighter_is_always_louder() -> None:
@@ -80,5 +80,5 @@ def test_a_sheet_of_nothing_or_of_another_format_is_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match="no clips"):
         Sheet().image()
     with pytest.raises(UserError, match=r"ends in \.png"):
-        write_png(tmp_path / "x.jpg", picture(tone(440, RATE, 0.1), RATE))
+        write_png(tmp_path / "x.jpg", spectrogram(tone(440, RATE, 0.1), RATE))
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox.errors import UserError
-from foleybox.studio.table import Table, number, read_table, whole_number
+from foleybox.studio.table import Table, parse_number, parse_whole_number, read_table
 
 
 def table(tmp_path: Path, content: str | bytes):
@@ -91,21 +91,23 @@ def test_any_bytes_are_a_table_or_refused_in_one_line(tmp_path_factory: pytest.T
     ("text", "value"), [("0.8", 0.8), ("0,8", 0.8), ("-23", -23), ("+1e-3", 0.001), (",5", 0.5), ("3.", 3)]
 )
 def test_numbers_have_a_point_or_a_comma(text: str, value: float) -> None:
-    assert number(text) == value
+    assert parse_number(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "inf", "1e999", "1.234,5", "1 000", "0x10", "1_0", "٣", "--1"])
 def test_what_is_no_number_is_said(text: str) -> None:
     with pytest.raises(UserError, match="expected a number"):
-        number(text)
+        parse_number(text)
 
 
 @given(st.integers(-(10**17), 10**17))
 def test_whole_numbers_are_read_as_written_or_as_a_spreadsheet_writes_them(value: int) -> None:
-    assert whole_number(str(value)) == whole_number(f"{value}.0") == whole_number(f"{value},00") == value
+    assert (
+        parse_whole_number(str(value)) == parse_whole_number(f"{value}.0") == parse_whole_number(f"{value},00") == value
+    )
 
 
 @pytest.mark.parametrize("text", ["", "1.5", "1e3", "ten", "9" * 19, "1_000", "٣"])
 def test_what_is_no_whole_number_is_said(text: str) -> None:
     with pytest.raises(UserError, match="expected a whole number"):
-        whole_number(text)
+        parse_whole_number(text)

@@ -13,11 +13,10 @@ from foleybox.audio import Wave, read_wave, rms_db
 from foleybox.cli import main
 from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED
-from foleybox.studio import extend
-from foleybox.studio import latents as points
-from foleybox.studio.latents import Point, between, mix, morph, near, point, vary, walk
+from foleybox.studio import extend, latents
+from foleybox.studio.latents import Point, interpolate, mix_mels, morph, neighbour, point_of, vary, walk
 from foleybox.studio.recipe import read_recipe, write_clip
-from foleybox.studio.remake import again, remake
+from foleybox.studio.remake import remake, rerender
 from foleybox.studio.seeds import VARY, noise
 from foleybox.studio.shape import Shape, event_loudness, levels
 from foleybox.studio.synth import Clip, Synth
@@ -97,7 +96,7 @@ def test_the_further_the_amount_the_further_the_sound(shipped: Synth) -> None:
 def test_neighbours_and_walks_stay_standard_normal() -> None:
     start = Point(noise(1, (4_000,)).astype(float), 1.0, {"Rain": 1.0})
     for amount in (0.1, 0.5, 0.9):
-        drawn = near(start, noise(2, (4_000,), VARY), amount).latent
+        drawn = neighbour(start, noise(2, (4_000,), VARY), amount).latent
         assert drawn.std() == pytest.approx(1, abs=0.04)
         assert np.corrcoef(start.latent, drawn)[0, 1] == pytest.approx(math.cos(amount * math.pi / 2), abs=0.04)
 
@@ -108,7 +107,7 @@ def test_a_walk_goes_on_by_steps_of_one_length_and_is_found_again_at_any_step(sy
     np.testing.assert_allclose(clips[0].wave, source.wave, atol=2**-15)
     for clip in clips:
         np.testing.assert_allclose(remake(clip.recipe.make, synth), clip.wave, atol=2**-15)
-    latents = [point(clip.recipe.make, synth).latent for clip in first(walk(synth, source.recipe.make, 0.2, 3), 40)]
+    latents = [point_of(clip.recipe.make, synth).latent for clip in first(walk(synth, source.recipe.make, 0.2, 3), 40)]
     assert np.std(latents) == pytest.approx(1, abs=0.25)
     turns = [np.corrcoef(one, other)[0, 1] for one, other in itertools.pairwise(latents)]
     assert np.mean(turns) == pytest.approx(math.cos(0.2 * math.pi / 2), abs=0.03)
@@ -159,32 +158,32 @@ def test_a_morph_leaves_one_sound_and_comes_to_the_other(shipped: Synth, other: 
 def test_between_keeps_the_length_and_the_angle() -> None:
     a, b = (Point(noise(seed, (500,)).astype(float), 1.0, {"Rain": 1.0}) for seed in (1, 2))
     for at in (0.0, 0.3, 1.0):
-        here = between(a, b, at)
+        here = interpolate(a, b, at)
         length = (1 - at) * np.linalg.norm(a.latent) + at * np.linalg.norm(b.latent)
         assert np.linalg.norm(here.latent) == pytest.approx(length)
-    np.testing.assert_allclose(between(a, a, 0.5).latent, a.latent)
+    np.testing.assert_allclose(interpolate(a, a, 0.5).latent, a.latent)
     zero = Point(np.zeros(500), 0.0, {"Rain": 1.0})
-    assert np.isfinite(between(zero, a, 0.5).latent).all()
+    assert np.isfinite(interpolate(zero, a, 0.5).latent).all()
 
 
 def test_labels_mix_by_their_weights_also_twice_over() -> None:
     rain, dog = (Point(np.ones(4), 1.0, {label: 1.0}) for label in ("Rain", "DogBark"))
-    half = between(rain, dog, 0.5)
+    half = interpolate(rain, dog, 0.5)
     assert half.labels == {"Rain": 0.5, "DogBark": 0.5}
-    assert between(half, rain, 0.5).labels == {"Rain": 0.75, "DogBark": 0.25}
-    assert near(half, np.ones(4), 0.5).labels == half.labels
-    assert between(rain, dog, 0.0).labels == {"Rain": 1.0}
+    assert interpolate(half, rain, 0.5).labels == {"Rain": 0.75, "DogBark": 0.25}
+    assert neighbour(half, np.ones(4), 0.5).labels == half.labels
+    assert interpolate(rain, dog, 0.0).labels == {"Rain": 1.0}
 
 
 def test_a_mixed_mel_has_the_mean_timbre_and_a_level_between() -> None:
     rng = np.random.default_rng(0)
     one, other = (rng.standard_normal((6, 12)).astype(np.float32) - 4 * n for n in range(2))
-    half = mix([(one, 0.5), (other, 0.5)])
+    half = mix_mels([(one, 0.5), (other, 0.5)])
     apart = half - (one + other) / 2
     np.testing.assert_allclose(apart, apart.mean(), atol=1e-5)  # the same everywhere: only the level is moved
-    level = [points._level(mel) for mel in (one, half, other)]
+    level = [latents._level(mel) for mel in (one, half, other)]
     assert level[1] == pytest.approx((level[0] + level[2]) / 2, abs=1e-5)
-    assert mix([(one, 1.0)]) is one
+    assert mix_mels([(one, 1.0)]) is one
 
 
 # --- what cannot be done ------------------------------------------------------------------------------------------
@@ -213,12 +212,12 @@ def test_a_scene_has_no_neighbours(synth: Synth) -> None:
 def test_a_longer_sound_is_exactly_as_long_and_made_again_from_its_recipe(
     synth: Synth, calm: bool, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extend, "steady", lambda *_: calm)
+    monkeypatch.setattr(extend, "is_steady", lambda *_: calm)
     clip = synth.render("rain", 1)
     longer = extend.finished(synth, clip, Shape(seconds=seconds))
     assert len(longer.wave) == round(seconds * 8_000)
     assert longer.recipe.make["kind"] == ("steady" if calm else "events")
-    np.testing.assert_array_equal(again(longer.recipe, synth)[0], longer.wave)
+    np.testing.assert_array_equal(rerender(longer.recipe, synth)[0], longer.wave)
     joint = longer.recipe.make["joint"]
     np.testing.assert_array_equal(longer.wave[12 : 1_500 - joint], clip.wave[12 : 1_500 - joint])  # 1.5 ms: no click
     assert abs(longer.wave[-1]) < 1e-2
@@ -307,7 +306,7 @@ def test_morph_and_walk_write_their_steps(here: Path, toy: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["vary", "nowhere.wav"], "no file nowhere.wav: expected a sound file of ours"),
+        (["vary", "nowhere.wav"], "no file nowhere.wav: expected a sound file made by foleybox"),
         (["vary", "cat:3"], "unknown label 'cat'"),
         (["vary", "rain:-3"], "no file rain:-3"),
         (["vary", "rain:٣"], "no file rain"),

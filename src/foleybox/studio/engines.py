@@ -1,7 +1,7 @@
-"""What a game engine needs beside the sounds of a pack, as text files by their names in it.
+"""Text files with which game engines import a pack: Godot, Unity, Wwise, Unreal.
 
-A pack is a folder a label of WAV files. Every path in these files is relative, so that a pack may be put anywhere in a
-project. What each engine reads is described in its own manual; nothing here needs the engine to be installed.
+A pack has one folder of WAV files for each label. All paths are relative, so that a pack can be put anywhere in a
+project. The formats are those of the engines' manuals; no engine needs to be installed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def engine_files(engine: Engine, sets: Mapping[str, Sequence[str]], loops: frozenset[str]) -> dict[str, str]:
-    """Return the files of an engine: their names relative to the pack, and their texts.
+    """Return the files for an engine: text by name relative to the pack.
 
-    `sets` gives the WAV names of each folder; `loops` are the folders whose sounds are loops.
+    `sets` gives the WAV names by folder; `loops` are the folders whose sounds are loops.
     """
     match engine:
         case "godot":
@@ -30,17 +30,17 @@ def engine_files(engine: Engine, sets: Mapping[str, Sequence[str]], loops: froze
 
 
 def godot(names: Sequence[str]) -> str:
-    """Return an AudioStreamRandomizer (Godot 4) of sounds in its own folder, none of them twice in a row."""
+    """Return an AudioStreamRandomizer (Godot 4) of the sounds in its folder, which never repeats one immediately."""
     lines = [f'[gd_resource type="AudioStreamRandomizer" load_steps={len(names) + 1} format=3]', ""]
-    lines += [f'[ext_resource type="AudioStream" path="{name}" id="{place}"]' for place, name in enumerate(names, 1)]
+    lines += [f'[ext_resource type="AudioStream" path="{name}" id="{number}"]' for number, name in enumerate(names, 1)]
     lines += ["", "[resource]", "playback_mode = 0", f"streams_count = {len(names)}"]
-    for place in range(len(names)):
-        lines += [f'stream_{place}/stream = ExtResource("{place + 1}")', f"stream_{place}/weight = 1.0"]
+    for index in range(len(names)):
+        lines += [f'stream_{index}/stream = ExtResource("{index + 1}")', f"stream_{index}/weight = 1.0"]
     return "\n".join(lines) + "\n"
 
 
 def wwise(sets: Mapping[str, Sequence[str]], loops: frozenset[str]) -> str:
-    """Return a tab-delimited import: a random container a folder, its sounds in it, loops set to loop."""
+    """Return a tab-delimited import file: a Random Container for each folder, loops set to loop."""
     rows = [("Audio File", "Object Path", "Property[IsLoopingEnabled]")]
     for folder, names in sets.items():
         for name in names:
@@ -50,7 +50,7 @@ def wwise(sets: Mapping[str, Sequence[str]], loops: frozenset[str]) -> str:
 
 
 def unreal(sets: Mapping[str, Sequence[str]], loops: frozenset[str]) -> str:
-    """Return a script for Unreal's own Python: imports the sounds as Sound Waves, loops set to loop."""
+    """Return a script for Unreal's Python that imports the sounds as Sound Waves, loops set to loop."""
     sounds = {folder: list(names) for folder, names in sets.items()}
     return f"{UNREAL_HEAD}\nSOUNDS = {sounds!r}\nLOOPING = {sorted(loops)!r}\n{UNREAL_TAIL}"
 
@@ -58,21 +58,21 @@ def unreal(sets: Mapping[str, Sequence[str]], loops: frozenset[str]) -> str:
 GODOT = """Godot 4: copy this folder into your project.
 
 Each folder holds a <folder>.tres, an AudioStreamRandomizer of all its sounds. Drag it onto the Stream of an
-AudioStreamPlayer, 2D or 3D; every play() is another sound, none twice in a row. Its random pitch and volume are off:
-the sounds differ already. Loops carry their points, which the importer reads (Loop Mode: Detect from WAV).
+AudioStreamPlayer, 2D or 3D; every play() picks another sound, never the same twice in a row. Its random pitch and
+volume are off, since the sounds differ already. Loops contain their loop points (Loop Mode: Detect from WAV).
 """
 
 UNITY = """Unity: copy this folder into Assets.
 
 With Unity 2023.2 or newer: Create > Audio > Audio Random Container, and drag all sounds of a folder into its list; set
 Avoid Repeating to 1 or more. With any version: put FoleyboxPlayer on an object, select all sounds of a folder and drag
-them onto its Clips; Play() plays another one each time, none of the last few. For loops tick Loop on the Audio Source.
+them onto its Clips; Play() picks a sound that is none of the last few. For loops tick Loop on the Audio Source.
 """
 
 UNITY_PLAYER = """using System.Collections.Generic;
 using UnityEngine;
 
-/// <summary>Plays another one of its clips each time, none of the last few.</summary>
+/// <summary>Plays a random one of its clips, none of the last few.</summary>
 [RequireComponent(typeof(AudioSource))]
 public class FoleyboxPlayer : MonoBehaviour
 {
@@ -107,15 +107,15 @@ public class FoleyboxPlayer : MonoBehaviour
 
 WWISE = """Wwise: Project > Import Audio Files > Import Tab Delimited File, and choose wwise_import.tsv.
 
-It makes a Random Container for each folder below the place that you import to, with its sounds in it; loops are set to
-loop. The paths in the file are relative to it: import it from where it lies.
+It creates a Random Container for each folder below the object that you import to; loops are set to loop. The paths in
+the file are relative to it: do not move it out of the pack.
 """
 
 UNREAL = """Unreal Engine 5: enable the Python Editor Script Plugin, then Tools > Execute Python Script, and choose
 import_to_unreal.py.
 
-It imports each folder to /Game/Foleybox/<folder> as Sound Waves; loops are set to loop. To play another one each time,
-select the waves of a folder and create a Sound Cue of them with a Random node, or a MetaSound with an array of waves.
+It imports each folder to /Game/Foleybox/<folder> as Sound Waves; loops are set to loop. For random playback, select the
+waves of a folder and create a Sound Cue with a Random node, or a MetaSound with an array of waves.
 """
 
 UNREAL_HEAD = '''"""Imports this pack into the open project: Tools > Execute Python Script."""

@@ -1,6 +1,6 @@
-"""Lists of events: when a sound is to be heard. Read from CSV, MIDI, JSON, Audacity labels, a pattern or a recording.
+"""Lists of events: the times of sounds in a scene, from CSV, MIDI, JSON, Audacity labels, a pattern or a recording.
 
-Every reader sorts by time, keeps every event, and refuses what cannot be placed with one line that names the place.
+Every reader sorts by time and drops no event; an event that cannot be placed is an error that names its file and line.
 """
 
 import io
@@ -15,35 +15,35 @@ from foleybox.audio import SUFFIXES, read_wave
 from foleybox.errors import UserError
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.seeds import check_seed
-from foleybox.studio.table import Table, number, read_table
+from foleybox.studio.table import Table, parse_number, read_table
 
-LATEST = 2 * 3600.0  # seconds: longer than a film; a later time is a mistake of units
-HITS = {"X": 1.0, "x": 0.7, "o": 0.4}  # signs of a pattern and their velocities
+LATEST = 2 * 3600.0  # seconds: a later time is probably a mistake of units
+HITS = {"X": 1.0, "x": 0.7, "o": 0.4}  # characters of a pattern, and their velocities
 RESTS = ".-_"
 RECORDINGS = (*SUFFIXES, ".aif", ".aiff", ".mp3")
 
 
 @dataclass(frozen=True)
 class Event:
-    """A sound that is to rise at a time."""
+    """One sound of a scene."""
 
-    time: float  # seconds from the start of the scene
-    label: str = ""  # in any spelling; "" leaves it to the scene
-    velocity: float = 1.0  # above 0, up to 1: how hard it is struck
-    seed: int | None = None  # a clip of its own; None: one of the label's variations
-    where: str = field(default="", compare=False, repr=False)  # the file and line that it was read from, for errors
+    time: float  # of its onset, in seconds from the start of the scene
+    label: str = ""  # in any spelling; "": the label of the scene
+    velocity: float = 1.0  # above 0, up to 1: its intensity, as in MIDI
+    seed: int | None = None  # of its clip; None: one of the label's variations
+    where: str = field(default="", compare=False, repr=False)  # the file and line that it was read from, for messages
 
 
 def read_events(path: str | Path, notes: Mapping[int, str] | None = None) -> list[Event]:
-    """Read events by the kind of file, in order of time.
+    """Read events in order of time, in the format that the suffix names.
 
-    .csv .tsv   columns time[, label, velocity, seed] under a line of names; others are left alone
-    .txt        an Audacity label track: start, end and text, with tabs between; or one time a line
+    .csv .tsv   columns time[, label, velocity, seed] below a line of names; other columns are ignored
+    .txt        an Audacity label track: start, end and text, separated by tabs; or one time on each line
     .json       [0.5, 1.25], or [{"time": 0.5, "label": "rain", "velocity": 0.8, "seed": 3}], or either as "events"
     .mid .midi  notes: time and velocity; `notes` gives a label by note number (36 is the bass drum)
-    .wav ...    another recording or a click track: its own rises, as loud as they are there
+    .wav ...    another recording or a click track: its onsets, with velocities by their levels
 
-    Raises UserError for what cannot be read and for a list without events.
+    Raises UserError for a file that cannot be read, an event that cannot be placed, and a file without events.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -67,51 +67,51 @@ def read_events(path: str | Path, notes: Mapping[int, str] | None = None) -> lis
         raise UserError(f"cannot read onsets from {path}: expected a name that ends in {known}")
     if not events:
         raise UserError(f"{path} holds no events: expected one or more times")
-    return in_order(events)
+    return sorted_events(events)
 
 
-def in_order(events: Iterable[Event]) -> list[Event]:
-    """Return events sorted by time; those of one instant stay in the order they were in."""
+def sorted_events(events: Iterable[Event]) -> list[Event]:
+    """Return events sorted by time; those at the same time keep their order."""
     return sorted(events, key=lambda event: event.time)
 
 
 def make_event(where: str, time: Any, label: Any = "", velocity: Any = None, seed: Any = None) -> Event:
-    """Return the event that some JSON values state, or the texts of a table.
+    """Return an event from JSON values, or from the cells of a table.
 
-    Raises UserError, beginning with `where`, for one that cannot be placed.
+    Raises UserError, beginning with `where`, for values that are out of range or not numbers.
     """
-    seconds, loud, whole = _number(time), 1.0 if velocity is None else _number(velocity), _number(seed)
+    seconds, intensity, number = _number(time), 1.0 if velocity is None else _number(velocity), _number(seed)
     if seconds is None:
         raise UserError(
             f"{where}: time {_short(time)}: expected seconds such as 1.25, or minutes:seconds, each part under 60"
         )
     if not 0 <= seconds <= LATEST:
         raise UserError(f"{where}: time {_short(time)}: expected 0 to {LATEST:g} seconds")
-    if loud is None or not 0 < loud <= 1:
+    if intensity is None or not 0 < intensity <= 1:
         raise UserError(f"{where}: velocity {_short(velocity)}: expected above 0, up to 1 (a MIDI velocity / 127)")
     if not isinstance(label, str):
         raise UserError(f"{where}: label {_short(label)}: expected a name such as footstep")
     if seed is None:
-        return Event(seconds, label.strip(), loud, where=where)
-    if whole is None or whole != int(whole):
+        return Event(seconds, label.strip(), intensity, where=where)
+    if number is None or number != int(number):
         raise UserError(f"{where}: seed {_short(seed)}: expected a whole number")
     try:
-        return Event(seconds, label.strip(), loud, check_seed(int(whole)), where)
+        return Event(seconds, label.strip(), intensity, check_seed(int(number)), where)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number: itself, a text with a decimal point or comma, [hours:]minutes:seconds; else None."""
+    """Return a finite number from a number, a text with a decimal point or comma, or [hours:]minutes:seconds; else None."""
     try:
         if isinstance(value, str):
             *clock, last = value.strip().split(":")
-            found = number(last)
+            found = parse_number(last)
             if clock and not (0 <= found < 60 and all(part.isdecimal() for part in clock)):
                 return None
             if clock[2:] or any(int(part) >= 60 for part in clock[1:]):  # only the first part may be any number
                 return None
-            found += sum(60**place * int(part) for place, part in enumerate(reversed(clock), 1))
+            found += sum(60**power * int(part) for power, part in enumerate(reversed(clock), 1))
         else:
             found = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
     except (UserError, OverflowError, ValueError):
@@ -124,14 +124,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-# --- kinds of files -----------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------------------------
 
 
 def table_events(table: Table, where: str) -> list[Event]:
-    """Return the events of a CSV's rows; an empty cell is as if the column were not there."""
+    """Return the events of a table; an empty cell stands for the default."""
     if "time" not in table.columns:
         raise UserError(
-            f"{where} has the columns {', '.join(table.columns)}: expected time, and if you like label, velocity, seed"
+            f"{where} has the columns {', '.join(table.columns)}: expected time, optionally label, velocity, seed"
         )
     return [
         make_event(f"{where}, line {row.line}", row["time"], row["label"], row["velocity"] or None, row["seed"] or None)
@@ -140,41 +140,41 @@ def table_events(table: Table, where: str) -> list[Event]:
 
 
 def label_events(data: bytes, where: str) -> list[Event]:
-    """Return the events of an Audacity label track (start, end, text; the start counts), or of one time a line."""
+    """Return the events of an Audacity label track (start, end, text; the end is ignored), or of one time on each line."""
     events = []
     for line, text in enumerate(data.decode("utf-8-sig", errors="replace").splitlines(), 1):
         cells = text.strip().split("\t")
-        if text.strip() and not text.startswith("\\"):  # a backslash begins the frequencies of the label above it
+        if text.strip() and not text.startswith("\\"):  # a backslash: the frequencies of the label above
             events.append(make_event(f"{where}, line {line}", cells[0], cells[2] if cells[2:] else ""))
     return events
 
 
 def json_events(data: bytes, where: str) -> list[Event]:
-    """Return the events of a JSON list of times or of objects, by itself or under the name "events"."""
+    """Return the events of a JSON list of times or objects, or of such a list as the value of "events"."""
     try:
         content = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # of the text, of the JSON, of a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON, a number of thousands of digits
         raise UserError(f"{where} is not JSON ({error}): expected a list of times or of events") from None
     content = content.get("events") if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise UserError(f'{where} holds no list: expected [0.5, 1.25], or [{{"time": 0.5, "label": "rain"}}]')
     events = []
-    for place, entry in enumerate(content, 1):
-        at = f"{where}, event {place}"
+    for count, entry in enumerate(content, 1):
+        at = f"{where}, event {count}"
         if not isinstance(entry, dict):
             events.append(make_event(at, entry))
         elif "time" in entry:
             keys = ("time", "label", "velocity", "seed")
             events.append(make_event(at, **{key: entry[key] for key in keys if key in entry}))
         else:
-            raise UserError(f"{at} states no time: expected an object with time, and if you like label, velocity, seed")
+            raise UserError(f"{at} states no time: expected an object with time, optionally label, velocity, seed")
     return events
 
 
 def midi_events(data: bytes, notes: Mapping[int, str], where: str) -> list[Event]:
-    """Return an event for each note of a MIDI file, of all tracks and channels, by its changes of tempo.
+    """Return an event for each note of a MIDI file, of all tracks and channels; changes of tempo are followed.
 
-    `notes` gives a label by note number; a note that is not in it has none.
+    `notes` gives a label by note number; other notes have none.
     """
     import mido
 
@@ -190,7 +190,7 @@ def midi_events(data: bytes, notes: Mapping[int, str], where: str) -> list[Event
                 events.append(make_event(f"{where}, note {message.note}", seconds, label, message.velocity / 127))
     except UserError:
         raise
-    except Exception as error:  # mido tells of damage by half a dozen exceptions without a common base
+    except Exception as error:  # mido raises half a dozen exceptions without a common base for damaged files
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise UserError(f"{where} is not a MIDI file that can be read, or is cut short ({reason})") from None
     if not events:
@@ -199,7 +199,7 @@ def midi_events(data: bytes, notes: Mapping[int, str], where: str) -> list[Event
 
 
 def note_labels(pairs: Sequence[str]) -> dict[int, str]:
-    """Return {36: "footstep"} for ["36=footstep"]; raise UserError for what is not a note and a label."""
+    """Return {36: "footstep"} for ["36=footstep"]. Raises UserError for a text that is not a note and a label."""
     labels = {}
     for pair in pairs:
         note, _, label = pair.partition("=")
@@ -210,19 +210,20 @@ def note_labels(pairs: Sequence[str]) -> dict[int, str]:
 
 
 def recorded_events(path: Path) -> list[Event]:
-    """Return an event for each rise of a recording; the loudest has velocity 1, half its amplitude is half of that."""
+    """Return an event for each onset of a recording; velocity is amplitude relative to the loudest onset."""
     wave, rate = read_wave(path)
     onsets = find_onsets(wave, rate)
     if not onsets:
-        raise UserError(f"{path} has no rises: expected clicks, or sounds that begin (a steady sound has no onsets)")
+        raise UserError(f"{path} has no onsets: expected clicks or other separate sounds; a steady sound has none")
     loudest = max(onset.level_db for onset in onsets)
     return [Event(onset.sample / rate, velocity=max(0.05, 10 ** ((onset.level_db - loudest) / 20))) for onset in onsets]
 
 
 def pattern_events(bpm: float, pattern: str, repeat: int = 1) -> list[Event]:
-    """Return the hits of a pattern, each sign a sixteenth (a quarter of a beat): `x` a hit, `X` a hard one, `o` a soft one.
+    """Return the events of a pattern at `bpm` beats a minute (1 to 1000), played `repeat` times (1 to 100,000).
 
-    `.`, `-` and `_` are rests; `|` and spaces only help to read.
+    Each character is a sixteenth (a quarter of a beat): `x` a hit, `X` a hard one, `o` a soft one; `.`, `-` and `_` are
+    rests; `|` and spaces are ignored. Raises UserError for another character and for a pattern without hits.
 
     >>> [event.time for event in pattern_events(120, "x..x", 2)]
     [0.0, 0.375, 0.5, 0.875]
@@ -231,14 +232,14 @@ def pattern_events(bpm: float, pattern: str, repeat: int = 1) -> list[Event]:
         raise UserError(f"--bpm {bpm:g}: expected 1 to 1000 beats a minute")
     if not 1 <= repeat <= 100_000:
         raise UserError(f"--repeat {repeat}: expected 1 to 100000")
-    signs = [sign for sign in pattern if sign not in "| "]
-    strange = next((sign for sign in signs if sign not in HITS and sign not in RESTS), None)
-    if strange is not None:
+    steps = [step for step in pattern if step not in "| "]
+    unknown = next((step for step in steps if step not in HITS and step not in RESTS), None)
+    if unknown is not None:
         raise UserError(
-            f"--pattern {pattern!r} has the sign {strange!r}: expected {', '.join(HITS)} for hits, . for rests"
+            f"--pattern {pattern!r} has the character {unknown!r}: expected {', '.join(HITS)} for hits, . for rests"
         )
     sixteenth = 60 / bpm / 4
-    hits = [(place, HITS[sign]) for place, sign in enumerate(signs * repeat) if sign in HITS]
+    hits = [(index, HITS[step]) for index, step in enumerate(steps * repeat) if step in HITS]
     if not hits:
         raise UserError(f"--pattern {pattern!r} has no hits: expected an x or more, such as x..x..x.")
-    return [Event(place * sixteenth, velocity=velocity) for place, velocity in hits]
+    return [Event(index * sixteenth, velocity=velocity) for index, velocity in hits]

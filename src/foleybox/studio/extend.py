@@ -1,7 +1,7 @@
-"""A sound longer than what its instrument makes: built of neighbours of the sound, joined where nobody hears it.
+"""Sounds longer than the clips of an instrument: built from variations of a clip, joined without an audible seam.
 
-A steady sound (rain, a motor) goes on in neighbours as loud as itself, each faded into the next with equal power. Of
-any other sound the events follow each other, each part with its tail, the last one cut where it is quiet.
+A steady sound (rain, a motor) continues with variations at its own level, crossfaded with equal power. Of any other
+sound, the events follow one another, each part with its tail; the last part is cut where it is quiet.
 """
 
 import itertools
@@ -12,31 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.audio import Wave
-from foleybox.studio.latents import near, play, point, vary
+from foleybox.studio.latents import neighbour, point_of, render_points, vary
 from foleybox.studio.recipe import Json
 from foleybox.studio.seeds import VARY, noise
-from foleybox.studio.shape import LEAD, RELEASE, Shape, event, levels, quietest_cut, ramp
+from foleybox.studio.shape import LEAD, RELEASE, Shape, find_event, levels, quietest_cut, ramp
 from foleybox.studio.synth import Clip, Synth
 
-AMOUNT = {True: 0.2, False: 0.45}  # how far off the neighbours are: a steady sound stays what it is, a dog barks anew
-JOINT = {True: 1.0, False: 0.15}  # seconds that two parts overlap, a quarter of a clip at most
-EDGE = 0.05  # seconds of a steady clip that are left out at either end, where it comes up and goes
-PAUSE = 0.3  # seconds that are kept after an event, and the shortest room worth another
-LOUDER = 12.0  # dB that a neighbour is turned up or down by at most
-TRIED = 4  # neighbours in a row that are passed over for being steady where the sound is not, or the other way
+AMOUNT = {True: 0.2, False: 0.45}  # of the variations: small for a steady sound, larger for events
+JOINT = {True: 1.0, False: 0.15}  # seconds by which two parts overlap, a quarter of a clip at most
+EDGE = 0.05  # seconds at either end of a steady clip that are not used, where its level changes
+PAUSE = 0.3  # seconds that are kept after an event, and the shortest gap that is filled with another
+MAX_GAIN_DB = 12.0  # by which the level of a variation is matched
+MAX_REJECTED = 3  # variations in a row that are rejected for being steady where the sound is not, or the reverse
 
 
 def finished(synth: Synth, clip: Clip, shape: Shape) -> Clip:
-    """Return the clip as `shape` asks: built longer if it asks for more seconds than the instrument gives, then shaped.
+    """Return a rendered clip as `shape` asks: extended if `shape.seconds` exceeds its length, then processed.
 
-    Its ends do not click: see `shape.shaped`.
+    Its ends do not click (`shape.shaped` with `declick`).
     """
     samples = round((shape.seconds or 0) * clip.rate)
     return (extend(synth, clip, samples) if samples > len(clip.wave) else clip).shaped(shape, declick=True)
 
 
-def steady(wave: Wave, rate: int) -> bool:
-    """Say whether a sound goes on as it is: its level over 0.1 s stays within 10 dB for 85 % of the time."""
+def is_steady(wave: Wave, rate: int) -> bool:
+    """Return whether a sound is steady: its level over 0.1 s stays within 10 dB for 85 % of the time."""
     power = np.convolve(10 ** (levels(wave, rate) / 10), np.ones(10) / 10, "valid")
     if len(power) < 10:
         return False
@@ -45,84 +45,84 @@ def steady(wave: Wave, rate: int) -> bool:
 
 
 def extend(synth: Synth, clip: Clip, samples: int) -> Clip:
-    """Return a longer clip [samples] that begins with a rendered clip. Raises UserError if it is not one rendered sound."""
-    make, rate, calm = clip.recipe.make, clip.rate, steady(clip.wave, clip.rate)
-    joint = min(round(JOINT[calm] * rate), len(clip.wave) // 4)
-    parts: list[list[int | float]] = []  # seed, stream, start in its clip, samples, place in the whole, dB
+    """Return a longer clip [samples] that begins with a rendered clip. Raises UserError if `clip` is not one."""
+    make, rate, steady = clip.recipe.make, clip.rate, is_steady(clip.wave, clip.rate)
+    joint = min(round(JOINT[steady] * rate), len(clip.wave) // 4)
+    parts: list[list[int | float]] = []  # seed, stream, start in its clip, samples, position in the whole, dB
     waves: list[Wave] = []
-    level, at = 0.0, 0
-    for part in itertools.chain([clip], _alike(vary(synth, make, AMOUNT[calm], batch=1), calm)):
-        first, wave, drawn = part is clip, part.wave, part.recipe.make
-        start, end = _useful(wave, rate, calm)
-        if end - start <= 2 * joint:  # a click: with what is round it
+    level, position = 0.0, 0
+    for part in itertools.chain([clip], _same_kind(vary(synth, make, AMOUNT[steady], batch=1), steady)):
+        first, wave, source = part is clip, part.wave, part.recipe.make
+        start, end = _usable(wave, rate, steady)
+        if end - start <= 2 * joint:  # a click: with its surroundings
             start, end = 0, len(wave)
-        loud = _level(wave[start:end], rate, calm)
-        start, level = (0, loud) if first else (start, level)
-        if end - start > samples - at:
-            start += 0 if calm else quietest_cut(wave[start:end], rate, samples - at)
-            end = start + samples - at
-        db = round(min(max(level - loud, -LOUDER), LOUDER), 2)
-        parts.append([*((0, 0) if first else (drawn["seed"], drawn["stream"])), start, end - start, at, db])
+        own_level = _level(wave[start:end], rate, steady)
+        start, level = (0, own_level) if first else (start, level)
+        if end - start > samples - position:
+            start += 0 if steady else quietest_cut(wave[start:end], rate, samples - position)
+            end = start + samples - position
+        db = round(min(max(level - own_level, -MAX_GAIN_DB), MAX_GAIN_DB), 2)
+        parts.append([*((0, 0) if first else (source["seed"], source["stream"])), start, end - start, position, db])
         waves.append(wave)
-        at += end - start
-        if at >= samples or (not calm and samples - at < round(PAUSE * rate)):
+        position += end - start
+        if position >= samples or (not steady and samples - position < round(PAUSE * rate)):
             break
-        at -= joint
-    made = {"do": "extend", "of": make, "kind": "steady" if calm else "events", "amount": AMOUNT[calm]}
+        position -= joint
+    made = {"do": "extend", "of": make, "kind": "steady" if steady else "events", "amount": AMOUNT[steady]}
     made |= {"samples": samples, "joint": joint, "parts": parts}
     return synth.clip(assemble(made, waves, rate), made)
 
 
-def _alike(neighbours: Iterator[Clip], calm: bool) -> Iterator[Clip]:
-    """Pass over neighbours that are steady where the sound is not, or not where it is, but never more than a few."""
-    passed = 0
-    for clip in neighbours:
-        if passed + 1 == TRIED or steady(clip.wave, clip.rate) == calm:
+def _same_kind(variations: Iterator[Clip], steady: bool) -> Iterator[Clip]:
+    """Yield the variations that are steady, or those that are not; after MAX_REJECTED others in a row any one."""
+    rejected = 0
+    for clip in variations:
+        if rejected == MAX_REJECTED or is_steady(clip.wave, clip.rate) == steady:
             yield clip
-            passed = 0
+            rejected = 0
         else:
-            passed += 1
+            rejected += 1
 
 
-def _level(wave: Wave, rate: int, calm: bool) -> float:
-    """Return how loud a part is, in dB: on the whole if it is steady, else at its loudest, over 50 ms."""
+def _level(wave: Wave, rate: int, steady: bool) -> float:
+    """Return the level of a part in dB: its mean if it is steady, else its highest over 50 ms."""
     power = 10 ** (levels(wave, rate) / 10)
-    return 10 * math.log10(power.mean() if calm else np.convolve(power, np.full(5, 0.2)).max())
+    return 10 * math.log10(power.mean() if steady else np.convolve(power, np.full(5, 0.2)).max())
 
 
-def _useful(wave: Wave, rate: int, calm: bool) -> tuple[int, int]:
-    """Return from where to where a clip is worth joining to others."""
-    if calm:
+def _usable(wave: Wave, rate: int, steady: bool) -> tuple[int, int]:
+    """Return the first and last sample (exclusive) of the part of a clip that is joined to others."""
+    if steady:
         edge = min(round(EDGE * rate), len(wave) // 20)
         return edge, len(wave) - edge
-    there = event(wave, rate)
-    return max(0, there.start - round(LEAD * rate)), min(len(wave), there.stop + round(PAUSE * rate))
+    event = find_event(wave, rate)
+    return max(0, event.start - round(LEAD * rate)), min(len(wave), event.stop + round(PAUSE * rate))
 
 
 def assemble(make: Json, waves: Iterable[Wave], rate: int) -> Wave:
-    """Return the whole [samples] of the waves of its parts, each joined to the next over `joint` samples."""
+    """Return the whole [samples] from the waves of its parts; consecutive parts overlap by `joint` samples."""
     whole: NDArray[np.float32] = np.zeros(make["samples"], np.float32)
-    joint = np.sqrt(ramp(make["joint"]))  # of equal power: the squares of rise and fall add up to 1
-    click = ramp(round(LEAD * rate))
+    joint = np.sqrt(ramp(make["joint"]))  # equal power: the squares of fade-in and fade-out add up to 1
+    short = ramp(round(LEAD * rate))
     last = len(make["parts"]) - 1
-    for place, ((_, _, start, samples, at, db), wave) in enumerate(zip(make["parts"], waves)):
+    for index, ((_, _, start, samples, position, db), wave) in enumerate(zip(make["parts"], waves)):
         piece = wave[start : start + samples] * np.float32(10 ** (db / 20))
-        # An event that was cut out of silence keeps its attack.
-        rise = np.ones(0) if not place else joint if make["kind"] == "steady" or not start else click
-        fall = joint if place < last else ramp(round(RELEASE * rate))
-        piece[: len(rise)] *= rise[: len(piece)]
-        piece[max(0, len(piece) - len(fall)) :] *= fall[::-1][-len(piece) :]
-        whole[at : at + samples] += piece
+        # An event that was cut out of silence has a short fade-in, which keeps its attack.
+        fade_in = np.ones(0) if not index else joint if make["kind"] == "steady" or not start else short
+        fade_out = joint if index < last else ramp(round(RELEASE * rate))
+        piece[: len(fade_in)] *= fade_in[: len(piece)]
+        piece[max(0, len(piece) - len(fade_out)) :] *= fade_out[::-1][-len(piece) :]
+        whole[position : position + samples] += piece
     return whole
 
 
 def remake(make: Json, synth: Synth) -> Wave:
-    """Return the wave [samples] of an `extend`, at the instrument's rate."""
-    start, shape = point(make["of"], synth), synth.instrument.latent
+    """Return the wave [samples] of an `extend` recipe, at the instrument's rate."""
+    start, shape = point_of(make["of"], synth), synth.instrument.latent
 
     def points() -> Iterator:
         yield start
         for seed, stream, *_ in make["parts"][1:]:
-            yield near(start, noise(seed, shape, VARY + stream), make["amount"])
+            yield neighbour(start, noise(seed, shape, VARY + stream), make["amount"])
 
-    return assemble(make, play(synth, points(), batch=1), synth.instrument.rate)
+    return assemble(make, render_points(synth, points(), batch=1), synth.instrument.rate)

@@ -1,12 +1,14 @@
-"""`foleybox loop`: a seamless loop of a steady sound, wrapped where its two ends are most alike.
+"""Seamless loops of steady sounds, wrapped where the two sides of the wrap are most alike.
 
-What follows the loop's end in the recording is faded into its beginning: at the wrap the wave goes on as it did there.
+The material after the end of the loop is crossfaded into its beginning, so that the wave continues at the wrap as it did
+in the material x:
 
-    loop[n] = (in(n) x[start + n] + out(n) x[start + samples + n]) / sqrt(1 + alike sin(2 a)),   a = pi/2 (n + 1/2) / fade
-    in(n) = sin a, out(n) = cos a                                                                for n < fade, else x[start + n]
+    loop[n] = (sin(a) x[start + n] + cos(a) x[start + samples + n]) / sqrt(1 + alike sin(2 a))    for n < fade
+    loop[n] = x[start + n]                                                                        for n >= fade
+    a = pi/2 (n + 1/2) / fade
 
-which has the power of its sides whether they are noise (alike = 0: the equal-power crossfade) or a hum in phase with
-itself (alike = 1). `alike` is their correlation.
+`alike` is the correlation of the two sides. The divisor keeps the power, whether they are noise (0: the equal-power
+crossfade) or a hum in phase with itself (1).
 """
 
 import math
@@ -20,38 +22,38 @@ from numpy.typing import NDArray
 
 from foleybox.audio import Wave
 from foleybox.errors import UserError
-from foleybox.studio.extend import extend, steady
+from foleybox.studio.extend import extend, is_steady
 from foleybox.studio.recipe import Json
 from foleybox.studio.shape import Step, apply
 from foleybox.studio.spectra import HOP, WINDOW, band_levels, flux
 from foleybox.studio.synth import Clip, Synth
 
 FADE = 0.25  # seconds of the crossfade, a quarter of the loop at most
-SLACK = 0.025  # seconds that the loop may be longer or shorter, for a hum to meet itself in phase
-IN_PHASE = 0.3  # correlation from which the sides are a hum and not noise
-EDGE = 0.06  # seconds of a rendered sound at either end, where it comes up and goes
-ROOM = 1.5  # seconds of material beyond the loop, to look for the best place in
-CANDIDATES = 8  # places that are tried and measured
-STEADY_TRIED = 16  # seeds that are looked through for a steady clip
-NEAR = 5.0  # seconds on either side of the wrap that count as its inside
-SECONDS = 4.0  # of a loop whose length is not asked for
+SLACK = 0.025  # seconds by which the length may differ, so that a hum wraps in phase
+IN_PHASE = 0.3  # correlation from which the two sides count as a hum, not as noise
+EDGE = 0.06  # seconds at either end of a rendered sound that are not used, where its level changes
+EXTRA = 1.5  # seconds of material beyond the loop, to choose the start from
+CANDIDATES = 8  # starts that are tried and measured
+STEADY_TRIED = 16  # seeds that are searched for a steady clip
+NEAR = 5.0  # seconds on either side of the wrap with which it is compared
+SECONDS = 4.0  # length of a loop by default
 SHORTEST, LONGEST = 0.1, 600.0  # seconds
 
 
 class Wrap(NamedTuple):
-    """Where a loop lies in its material, in samples, and how alike its two sides are (-1 to 1)."""
+    """Position of a loop in its material; the names are keys of the recipe."""
 
-    start: int
-    samples: int
-    fade: int
-    alike: float
+    start: int  # sample
+    samples: int  # length of the loop
+    fade: int  # samples of the crossfade
+    alike: float  # correlation of the two sides, -1 to 1
 
 
 class Seam(NamedTuple):
-    """How much rises at the wrap, and inside: spectral flux in dB a frame (see `measure_seam`)."""
+    """Spectral flux of a loop in dB a frame, see `measure_seam`."""
 
-    wrap: float
-    inside: float
+    wrap: float  # the highest around the wrap
+    inside: float  # what the flux elsewhere rarely exceeds
 
     @property
     def inaudible(self) -> bool:
@@ -59,12 +61,11 @@ class Seam(NamedTuple):
 
 
 def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1) -> Wrap:
-    """Return the best place in a wave [L] for a loop of about so many samples (a multiple of `multiple`).
+    """Return the best position in a wave [L] for a loop of about `samples` samples, a multiple of `multiple`.
 
-    The crossfade has `fade` samples, a quarter of the loop at most.
-
-    The places where the bands of the two sides are most alike over the crossfade are tried; where the sides correlate
-    the length is moved by up to 25 ms until they are in phase. The one with the least flux at its wrap is taken.
+    The crossfade has `fade` samples, a quarter of the loop at most. Candidates are the starts where the band levels of
+    the two sides differ least over the crossfade. If the sides correlate, the length is changed by up to 25 ms until they
+    are in phase. The candidate with the least flux at its wrap is chosen.
 
     Raises UserError if the wave is too short.
     """
@@ -78,32 +79,32 @@ def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1)
         )
     levels, hop = np.maximum(band_levels(wave, rate), -100), max(1, round(HOP * rate))
     apart = round(samples / hop)
-    unlike = np.abs(levels[apart:] - levels[:-apart]).mean(axis=1)  # of frame t and the one a loop later
+    difference = np.abs(levels[apart:] - levels[:-apart]).mean(axis=1)  # of frame t and the frame one loop later
     width = max(1, fade // hop)
-    total = np.concatenate([[0.0], np.cumsum(unlike)])
+    total = np.concatenate([[0.0], np.cumsum(difference)])
     cost = (total[width:] - total[:-width]) / width
     cost = cost[: (len(wave) - needed) // hop + 1]
     found: list[tuple[float, Wrap]] = []
     for _ in range(CANDIDATES):
-        place = int(cost.argmin())
-        if not math.isfinite(cost[place]):
+        frame = int(cost.argmin())
+        if not math.isfinite(cost[frame]):
             break
-        cost[max(0, place - width // 2) : place + width // 2 + 1] = math.inf
-        wrap = _in_phase(wave, place * hop, samples, fade, slack // multiple * multiple, multiple)
+        cost[max(0, frame - width // 2) : frame + width // 2 + 1] = math.inf
+        wrap = _in_phase(wave, frame * hop, samples, fade, slack // multiple * multiple, multiple)
         seam = measure_seam(wrapped(wave, wrap), rate, fade)
         found.append((seam.wrap / max(seam.inside, 1e-6), wrap))
     return min(found)[1]
 
 
 def longest(length: int, rate: int, fade: int, multiple: int = 1) -> float:
-    """Return how many seconds a loop of `length` samples may have, to a hundredth below, beside its crossfade."""
-    rest = length - round(SLACK * rate) - multiple // 2
-    samples = max(rest - fade, min(rest * 4 // 5, 4 * fade))  # the crossfade is a quarter of the loop at most
+    """Return the seconds of the longest loop in `length` samples with its crossfade, rounded down to a hundredth."""
+    usable = length - round(SLACK * rate) - multiple // 2
+    samples = max(usable - fade, min(usable * 4 // 5, 4 * fade))  # the crossfade is a quarter of the loop at most
     return max(0, math.floor(100 * samples / rate)) / 100
 
 
 def _in_phase(wave: Wave, start: int, samples: int, fade: int, slack: int, multiple: int) -> Wrap:
-    """Return the loop at `start` whose sides correlate most, if they do at all, else the one of `samples`."""
+    """Return the loop at `start` whose sides correlate most; if that is below IN_PHASE, the one of `samples`."""
     head = wave[start : start + fade].astype(np.float64)
     first = max(1, samples - slack)
     tail = wave[start + first : start + samples + slack + fade].astype(np.float64)
@@ -119,7 +120,7 @@ def _in_phase(wave: Wave, start: int, samples: int, fade: int, slack: int, multi
 
 
 def wrapped(wave: Wave, wrap: Wrap) -> Wave:
-    """Return the loop [samples]; see the head of this file."""
+    """Return the loop [samples] in a wave, by the equation at the head of this file."""
     start, samples, fade, alike = wrap
     loop = wave[start : start + samples].copy()
     angle = np.pi / 2 * (np.arange(fade) + 0.5) / max(fade, 1)
@@ -129,31 +130,31 @@ def wrapped(wave: Wave, wrap: Wrap) -> Wave:
 
 
 def measure_seam(loop: Wave, rate: int, fade: int) -> Seam:
-    """Return the largest flux from before the wrap to behind the crossfade, and that of a stretch as long inside.
+    """Return the highest flux around the wrap of a loop [L], from just before it to the end of the crossfade.
 
-    The latter is what 95 % of all stretches inside stay below, within five seconds of the wrap. The loop is heard
-    round: the wrap has a before.
+    It is compared with the 95th percentile of the highest flux in stretches of the same length, within five seconds of
+    the wrap. The loop is measured as it repeats: the end of a round precedes the wrap.
     """
     hop, window = max(1, round(HOP * rate)), round(WINDOW * rate)
     lead = min(math.ceil(len(loop) / 2 / hop), round(NEAR / HOP)) * hop
-    rises = flux(band_levels(np.concatenate([loop[-lead:], loop[:lead]]), rate))
-    wrap, before, behind = lead // hop, math.ceil(window / hop), math.ceil((fade + window) / hop)
-    inside = (rises[before : wrap - before], rises[wrap + behind : len(rises) - before])
-    stretches = np.concatenate([_highest(part, before + behind) for part in inside])
-    if not len(stretches):  # too short a loop for an inside
-        stretches = rises[before:]
-    return Seam(float(rises[wrap - before : wrap + behind].max()), float(np.percentile(stretches, 95)))
+    change = flux(band_levels(np.concatenate([loop[-lead:], loop[:lead]]), rate))
+    wrap, before, after = lead // hop, math.ceil(window / hop), math.ceil((fade + window) / hop)
+    inside = (change[before : wrap - before], change[wrap + after : len(change) - before])
+    stretches = np.concatenate([_highest(part, before + after) for part in inside])
+    if not len(stretches):  # the loop is too short
+        stretches = change[before:]
+    return Seam(float(change[wrap - before : wrap + after].max()), float(np.percentile(stretches, 95)))
 
 
-def _highest(rises: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Return the highest of each stretch of `width` frames; of all, if there are fewer."""
-    if not len(rises):
-        return rises
-    return np.lib.stride_tricks.sliding_window_view(rises, min(width, len(rises))).max(axis=1)
+def _highest(change: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Return the maximum of every stretch of `width` frames, or of all frames if there are fewer."""
+    if not len(change):
+        return change
+    return np.lib.stride_tricks.sliding_window_view(change, min(width, len(change))).max(axis=1)
 
 
-def smpl(samples: int, rate: int) -> bytes:
-    """Return a `smpl` chunk: one loop, forwards, for ever, from the first sample to the last (inclusive, as it counts)."""
+def smpl_chunk(samples: int, rate: int) -> bytes:
+    """Return the content of a `smpl` chunk: one endless forward loop from the first to the last sample (inclusive)."""
     return struct.pack("<9I", 0, 0, round(1e9 / rate), 60, 0, 0, 0, 1, 0) + struct.pack(
         "<6I", 0, 0, 0, samples - 1, 0, 0
     )
@@ -162,14 +163,14 @@ def smpl(samples: int, rate: int) -> bytes:
 def looped(
     source: Clip, seconds: float | None, *, rate: int | None = None, fade: float = FADE, rounds: int = 1
 ) -> tuple[Clip, Wrap]:
-    """Return a loop of a clip, that many times round, at `rate` Hz (None: the clip's), and where it lies.
+    """Return a loop of a clip, repeated `rounds` times, at `rate` Hz (None: the clip's), and its position in the clip.
 
-    It is resampled as a loop: each round goes on into the next. Raises UserError if the clip is too short, or was
-    resampled after it was made (loop it first).
+    `seconds` None: SECONDS, or as many as the clip allows. The loop is resampled as a loop: each round continues into the
+    next. Raises UserError if the clip is too short, or has been resampled (loop it first).
     """
     if any(step["do"] == "resample" for step in source.recipe.process):
         raise UserError(
-            "it was resampled after it was made: loop it at the instrument's rate, and give the loop a rate"
+            "it was resampled after it was made: make it at the instrument's rate, and give the loop a rate"
         )
     rate = rate or source.rate
     multiple = source.rate // math.gcd(source.rate, rate)
@@ -180,11 +181,11 @@ def looped(
             f"{length / source.rate:.2f} s of sound: too short for a loop, which has {SHORTEST:g} s or more"
         )
     wrap = find_wrap(source.wave, source.rate, round(seconds * source.rate), faded, multiple)
-    return _round(source, wrap, rate, rounds), wrap
+    return repeated(source, wrap, rate, rounds), wrap
 
 
-def _round(source: Clip, wrap: Wrap, rate: int, rounds: int) -> Clip:
-    """Return a loop `rounds` times round. To be resampled it gets another round on either side, which is cut off again."""
+def repeated(source: Clip, wrap: Wrap, rate: int, rounds: int) -> Clip:
+    """Return a loop repeated `rounds` times. For resampling it gets one more round on either side, cut off afterwards."""
     spare = 2 if rate != source.rate else 0
     make = {"do": "loop", "label": source.label, "seed": source.seed, "of": source.recipe.make}
     make |= {"steps": list(source.recipe.process), **wrap._asdict(), "rounds": rounds + spare}
@@ -198,27 +199,27 @@ def _round(source: Clip, wrap: Wrap, rate: int, rounds: int) -> Clip:
 
 
 def remake(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave]) -> Wave:
-    """Return the wave of a loop from its recipe, at the instrument's rate; `remake_source` makes the sound that is looped."""
+    """Return the wave of a `loop` recipe, at the instrument's rate; `remake_source` renders the sound that is looped."""
     wave, _ = apply(make["steps"], remake_source(make["of"], synth), synth.instrument.rate)
     return np.tile(wrapped(wave, Wrap(make["start"], make["samples"], make["fade"], make["alike"])), make["rounds"])
 
 
 def steady_clip(synth: Synth, label: str, seed: int, temperature: float = 1.0) -> Clip:
-    """Return the clip of the first steady seed from `seed` on; of `seed` itself, if none of sixteen is."""
+    """Return the first steady clip of a label from `seed` on; the clip of `seed` itself if none of sixteen is steady."""
     first: Clip | None = None
-    for clip in synth.render_many(((label, seed + place) for place in range(STEADY_TRIED)), temperature=temperature):
-        if steady(clip.wave, clip.rate):
+    for clip in synth.render_many(((label, seed + offset) for offset in range(STEADY_TRIED)), temperature=temperature):
+        if is_steady(clip.wave, clip.rate):
             return clip
         first = first or clip
     assert first is not None
     return first
 
 
-def material(synth: Synth, clip: Clip, seconds: float, fade: float = FADE) -> Clip:
-    """Return a rendered sound without its very ends, extended if needed to look for a loop of so many seconds in."""
+def loop_source(synth: Synth, clip: Clip, seconds: float, fade: float = FADE) -> Clip:
+    """Return a rendered clip without its ends, extended if needed to contain a loop of `seconds` seconds."""
     edge = round(EDGE * clip.rate)
     needed = round((seconds + min(fade, seconds / 4) + SLACK) * clip.rate) + 2 * edge
     if needed > len(clip.wave):
-        clip = extend(synth, clip, needed + round(ROOM * clip.rate))
+        clip = extend(synth, clip, needed + round(EXTRA * clip.rate))
     cut: tuple[Step, ...] = ({"do": "cut", "start": edge, "samples": len(clip.wave) - 2 * edge},)
     return Clip(apply(cut, clip.wave, clip.rate)[0], replace(clip.recipe, process=cut))

@@ -1,4 +1,4 @@
-"""The recipe that a sound carries: all it takes to make it again.
+"""The recipe that a sound file carries: everything that is needed to render it again.
 
 Version 2 is one line of JSON:
 
@@ -9,16 +9,18 @@ Version 2 is one line of JSON:
      "process": [{"do": "resample", "rate": 44100}, {"do": "gain", "db": 2.31}],
      "checksum": "<sha256>"}
 
-`make` says what drew the wave, at the instrument's rate (`studio/verify.py` holds the table of who makes what).
-`process` is what was done to that wave, in order, every number as it came out: making it again measures nothing
-(`studio/shape.py`). `asked` are the knobs in the user's words; a one-shot of a pack has `"kind": "one-shot"` there, for
-its siblings to be cut out as it was. `rate` is the file's. `checksum` is the SHA-256 of the text before `, "checksum"`,
-so that an edited recipe is told, whatever language wrote it. Last of all, a wave above full scale is turned down to it
-in every format but float, as writing does (`audio.write_wave`).
+make      how the wave was rendered, at the instrument's rate; `do` is a key of `studio/remake.py`'s table
+process   the steps that were applied to that wave, in order, with the numbers that were measured (`studio/shape.py`), so
+          that rendering it again measures nothing
+asked     the options of the user; a one-shot of a pack also has "kind": "one-shot", for `vary` to cut its variations alike
+rate      of the file, in Hz
+checksum  SHA-256 of the text before `, "checksum"`, so that an edit is detected, in whatever language the recipe is read
 
-In a WAV the recipe is a RIFF chunk of its own, `fbrc`, after the samples, beside a short comment that other programs
-show; in FLAC and OGG it is the comment. (libsndfile loses WAV comments above some 2 kB; a chunk has no such limit.)
-Version 1 (foleybox 0.1.0 before the studio) had label, seed and temperature in place of make, asked and process; it is read.
+After `process`, a wave above full scale is scaled down to it in every format but float (`audio.write_wave`).
+
+In a WAV the recipe is a RIFF chunk of its own, `fbrc`, after the samples; a short comment is there for other programs. In
+FLAC and OGG it is the comment. (libsndfile truncates WAV comments at some 2 kB; a chunk has no limit.) Version 1 had
+label, seed and temperature instead of make, asked and process; it is still read.
 """
 
 import hashlib
@@ -41,7 +43,7 @@ Json = dict[str, Any]  # an object of JSON values
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a clip was made from: see the head of this file."""
+    """How a clip was made; the head of this file describes the fields."""
 
     instrument: str
     fingerprint: str  # SHA-256 of the instrument, see Instrument.fingerprint
@@ -54,11 +56,12 @@ class Recipe:
 
     @property
     def label(self) -> str:
-        """The label of what was made; of a make without one, that of what it was made `of`."""
+        """The label in `make`; if it has none, that of the sound it was made `of`."""
         return str(_find(self.make, "label", ""))
 
     @property
     def seed(self) -> int:
+        """The seed in `make`; if it has none, that of the sound it was made `of`."""
         return int(_find(self.make, "seed", 0))
 
     def to_json(self) -> str:
@@ -67,7 +70,7 @@ class Recipe:
         return f'{text[:-1]}{SEAL}{_checksum(text[:-1])}"}}'
 
     def comment(self) -> str:
-        """Return a short line for people, which other programs show and keep."""
+        """Return a short description, which other programs show and keep."""
         return f"foleybox {self.foleybox}: {self.make['do']} {self.label}, seed {self.seed}, {self.instrument}"
 
 
@@ -78,12 +81,12 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _find(make: Any, key: str, otherwise: Any) -> Any:
+def _find(make: Any, key: str, default: Any) -> Any:
     while isinstance(make, dict):
         if key in make:
             return make[key]
         make = make.get("of")
-    return otherwise
+    return default
 
 
 KEYS: dict[str, type] = {
@@ -99,12 +102,12 @@ KEYS_1: dict[str, type | tuple[type, ...]] = {
 def from_json(text: str) -> Recipe:
     """Return the recipe that `to_json` wrote, or one of version 1.
 
-    Raises UserError if the text is no recipe, a newer one, or one that was changed after it was written.
+    Raises UserError for a text that is no recipe, a newer version, and a recipe that was edited.
     """
     changed = "the file was changed after it was written, get it again from where it was made"
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of ten thousand digits is one too
+    except (ValueError, RecursionError) as error:  # ValueError: also for a number of ten thousand digits
         raise UserError(f"the recipe is not JSON ({error}): {changed}") from None
     found = content.pop("foleybox_recipe", None) if isinstance(content, dict) else None
     if found not in (1, VERSION) or isinstance(found, bool):
@@ -137,7 +140,7 @@ def _check_types(content: Json, expected: Mapping[str, type | tuple[type, ...]],
         raise UserError(f"the recipe states {found}: expected {', '.join(sorted(expected))}; {changed}")
     for key, kind in expected.items():
         if not isinstance(content[key], kind) or isinstance(content[key], bool):
-            raise UserError(f"the recipe's {key} is {type(content[key]).__name__}, which it never is: {changed}")
+            raise UserError(f"the recipe's {key} has the wrong type {type(content[key]).__name__}: {changed}")
 
 
 def write_clip(
@@ -147,7 +150,7 @@ def write_clip(
     subtype: Subtype = "PCM_16",
     chunks: Mapping[bytes, bytes] | None = None,
 ) -> float:
-    """Write a wave at `recipe.rate` with its recipe; return the gain it was written with, as `write_wave` does.
+    """Write a wave at `recipe.rate` with its recipe; return the gain that was applied, as `write_wave` does.
 
     `chunks` are further RIFF chunks of a WAV by four-byte name, such as `smpl`.
     """
@@ -162,7 +165,7 @@ def write_clip(
 
 
 def read_recipe(path: str | Path) -> Recipe | None:
-    """Return the recipe that a sound file carries, None if it carries none (see `lost_recipe`).
+    """Return the recipe of a sound file, None if it has none (`why_no_recipe` says why).
 
     Raises UserError for a file that cannot be read and for a damaged recipe.
     """
@@ -180,17 +183,17 @@ def read_recipe(path: str | Path) -> Recipe | None:
 
 
 def find_recipe(path: Path) -> Recipe:
-    """Return the recipe of a sound file, or of a text file (.json); raise UserError if there is none."""
+    """Return the recipe of a sound file, or in a text file (.json). Raises UserError if there is none."""
     if not path.is_file():
-        raise UserError(f"no file {path}: expected a sound file of ours, or a recipe (.json)")
+        raise UserError(f"no file {path}: expected a sound file made by foleybox, or a recipe (.json)")
     recipe = read_recipe_text(path) if path.suffix.lower() == ".json" else read_recipe(path)
     if recipe is None:
-        raise UserError(f"{path}: {lost_recipe(path)}")
+        raise UserError(f"{path}: {why_no_recipe(path)}")
     return recipe
 
 
-def is_ours(path: Path, do: str | None = None) -> bool:
-    """Say whether a sound file carries a recipe; with `do`, one that was made so."""
+def has_recipe(path: Path, do: str | None = None) -> bool:
+    """Return whether a sound file has a readable recipe; with `do`, one whose `make` does that."""
     try:
         recipe = read_recipe(path)
     except UserError:
@@ -199,7 +202,7 @@ def is_ours(path: Path, do: str | None = None) -> bool:
 
 
 def read_recipe_text(path: Path) -> Recipe:
-    """Return the recipe that stands alone in a text file; raise UserError for one that cannot be read, with its name."""
+    """Return the recipe in a text file. Raises UserError, with the file's name, for one that cannot be read."""
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except UserError as error:
@@ -209,7 +212,7 @@ def read_recipe_text(path: Path) -> Recipe:
 
 
 def read_comment(path: Path) -> str:
-    """Return the comment of a sound file, "" if it has none; raise UserError if it is no sound file."""
+    """Return the comment of a sound file, "" if it has none. Raises UserError if it is no sound file."""
     try:
         with soundfile.SoundFile(libsndfile_path(path)) as file:
             return file.comment
@@ -217,13 +220,13 @@ def read_comment(path: Path) -> str:
         raise UserError(f"not a sound file that can be read ({error})") from None
 
 
-def lost_recipe(path: Path) -> str:
-    """Say of a file without a recipe whether it had one: the short comment outlives programs that drop the chunk.
+def why_no_recipe(path: Path) -> str:
+    """Return why a sound file has no recipe: programs that rewrite a WAV may drop the chunk and keep the short comment.
 
-    Raises UserError for a file that cannot be read: cut short, it has lost what stood after its samples.
+    Raises UserError for a file that cannot be read; a truncated one lacks what follows its samples.
     """
     read_wave(path)
     comment = read_comment(path)
     if comment.startswith("foleybox "):
         return f"it lost its recipe: a program that rewrote it kept only the comment ({comment})"
-    return "it carries no recipe: it is not of foleybox, or a program that rewrote it dropped all beside the samples"
+    return "it carries no recipe: foleybox did not make it, or a program rewrote it and kept the samples only"

@@ -1,4 +1,4 @@
-"""Recipes -> waves: follow a recipe again. Following decides nothing, since a recipe holds every number that was chosen."""
+"""Recipe -> wave: render a sound again. A recipe states every number that was chosen, so nothing is decided here."""
 
 from collections.abc import Callable
 
@@ -18,16 +18,16 @@ MAKERS: dict[str, Callable[[Json, Synth], Wave]] = {
     "perform": lambda make, synth: scene.remake(make, synth, remake),
     "loop": lambda make, synth: loop.remake(make, synth, remake),
 }
-"""what a recipe's `do` says -> the function (make, synth) -> wave [L] at the instrument's rate
+"""`do` of a recipe's `make` -> function (make, synth) -> wave [L] at the instrument's rate
 
-Scenes and loops are made of other sounds: they are given `remake` for these.
+Scenes and loops consist of other sounds, and get `remake` to render these.
 """
 
 
-def again(recipe: Recipe, synth: Synth) -> tuple[Wave, int]:
+def rerender(recipe: Recipe, synth: Synth) -> tuple[Wave, int]:
     """Return the wave [L] of a recipe, and its rate in Hz.
 
-    Raises UserError for a recipe that lacks something that its make or its steps need, as another program may write it.
+    Raises UserError for a recipe that lacks what its `make` or `process` needs, as another program may write it.
     """
     try:
         return apply(recipe.process, remake(recipe.make, synth), synth.instrument.rate)
@@ -40,7 +40,7 @@ def again(recipe: Recipe, synth: Synth) -> tuple[Wave, int]:
 
 
 def remake(make: Json, synth: Synth) -> Wave:
-    """Return the wave [L] of a recipe's make, at the instrument's rate. Raises UserError for an unknown kind of make."""
+    """Return the wave [L] of the `make` of a recipe, at the instrument's rate. Raises UserError for an unknown one."""
     if make.get("do") not in MAKERS:
         raise UserError(f"the recipe says to {make.get('do')!r}, which this foleybox does not know: update foleybox")
     return MAKERS[make["do"]](make, synth)

@@ -1,14 +1,14 @@
-"""Sounds at given times: events become one-shots, steady labels a surface under an intensity curve.
+"""Scenes: sounds at given times. Events are played as one-shots, steady labels as a surface with an intensity curve.
 
-Each event is a one-shot cut out of a rendered clip (`onsets.clearest`), placed so that its rise falls on the sample of
-its time. The variations of a label are the clearest of the clips with the seeds S, S+1, ... of the scene's seed S (those
-that `generate` makes), or of neighbours of one of them; all are brought to one loudness, so that velocity alone says
-how loud an event is. Which variation an event gets, and how far `humanise` moves it, is noise of the scene's seed. A
-steady sound is extended by neighbours (`extend`). The recipe holds what was decided, number by number:
+Each event is a one-shot cut from a rendered clip (`onsets.clearest_event`), with its onset on the sample of its time. The
+variations of a label are the clearest of the clips with the seeds S, S+1, ... of the scene's seed S, or of variations of
+one of them. All are brought to one loudness, so that the velocity alone determines the level of an event. The choice of a
+variation and the shift by `humanise` are noise of the scene's seed. A steady sound is extended (`extend`). The recipe
+states every decision as numbers:
 
     {"do": "perform", "label": "Footstep, Rain", "seed": 7, "samples": 220500, "tracks": [
-        {"label": "Footstep", "shots": [[make, start, rise, stop, dB], ...],
-         "events": [[sample of the rise, samples before it, shot, velocity], ...]},
+        {"label": "Footstep", "shots": [[make, start, onset, stop, dB], ...],
+         "events": [[sample of the onset, samples before it, index of the shot, velocity], ...]},
         {"label": "Rain", "of": make, "db": -3.2, "curve": [[sample, intensity], ...]}]}
 """
 
@@ -26,28 +26,31 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from tyro.conf import arg
 
-from foleybox.audio import Subtype, Wave, check_format, true_peak_db
+from foleybox.audio import Complex, Subtype, Wave, check_format, filtered, true_peak_db
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
-from foleybox.studio.events import LATEST, Event, in_order
+from foleybox.studio.events import LATEST, Event, sorted_events
 from foleybox.studio.extend import extend
 from foleybox.studio.latents import check_amount, vary
-from foleybox.studio.loop import SLACK, looped, material, steady_clip
-from foleybox.studio.onsets import clearest, cut_out, find_rise
+from foleybox.studio.loop import SLACK, loop_source, looped, steady_clip
+from foleybox.studio.onsets import clearest_event, cut_one_shot, onset_near
 from foleybox.studio.recipe import Json
 from foleybox.studio.seeds import check_seed, noise
 from foleybox.studio.shape import Shape, apply, event_loudness, faded
 from foleybox.studio.synth import Clip, Synth, check_temperature
 
-LEVEL = -24.0  # LUFS of a one-shot of velocity 1, and of a surface of intensity 1
-CEILING = -1.0  # dBTP of a one-shot, and of the whole
-QUIETER_DB, LOUDER_DB = -40.0, 30.0  # that a clip is turned by at most to get there
-ENDING = 0.02  # seconds in which what still sounds is faded out where the scene ends
-DARK_HZ, DARK_DEPTH = 1_200.0, 0.8  # above that, a sound loses so much of its amplitude from velocity 1 to 0
-ANCHORS = 8  # clips of which the clearest is the one that all are near
-NO_REPEAT = 4  # events of a label in which no sound of it comes again
-ROUND = 120.0  # seconds: a longer surface is a loop of so many
-PICKS, MOVES, LABELS = 512, 1024, 512  # streams of the scene's seed, one a label: which variation, how far it is moved
+LEVEL = -24.0  # LUFS of a one-shot at velocity 1, and of a surface at intensity 1
+CEILING = -1.0  # dBTP of a one-shot, and of the mix
+MIN_GAIN_DB, MAX_GAIN_DB = -40.0, 30.0  # of a sound, to reach LEVEL
+ENDING = 0.02  # seconds of the fade where the scene ends and a sound has not
+DARK_HZ, DARK_DEPTH = (
+    1_200.0,
+    0.8,
+)  # from velocity 1 to 0, a low-pass at this frequency takes this share of the amplitude
+ANCHORS = 8  # clips of which the clearest is the one that is varied, if `Style.amount` is below 1
+NO_REPEAT = 4  # events of a label within which no variation is repeated
+ROUND = 120.0  # seconds: a longer surface is a loop of this length
+PICKS, MOVES, LABELS = 512, 1024, 512  # streams of the scene's seed, one a label: the variations, the shifts of events
 
 
 @dataclass(frozen=True)
@@ -55,46 +58,46 @@ class Style:
     """How a scene is played."""
 
     variations: Annotated[int, arg(metavar="N")] = 32
-    "different sounds of a label at most"
+    "maximum number of different sounds of a label"
     no_repeat: Annotated[
         int | None, arg(metavar="N", help_behavior_hint=f"(default: {NO_REPEAT}, or as many as the variations allow)")
     ] = None
-    "a sound is not heard again within the next so many events of its label"
+    "number of following events of a label in which a sound is not repeated"
     humanise: Annotated[float, arg(metavar="MS")] = 0.0
-    "move each event by up to so many milliseconds, earlier or later"
+    "shift each event at random by up to this many milliseconds"
     amount: float = 1.0
-    "how unlike the sounds of a label are: 1 any sound of it, 0.3 all near one (the same shoes)"
+    "how different the sounds of a label are: 1 any sound of it, 0.3 variations of one (the same shoes)"
     temperature: float = 1.0
-    "below 1: nearer to the typical sound of the label; above 1: further out"
+    "below 1: closer to the typical sound of the label; above 1: more unusual"
 
 
 Curve = float | Sequence[tuple[float, float]]  # an intensity from 0 to 1, or points (seconds, intensity)
 
 
-class Material(NamedTuple):
-    """A sound at its full level, as it is struck hard and as it is struck softly."""
+class Sound(NamedTuple):
+    """A one-shot or a surface [L] at LEVEL, in two versions: for velocity 1, and for velocity 0."""
 
     bright: Wave
     dark: Wave
 
     @classmethod
-    def of(cls, wave: Wave, db: float, rate: int) -> "Material":
-        """Return a wave as material, turned up by some dB."""
+    def of(cls, wave: Wave, db: float, rate: int) -> "Sound":
+        """Return both versions of a wave [L] after a gain in dB."""
         bright = wave * np.float32(10 ** (db / 20))
-        return cls(bright, darker(bright, rate))
+        return cls(bright, darkened(bright, rate))
 
-    def struck(self, velocity: Wave | float, here: slice = slice(None)) -> Wave:
-        """Return (a part of) the sound, as loud as `velocity` (an amplitude) says, and as dark."""
-        return (velocity * (velocity * self.bright[here] + (1 - velocity) * self.dark[here])).astype(np.float32)
+    def at_velocity(self, velocity: Wave | float, part: slice = slice(None)) -> Wave:
+        """Return (a part of) the sound: its amplitude is multiplied by `velocity`, and its treble fades with it."""
+        return (velocity * (velocity * self.bright[part] + (1 - velocity) * self.dark[part])).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """What `perform` made: stems and their mix, all with one gain, which keeps the mix under the ceiling."""
+    """The result of `perform`: stems and their mix, all with one gain, which keeps the mix under CEILING."""
 
     synth: Synth
-    make: Json  # see the head of this file
-    materials: list[list[Material]]  # of each track: its one-shots, or its surface
+    make: Json  # the recipe, see the head of this file
+    sounds: list[list[Sound]]  # of each track: its one-shots, or its surface
     gain_db: float
 
     @property
@@ -103,27 +106,27 @@ class Scene:
         return stem_names(self.make)
 
     def stem(self, name: str) -> Clip:
-        """Return one stem at the instrument's rate. Raises UserError for a name that is none of `stems`."""
+        """Return one stem at the instrument's rate. Raises UserError for a name that is not in `stems`."""
         if name not in self.stems:
             raise UserError(f"no stem {name!r}: expected one of {', '.join(self.stems)}")
-        place = self.stems.index(name)
-        track = self.make["tracks"][place]
-        return self._clip({**self.make, "label": track["label"], "tracks": [track]}, [self.materials[place]])
+        index = self.stems.index(name)
+        track = self.make["tracks"][index]
+        return self._clip({**self.make, "label": track["label"], "tracks": [track]}, [self.sounds[index]])
 
     def mix(self) -> Clip:
         """Return the sum of all stems at the instrument's rate."""
-        return self._clip(self.make, self.materials)
+        return self._clip(self.make, self.sounds)
 
-    def _clip(self, make: Json, materials: list[list[Material]]) -> Clip:
-        clip = self.synth.clip(assemble(make, materials, self.synth.instrument.rate), make)
+    def _clip(self, make: Json, sounds: list[list[Sound]]) -> Clip:
+        clip = self.synth.clip(assemble(make, sounds, self.synth.instrument.rate), make)
         process = ({"do": "gain", "db": self.gain_db},) if self.gain_db else ()
         return Clip(apply(process, clip.wave, clip.rate)[0], replace(clip.recipe, process=process))
 
     def markers(self, stem: str | None = None) -> list[Event]:
-        """Return the events as they were placed, to the sample, in order: of one stem, or of all.
+        """Return the events as they were placed, to the sample, in order of time: those of one stem, or of all.
 
-        Their seeds are those of their clips (None, if they are neighbours of another), so that a scene played from its
-        own markers is the same scene.
+        Their seeds are those of their clips (None for variations of another clip), so that performing the markers of a
+        scene gives the same scene.
         """
         rate, placed = self.synth.instrument.rate, []
         for name, track in zip(self.stems, self.make["tracks"]):
@@ -131,7 +134,7 @@ class Scene:
                 make = track["shots"][shot][0]
                 seed = make["seed"] if make["do"] == "render" else None
                 placed.append(Event(sample / rate, track["label"], velocity, seed))
-        return in_order(placed)
+        return sorted_events(placed)
 
     def save(
         self,
@@ -140,9 +143,9 @@ class Scene:
         subtype: Subtype = "PCM_16",
         rate: int | None = None,  # Hz; None: the instrument's
     ) -> list[Path]:
-        """Write mix.wav, stems/<stem>.wav, markers.csv and markers.txt (labels for Audacity); return the sound files.
+        """Write mix.wav, stems/<stem>.wav, markers.csv and markers.txt (Audacity labels); return the sound files.
 
-        A WAV carries its markers as cue points too. Raises UserError for a format or rate that cannot be.
+        A WAV also has its markers as cue points. Raises UserError for a format that cannot hold the subtype or rate.
         """
         folder = Path(folder)
         paths = [folder / f"mix.{format}", *(folder / "stems" / f"{safe_name(name)}.{format}" for name in self.stems)]
@@ -150,7 +153,7 @@ class Scene:
         paths[-1].parent.mkdir(parents=True, exist_ok=True)
         for path, name in zip(paths, (None, *self.stems)):
             clip = (self.mix() if name is None else self.stem(name)).shaped(Shape(rate=rate))
-            clip.save(path, subtype, cues(self.markers(name), clip.rate))
+            clip.save(path, subtype, cue_chunks(self.markers(name), clip.rate))
         table, labels = io.StringIO(), []
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(["time", "label", "velocity", "seed"])
@@ -163,12 +166,12 @@ class Scene:
         return paths
 
     def _repr_html_(self) -> str:
-        """Return a player of the mix for notebooks."""
+        """Return an audio player of the mix, for notebooks."""
         return self.mix()._repr_html_()
 
 
 def stem_names(make: Json) -> tuple[str, ...]:
-    """Return the names of the stems of a scene's make."""
+    """Return the names of the stems of a scene's recipe: `<label>`, and `<label>_surface`."""
     return tuple(track["label"] + ("" if "events" in track else "_surface") for track in make["tracks"])
 
 
@@ -186,55 +189,52 @@ def perform(
     """Play events at their times; return the scene.
 
     `events` are times in seconds or `Event`s, in any order; those without a label get `label`. `surfaces` gives an
-    intensity by label, for steady sounds that go on through the scene. The scene lasts `seconds`, or until the last
-    event has died away and the last curve has ended. The same arguments make the same scene.
+    intensity by label (`Curve`), for steady sounds throughout the scene. The scene lasts `seconds`, or until the last
+    event has decayed and the last curve has ended. The same arguments give the same scene.
 
-    Raises UserError for a label that is missing or not played by the instrument, a time that is negative or beyond the
-    length, and a number out of range; no event is left out.
+    Raises UserError for a label that is missing or unknown to the instrument, a time that is negative or beyond
+    `seconds`, and a number out of range; no event is dropped.
 
-    `progress(total)` is a context manager that yields a function to call after each rendered sound, with its label.
+    `progress(total)` is a context manager that yields a function, which is called with the label of each rendered sound.
     """
-    by_label, beds = arranged(synth, events, label, surfaces or {}, seconds, seed, style)
+    by_label, curves = arrange(synth, events, label, surfaces or {}, seconds, seed, style)
     rate = synth.instrument.rate
     tracks: list[Json] = []
-    materials: list[list[Material]] = []
-    total = sum(_renders(own, style) for own in by_label.values()) + len(beds)
-    with progress(total) if progress else nullcontext(lambda _: None) as bar:
-        for name, own in by_label.items():
-            track, sounds = _track(synth, name, own, seconds, seed, style, bar)
+    sounds: list[list[Sound]] = []
+    total = sum(_clip_counts(each, style)[1] + len(_seeds(each)) for each in by_label.values()) + len(curves)
+    with progress(total) if progress else nullcontext(lambda _: None) as report:
+        for name, events_of_label in by_label.items():
+            track, shots = _track(synth, name, events_of_label, seconds, seed, style, report)
             tracks.append(track)
-            materials.append(sounds)
-        samples = round(seconds * rate) if seconds is not None else _end(tracks, beds, rate)
-        for name, points in beds.items():
+            sounds.append(shots)
+        samples = round(seconds * rate) if seconds is not None else _end(tracks, curves, rate)
+        for name, points in curves.items():
             track, sound = _surface(synth, name, points, samples, seed, style)
             tracks.append(track)
-            materials.append([sound])
-            bar(name)
+            sounds.append([sound])
+            report(name)
     title = ", ".join(dict.fromkeys(track["label"] for track in tracks))
     make = {"do": "perform", "label": title, "seed": seed, "samples": samples, "tracks": tracks}
-    return Scene(synth, make, materials, _gain_db(make, materials, rate))
+    return Scene(synth, make, sounds, _gain_db(make, sounds, rate))
 
 
 def remake(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave]) -> Wave:
-    """Return the wave [samples] of a scene or a stem from its recipe, at the instrument's rate.
-
-    `remake_source` makes the sounds that the scene is made of.
-    """
+    """Return the wave [samples] of a `perform` recipe, at the instrument's rate; `remake_source` renders its sounds."""
     rate = synth.instrument.rate
-    materials = []
+    sounds = []
     for track in make["tracks"]:
         if "events" in track:
-            waves = [(cut_out(remake_source(of, synth), shot, rate), db) for of, *shot, db in track["shots"]]
+            waves = [(cut_one_shot(remake_source(of, synth), shot, rate), db) for of, *shot, db in track["shots"]]
         else:
             waves = [(remake_source(track["of"], synth)[: make["samples"]], track["db"])]
-        materials.append([Material.of(wave, db, rate) for wave, db in waves])
-    return assemble(make, materials, rate)
+        sounds.append([Sound.of(wave, db, rate) for wave, db in waves])
+    return assemble(make, sounds, rate)
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
 
 
-def arranged(
+def arrange(
     synth: Synth,
     events: Iterable[Event | float],
     label: str | None,
@@ -243,23 +243,23 @@ def arranged(
     seed: int,
     style: Style,
 ) -> tuple[dict[str, list[Event]], dict[str, list[tuple[float, float]]]]:
-    """Return the events and the curves by the instrument's labels, in order of time, once all of them can be played.
+    """Check the arguments of `perform`; return events and curves by the instrument's labels, in order of time.
 
-    Raises UserError as `perform` does, and renders nothing.
+    Raises UserError as `perform` does; nothing is rendered.
     """
     _check(style, seconds, seed)
-    named = in_order(_named(synth, event, label, seconds) for event in events)
-    beds = {synth.resolve(name): _curve(name, curve) for name, curve in surfaces.items()}
-    if len(beds) < len(surfaces):
+    placed = sorted_events(_labelled(synth, event, label, seconds) for event in events)
+    curves = {synth.resolve(name): _points(name, curve) for name, curve in surfaces.items()}
+    if len(curves) < len(surfaces):
         raise UserError(f"two surfaces of one label among {', '.join(surfaces)}: expected each label once")
-    if not named and not beds:
+    if not placed and not curves:
         raise UserError("a scene of no events: expected one or more times, or a surface")
-    if not named and seconds is None and all(len(points) < 2 for points in beds.values()):
+    if not placed and seconds is None and all(len(points) < 2 for points in curves.values()):
         raise UserError("a scene of surfaces alone, each at one intensity, has no end: name its seconds")
     by_label: dict[str, list[Event]] = {}
-    for event in named:
+    for event in placed:
         by_label.setdefault(event.label, []).append(event)
-    return by_label, beds
+    return by_label, curves
 
 
 def _check(style: Style, seconds: float | None, seed: int) -> None:
@@ -282,8 +282,8 @@ def _check(style: Style, seconds: float | None, seed: int) -> None:
         )
 
 
-def _named(synth: Synth, event: Event | float, label: str | None, seconds: float | None) -> Event:
-    """Return an event with the instrument's name of its label, once it can be placed."""
+def _labelled(synth: Synth, event: Event | float, label: str | None, seconds: float | None) -> Event:
+    """Return an event with the instrument's name of its label. Raises UserError for one that cannot be placed."""
     event = event if isinstance(event, Event) else Event(float(event))
     try:
         return _checked(synth, event, label, seconds)
@@ -296,7 +296,7 @@ def _checked(synth: Synth, event: Event, label: str | None, seconds: float | Non
         raise UserError(f"an event at {event.time:g} s: expected 0 to {LATEST:g}")
     if seconds is not None and event.time >= seconds:
         raise UserError(
-            f"an event at {event.time:g} s, beyond the {seconds:g} s of the scene: make it longer, or leave the event out"
+            f"an event at {event.time:g} s, beyond the {seconds:g} s of the scene: make it longer, or remove the event"
         )
     if not 0 < event.velocity <= 1:
         raise UserError(f"an event of velocity {event.velocity:g}: expected above 0, up to 1")
@@ -306,8 +306,8 @@ def _checked(synth: Synth, event: Event, label: str | None, seconds: float | Non
     return replace(event, label=synth.resolve(name))
 
 
-def _curve(name: str, curve: Curve) -> list[tuple[float, float]]:
-    """Return an intensity as points in order of time, one or more."""
+def _points(name: str, curve: Curve) -> list[tuple[float, float]]:
+    """Return an intensity curve as one or more points in order of time."""
     points = (
         [(0.0, float(curve))] if isinstance(curve, int | float) else sorted((float(at), float(i)) for at, i in curve)
     )
@@ -322,18 +322,15 @@ def _curve(name: str, curve: Curve) -> list[tuple[float, float]]:
 # --- deciding -----------------------------------------------------------------------------------------------------
 
 
-def _tried(events: list[Event], style: Style) -> tuple[int, int]:
-    """Return how many variations some events of a label share, and of how many clips those are the clearest."""
+def _clip_counts(events: list[Event], style: Style) -> tuple[int, int]:
+    """Return how many variations the events of a label share, and from how many clips the clearest are chosen."""
     count = min(style.variations, sum(event.seed is None for event in events))
     return count, count + count // 2 + 2 if count else 0
 
 
-def _renders(events: list[Event], style: Style) -> int:
-    return _tried(events, style)[1] + len(_own_seeds(events))
-
-
-def _own_seeds(events: list[Event]) -> set[int]:
-    return {event.seed for event in events if event.seed is not None}
+def _seeds(events: list[Event]) -> list[int]:
+    """Return the seeds that events state, each once."""
+    return sorted({event.seed for event in events if event.seed is not None})
 
 
 def _track(
@@ -343,182 +340,172 @@ def _track(
     seconds: float | None,
     seed: int,
     style: Style,
-    bar: Callable[[str], None],
-) -> tuple[Json, list[Material]]:
-    """Return which shots the events of a label get, and where they are placed; and the sounds of the shots.
+    report: Callable[[str], None],
+) -> tuple[Json, list[Sound]]:
+    """Return the track of a label, with the shot and the sample of each event, and the sounds of its shots.
 
-    Where a sound rises is measured as it is struck: a soft one may rise a little later.
+    The onset of a shot is measured at each velocity, since a soft sound may reach its threshold a little later.
     """
     rate = synth.instrument.rate
-    shots, sounds, numbers = _shots(synth, label, events, seed, style, bar)
-    moves = np.clip(noise(seed, (len(events),), MOVES + synth.labels.index(label) % LABELS) / 2, -1, 1)
+    shots, sounds, indices = _shots(synth, label, events, seed, style, report)
+    shifts = np.clip(noise(seed, (len(events),), MOVES + synth.labels.index(label) % LABELS) / 2, -1, 1)
     last = max(0, round((LATEST if seconds is None else seconds) * rate) - 1)
-    rises: dict[tuple[int, float], int] = {}
+    onsets: dict[tuple[int, float], int] = {}
     placed = []
-    for event, shot, move in zip(events, numbers, moves.tolist()):
-        at, velocity = round((event.time + style.humanise / 1000 * move) * rate), float(event.velocity)
-        if (shot, velocity) not in rises:
+    for event, shot, shift in zip(events, indices, shifts.tolist()):
+        sample, velocity = round((event.time + style.humanise / 1000 * shift) * rate), float(event.velocity)
+        if (shot, velocity) not in onsets:
             near = shots[shot][2] - shots[shot][1]
-            struck = sounds[shot].struck(velocity, slice(near + round(0.2 * rate)))
-            rises[shot, velocity] = find_rise(struck, rate, near)
-        placed.append([min(max(at, 0), last), rises[shot, velocity], shot, velocity])
+            beginning = sounds[shot].at_velocity(velocity, slice(near + round(0.2 * rate)))
+            onsets[shot, velocity] = onset_near(beginning, rate, near)
+        placed.append([min(max(sample, 0), last), onsets[shot, velocity], shot, velocity])
     return {"label": label, "shots": shots, "events": placed}, sounds
 
 
 def _shots(
-    synth: Synth, label: str, events: list[Event], seed: int, style: Style, bar: Callable[[str], None]
-) -> tuple[list[list], list[Material], list[int]]:
-    """Return the shots of a label ([make, start, rise, stop, dB]), their sounds, and the number of each event's shot."""
+    synth: Synth, label: str, events: list[Event], seed: int, style: Style, report: Callable[[str], None]
+) -> tuple[list[list], list[Sound], list[int]]:
+    """Return the shots of a label ([make, start, onset, stop, dB]), their sounds, and the index of each event's shot."""
     rate = synth.instrument.rate
-    count, tried = _tried(events, style)
-    own = {each: count + place for place, each in enumerate(sorted(_own_seeds(events)))}
+    count, candidates = _clip_counts(events, style)
+    own = {each: count + index for index, each in enumerate(_seeds(events))}
     asked = synth.render_many(((label, each) for each in own), temperature=style.temperature)
     found = []
-    for clip in itertools.chain(_clips(synth, label, tried, seed, style), asked):
-        start, rise, stop, clarity = clearest(clip.wave, rate)
+    for clip in itertools.chain(_clips(synth, label, candidates, seed, style), asked):
+        start, onset, stop, clarity = clearest_event(clip.wave, rate)
         db = _level_db(clip.wave[start:stop], rate)
-        sound = Material.of(cut_out(clip.wave, (start, rise, stop), rate), db, rate)
-        found.append((clarity, [clip.recipe.make, start, rise, stop, db], sound))
-        bar(label)
-    clearest_first = sorted(range(tried), key=lambda place: -found[place][0])
-    kept = [*sorted(clearest_first[:count]), *range(tried, len(found))]
+        sound = Sound.of(cut_one_shot(clip.wave, (start, onset, stop), rate), db, rate)
+        found.append((clarity, [clip.recipe.make, start, onset, stop, db], sound))
+        report(label)
+    by_clarity = sorted(range(candidates), key=lambda index: -found[index][0])
+    kept = [*sorted(by_clarity[:count]), *range(candidates, len(found))]
     picks = _picks(synth, label, count, seed, style)
-    numbers = [next(picks) if event.seed is None else own[event.seed] for event in events]
-    return [found[place][1] for place in kept], [found[place][2] for place in kept], numbers
+    indices = [next(picks) if event.seed is None else own[event.seed] for event in events]
+    return [found[index][1] for index in kept], [found[index][2] for index in kept], indices
 
 
-def _clips(synth: Synth, label: str, tried: int, seed: int, style: Style) -> Iterator[Clip]:
-    """Return clips of a label: those of the seeds S, S+1, ..., or neighbours of the clearest of the first eight."""
-    if not tried:
+def _clips(synth: Synth, label: str, count: int, seed: int, style: Style) -> Iterator[Clip]:
+    """Return `count` clips of a label: of the seeds S, S+1, ..., or variations of the clearest of the first eight."""
+    if not count:
         return iter(())
-    pairs = ((label, seed + place) for place in range(tried if style.amount == 1 else ANCHORS))
+    pairs = ((label, seed + offset) for offset in range(count if style.amount == 1 else ANCHORS))
     clips = synth.render_many(pairs, temperature=style.temperature)
     if style.amount == 1:
         return clips
-    anchor = max(clips, key=lambda clip: clearest(clip.wave, clip.rate).clarity)
-    return itertools.islice(vary(synth, anchor.recipe.make, style.amount, seed), tried)
+    anchor = max(clips, key=lambda clip: clearest_event(clip.wave, clip.rate).clarity)
+    return itertools.islice(vary(synth, anchor.recipe.make, style.amount, seed), count)
 
 
 def _picks(synth: Synth, label: str, count: int, seed: int, style: Style) -> Iterator[int]:
-    """Yield one of `count` shots at random, again and again, but none of the last `no_repeat` while there are others."""
+    """Yield endless random indices of `count` shots, each different from the last `no_repeat` as far as possible."""
     window = min(NO_REPEAT if style.no_repeat is None else style.no_repeat, count - 1)
     size, stream = count + count % 2, PICKS + synth.labels.index(label) % LABELS
     recent: list[int] = []
-    for place in itertools.count():
-        draw = noise(seed, (count,), stream, skip=place * size)
-        draw[recent] = np.inf
-        pick = int(draw.argmin())
+    for event in itertools.count():
+        scores = noise(seed, (count,), stream, skip=event * size)
+        scores[recent] = np.inf
+        pick = int(scores.argmin())
         recent = [*recent, pick][-window:] if window else []
         yield pick
 
 
-def _end(tracks: list[Json], beds: Mapping[str, list[tuple[float, float]]], rate: int) -> int:
-    """Return the sample by which all events have died away and all curves have ended."""
-    ends = [round(points[-1][0] * rate) for points in beds.values()]
+def _end(tracks: list[Json], curves: Mapping[str, list[tuple[float, float]]], rate: int) -> int:
+    """Return the sample at which all events have decayed and all curves have ended."""
+    ends = [round(points[-1][0] * rate) for points in curves.values()]
     for track in tracks:
-        ends += [at - lead + track["shots"][shot][3] - track["shots"][shot][1] for at, lead, shot, _ in track["events"]]
+        for sample, lead, shot, _ in track["events"]:
+            _, start, _, stop, _ = track["shots"][shot]
+            ends.append(sample - lead + stop - start)
     return max(1, *ends)
 
 
 def _surface(
     synth: Synth, label: str, points: list[tuple[float, float]], samples: int, seed: int, style: Style
-) -> tuple[Json, Material]:
-    """Return a steady sound of a label that lasts as long as the scene, at one level."""
+) -> tuple[Json, Sound]:
+    """Return the track of a steady sound that lasts as long as the scene, and the sound at LEVEL."""
     clip = steady_clip(synth, label, seed, style.temperature)
     if samples > round(ROUND * clip.rate):
-        clip, _ = looped(material(synth, clip, ROUND), ROUND, rounds=math.ceil(samples / (ROUND - SLACK) / clip.rate))
+        rounds = math.ceil(samples / (ROUND - SLACK) / clip.rate)
+        clip, _ = looped(loop_source(synth, clip, ROUND), ROUND, rounds=rounds)
     elif samples > len(clip.wave):
         clip = extend(synth, clip, samples)
     wave = clip.wave[:samples]
     db = _level_db(wave[: round(ROUND * clip.rate)], clip.rate)
-    curve = [[round(at * clip.rate), intensity] for at, intensity in points]
-    return {"label": label, "of": clip.recipe.make, "db": db, "curve": curve}, Material.of(wave, db, clip.rate)
+    curve = [[round(seconds * clip.rate), intensity] for seconds, intensity in points]
+    return {"label": label, "of": clip.recipe.make, "db": db, "curve": curve}, Sound.of(wave, db, clip.rate)
 
 
 def _level_db(wave: Wave, rate: int) -> float:
-    """Return what brings a sound to LEVEL, not above CEILING; silence stays."""
-    db = min(LEVEL - event_loudness(wave, rate), CEILING - _true_peak_db(wave))
-    return math.floor(np.clip(db, QUIETER_DB, LOUDER_DB) * 1000) / 1000 if math.isfinite(db) else 0.0
+    """Return the gain in dB that brings a sound to LEVEL, with its true peak under CEILING; 0 for silence."""
+    db = min(LEVEL - event_loudness(wave, rate), CEILING - true_peak_db(wave))
+    return math.floor(np.clip(db, MIN_GAIN_DB, MAX_GAIN_DB) * 1000) / 1000 if math.isfinite(db) else 0.0
 
 
-def _gain_db(make: Json, materials: list[list[Material]], rate: int) -> float:
-    """Return what brings the mix and every stem under the ceiling; 0 if they are."""
+def _gain_db(make: Json, sounds: list[list[Sound]], rate: int) -> float:
+    """Return the gain in dB that brings the mix and every stem under CEILING, 0 if they are."""
     mix = np.zeros(make["samples"], np.float32)
-    loudest = -math.inf
-    for track, waves in zip(make["tracks"], materials):
-        stem = assemble({**make, "tracks": [track]}, [waves], rate)
-        loudest = max(loudest, _true_peak_db(stem))
+    highest = -math.inf
+    for track, of_track in zip(make["tracks"], sounds):
+        stem = assemble({**make, "tracks": [track]}, [of_track], rate)
+        highest = max(highest, true_peak_db(stem))
         mix += stem
-    loudest = max(loudest, _true_peak_db(mix))
-    return math.floor((CEILING - loudest) * 1000) / 1000 if loudest > CEILING else 0.0
+    highest = max(highest, true_peak_db(mix))
+    return math.floor((CEILING - highest) * 1000) / 1000 if highest > CEILING else 0.0
 
 
-def _true_peak_db(wave: Wave, block: int = 2**20) -> float:
-    """Return the true peak in dBTP, block by block: 4x oversampled at once, minutes would fill the memory."""
-    lead = 256
-    starts = range(0, max(1, len(wave)), block)
-    return max(true_peak_db(wave[max(0, start - lead) : start + block + lead]) for start in starts)
+# --- assembling ---------------------------------------------------------------------------------------------------
 
 
-# --- doing --------------------------------------------------------------------------------------------------------
-
-
-def darker(wave: Wave, rate: int) -> Wave:
-    """Return the wave [L] with less of what is bright: a one-pole low-pass at DARK_HZ takes DARK_DEPTH of it away.
-
-    As products of spectra, in pieces, each led in by what came before: the filter has died away by then.
-    """
+def darkened(wave: Wave, rate: int) -> Wave:
+    """Return the wave [L] with DARK_DEPTH of its treble removed by a one-pole low-pass at DARK_HZ."""
     pole = math.exp(-2 * math.pi * DARK_HZ / rate)
-    lead, piece = math.ceil(20 / (1 - pole)), max(1, min(2**18, len(wave)))
-    size = 2 ** math.ceil(math.log2(2 * lead + piece))
-    response = (1 - DARK_DEPTH) + DARK_DEPTH * (1 - pole) / (1 - pole * np.exp(-2j * np.pi * np.fft.rfftfreq(size)))
-    dark = np.empty_like(wave)
-    for start in range(0, len(wave), piece):
-        first = max(0, start - lead)
-        filtered = np.fft.irfft(np.fft.rfft(wave[first : start + piece], size) * response, size)
-        dark[start : start + piece] = filtered[start - first :][: len(wave[start : start + piece])]
-    return dark
+
+    def response(z: Complex) -> Complex:
+        return (1 - DARK_DEPTH) + DARK_DEPTH * (1 - pole) / (1 - pole * z)
+
+    return filtered(wave, response, lead=math.ceil(20 / (1 - pole))).astype(np.float32)
 
 
-def assemble(make: Json, materials: list[list[Material]], rate: int) -> Wave:
-    """Return the sum [samples] of the tracks of a scene, from their one-shots and surfaces."""
+def assemble(make: Json, sounds: list[list[Sound]], rate: int) -> Wave:
+    """Return the sum [samples] of the tracks of a scene, from the one-shots or the surface of each."""
     whole = np.zeros(make["samples"], np.float32)
-    for track, sounds in zip(make["tracks"], materials):
+    for track, of_track in zip(make["tracks"], sounds):
         if "events" in track:
-            _add_events(whole, track, sounds, rate)
+            _add_events(whole, track, of_track, rate)
         else:
-            _add_surface(whole, track, sounds[0], rate)
+            _add_surface(whole, track, of_track[0], rate)
     return whole
 
 
-def _add_events(whole: Wave, track: Json, sounds: list[Material], rate: int) -> None:
-    for at, lead, shot, velocity in track["events"]:
-        first, length = at - lead, len(sounds[shot].bright)
-        begin, end = max(0, -first), min(length, len(whole) - first)
-        piece = sounds[shot].struck(velocity, slice(begin, end))
-        if end < length:
+def _add_events(whole: Wave, track: Json, shots: list[Sound], rate: int) -> None:
+    for sample, lead, shot, velocity in track["events"]:
+        start, length = sample - lead, len(shots[shot].bright)
+        first, stop = max(0, -start), min(length, len(whole) - start)
+        piece = shots[shot].at_velocity(velocity, slice(first, stop))
+        if stop < length:
             piece = faded(piece, 0, min(round(ENDING * rate), len(piece)))
-        whole[first + begin : first + end] += piece
+        whole[start + first : start + stop] += piece
 
 
-def _add_surface(whole: Wave, track: Json, sound: Material, rate: int) -> None:
-    places, intensities = zip(*track["curve"])
+def _add_surface(whole: Wave, track: Json, sound: Sound, rate: int) -> None:
+    positions, intensities = zip(*track["curve"])
     samples, ending = len(sound.bright), round(ENDING * rate)
-    block = 2**20  # the curve of minutes at once, in double precision, would fill the memory
+    block = 2**20  # in blocks: the curve of minutes in double precision would fill the memory
     for start in range(0, samples, block):
-        place = np.arange(start, min(start + block, samples))
-        curve = np.interp(place, places, intensities) * np.clip(np.minimum(place + 1, samples - place) / ending, 0, 1)
-        whole[start : start + block] += sound.struck(curve.astype(np.float32), slice(start, start + block))
+        index = np.arange(start, min(start + block, samples))
+        edges = np.clip(np.minimum(index + 1, samples - index) / ending, 0, 1)
+        curve = np.interp(index, positions, intensities) * edges
+        whole[start : start + block] += sound.at_velocity(curve.astype(np.float32), slice(start, start + block))
 
 
-def cues(events: Iterable[Event], rate: int) -> dict[bytes, bytes]:
-    """Return the RIFF chunks that mark some events in a WAV at `rate` Hz: cue points, and their labels."""
-    points, texts = [], []
+def cue_chunks(events: Iterable[Event], rate: int) -> dict[bytes, bytes]:
+    """Return the RIFF chunks that mark events in a WAV at `rate` Hz: cue points, and their labels."""
+    points, labels = [], []
     for number, event in enumerate(events, 1):
         sample = round(event.time * rate)
         points.append(struct.pack("<II4sIII", number, sample, b"data", 0, 0, sample))
         text = event.label.encode() + b"\0"
-        texts.append(struct.pack("<4sII", b"labl", 4 + len(text), number) + text + b"\0" * (len(text) % 2))
+        labels.append(struct.pack("<4sII", b"labl", 4 + len(text), number) + text + b"\0" * (len(text) % 2))
     if not points:
         return {}
-    return {b"cue ": struct.pack("<I", len(points)) + b"".join(points), b"LIST": b"adtl" + b"".join(texts)}
+    return {b"cue ": struct.pack("<I", len(points)) + b"".join(points), b"LIST": b"adtl" + b"".join(labels)}

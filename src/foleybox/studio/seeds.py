@@ -1,21 +1,21 @@
-"""The specified generator: a seed becomes the same normal noise on every machine and in every language.
+"""Standard normal noise as a specified function of a seed: the same bits on every machine and in every language.
 
-Only whole numbers mod 2**64 and the operations that IEEE 754 rounds exactly (+ - * / sqrt, float64) are used, in a
-fixed order and never fused, so a port that follows these lines agrees to the last bit (tests/test_seeds.py holds one in
-JavaScript). No library's logarithm or cosine is called: those differ in the last digit between machines.
+It uses integers mod 2**64 and the operations that IEEE 754 rounds exactly (+ - * / sqrt, float64), in a fixed order and
+never fused, so that a port agrees to the last bit (tests/test_seeds.py contains one in JavaScript). Logarithm and cosine
+are computed here, because those of libraries differ in the last digit between machines.
 
-With G = 0x9E3779B97F4A7C15 and all whole numbers mod 2**64:
+With G = 0x9E3779B97F4A7C15 and all integers mod 2**64:
 
     mix(z):    z = (z xor z >> 30) * 0xBF58476D1CE4E5B9;  z = (z xor z >> 27) * 0x94D049BB133111EB;  z xor z >> 31
     start      = mix(seed + stream * 2**53)               0 <= seed < 2**53, 0 <= stream < 2**11
-    draw n     = mix(start + (n + 1) * G)                 n = 0, 1, 2 ...: this is splitmix64
+    draw n     = mix(start + (n + 1) * G)                 n = 0, 1, 2 ...: splitmix64 (Steele et al. 2014)
     uniform n  = (draw n >> 11) * 2**-53                  in [0, 1)
     pair k     = radius * cos(2 pi t), radius * sin(2 pi t)
                  with radius = sqrt(-2 ln(1 - uniform 2k)) and t = uniform 2k+1       (Box-Muller, float64)
     noise      = pair 0, pair 1, pair 2 ..., each rounded to float32, in the order of the shape (last axis fastest)
 
-`_log`, `_cos_sin` below are part of the specification: their polynomials, in Horner form from the highest power.
-The first numbers of a longer noise are those of a shorter one.
+`_log` and `_cos_sin` below are part of the specification: polynomials in Horner form, from the highest power. A longer
+noise begins with the numbers of a shorter one.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from foleybox.errors import UserError
 
-SEEDS = 2**53  # JSON and JavaScript carry whole numbers exactly up to here
-STREAMS = 2**11  # independent noises of one seed:
-LATENT = 0  # a clip's latent; 1 to 7: its latent where the one before makes silence
-VARY = 8  # where a variation goes; 9 to 15: where the one before makes silence
-WALK = 16  # where a walk goes, step after step
+SEEDS = 2**53  # JSON and JavaScript represent integers exactly up to here
+STREAMS = 2**11  # independent noises of one seed; which is used for what:
+LATENT = 0  # a clip's latent; 1 to 7: its latent where the stream before gives silence
+VARY = 8  # the direction of a variation; 9 to 15: where the stream before gives silence
+WALK = 16  # the directions of a walk, one after the other
 
 _G = np.uint64(0x9E3779B97F4A7C15)
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11))
@@ -40,16 +40,16 @@ Doubles = NDArray[np.float64]
 
 
 def check_seed(seed: int) -> int:
-    """Return the seed; raise UserError unless it is a whole number with 0 <= seed < 2**53."""
+    """Return the seed as an int. Raises UserError unless it is an integer with 0 <= seed < 2**53."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
         raise UserError(f"seed {seed!r}: expected a whole number from 0 to {SEEDS - 1} (2**53 - 1)")
     return int(seed)
 
 
 def noise(seed: int, shape: Sequence[int], stream: int = LATENT, skip: int = 0) -> NDArray[np.float32]:
-    """Return standard normal noise [*shape], a function of (seed, stream) alone, without its first `skip` numbers.
+    """Return standard normal noise [*shape] of (seed, stream), after the first `skip` numbers.
 
-    `skip` is even, since the numbers are made in pairs. Raises UserError for a seed outside 0 <= seed < 2**53.
+    `skip` must be even, since the numbers are generated in pairs. Raises UserError unless 0 <= seed < 2**53.
     """
     check_seed(seed)
     assert 0 <= stream < STREAMS
@@ -62,8 +62,8 @@ def noise(seed: int, shape: Sequence[int], stream: int = LATENT, skip: int = 0) 
     return pairs.reshape(-1)[:count].astype(np.float32).reshape(shape)
 
 
-def _uniform(place: int, skip: int, count: int) -> Doubles:
-    start = _mix(np.array([place], np.uint64))
+def _uniform(key: int, skip: int, count: int) -> Doubles:
+    start = _mix(np.array([key], np.uint64))
     draws = _mix(start + np.arange(skip + 1, skip + count + 1, dtype=np.uint64) * _G)
     return (draws >> _SHIFTS[3]).astype(np.float64) * 2.0**-53
 
@@ -75,7 +75,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _horner(coefficients: Sequence[float], x: Doubles) -> Doubles:
-    """Return the polynomial in x, highest power first: ((c0 * x + c1) * x + c2) ..."""
+    """Return a polynomial at x, its coefficients from the highest power: ((c0 * x + c1) * x + c2) ..."""
     value = np.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         value = value * x + coefficient
@@ -89,7 +89,7 @@ _SIN = [(-1) ** n / factorial(2 * n + 1) for n in range(8, -1, -1)]  # 1/17!, -1
 
 
 def _log(x: Doubles) -> Doubles:
-    """Natural logarithm of 0 < x <= 1: x = m * 2**e with 0.75 <= m < 1.5, ln m = 2 atanh((m - 1) / (m + 1))."""
+    """Return the natural logarithm of 0 < x <= 1: x = m * 2**e, 0.75 <= m < 1.5, ln m = 2 atanh((m - 1) / (m + 1))."""
     m, e = np.frexp(x)  # 0.5 <= m < 1
     low = m < 0.75
     m, e = np.where(low, 2 * m, m), np.where(low, e - 1, e).astype(np.float64)
@@ -98,7 +98,7 @@ def _log(x: Doubles) -> Doubles:
 
 
 def _cos_sin(t: Doubles) -> tuple[Doubles, Doubles]:
-    """Cosine and sine of 2 pi t, 0 <= t < 1: Taylor's series around the nearest quarter turn."""
+    """Return cosine and sine of 2 pi t, 0 <= t < 1: Taylor series around the nearest quarter turn."""
     quarter = np.floor(4.0 * t + 0.5)  # 0 ... 4
     angle = 2.0 * _PI * (t - quarter / 4.0)  # at most an eighth of a turn, -pi/4 ... pi/4
     cosine = _horner(_COS, angle * angle)

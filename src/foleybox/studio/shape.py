@@ -1,7 +1,7 @@
-"""What is done to a sound after it is rendered: trim, seconds, fade, rate, lufs, peak, in this order. wave -> wave.
+"""Processing of a sound after it is rendered, in this order: trim, seconds, fade, rate, lufs, peak.
 
-`shaped` measures and decides; what it did comes back as steps with plain numbers in them, which the recipe keeps, and
-`apply` does the same steps again without measuring: a threshold could tip over on another machine, a number cannot.
+`shaped` measures the wave and returns the processing as steps with explicit numbers, which the recipe keeps. `apply`
+repeats such steps without measuring: a threshold might be crossed on another machine, a number is the same everywhere.
 """
 
 import math
@@ -18,34 +18,34 @@ from foleybox.errors import UserError
 
 Step = dict[str, Any]  # JSON
 FRAME = 0.01  # seconds, of `levels`
-LEAD, TAIL = 0.005, 0.02  # seconds that are left before and after an event, for its attack and its end
-DECLICK, RELEASE = 0.005, 0.05  # seconds that a cut fades in and out over, where no --fade is asked for
-STEP_DB = -40.0  # of the peak: an end that is louder begins or stops with a step that clicks
-ATTACK, END = 0.0015, 0.005  # seconds that such ends are faded over: an attack stays sharp
-SILENT = 1e-10  # a peak under -200 dB: nothing to be made louder
-CEILING = -1.0  # dBTP, with --lufs and no --peak: what players and codecs need
+LEAD, TAIL = 0.005, 0.02  # seconds that are kept before and after an event
+DECLICK, RELEASE = 0.005, 0.05  # seconds of the fades at a cut, unless a fade is asked for
+STEP_DB = -40.0  # relative to the peak: a wave that begins or ends above this level clicks
+ATTACK, END = 0.0015, 0.005  # seconds of the fades that remove such clicks, short enough to keep an attack
+SILENT = 1e-10  # a peak below -200 dBFS counts as silence
+CEILING = -1.0  # dBTP, with `lufs` and without `peak`: the usual headroom for players and codecs
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is done to each sound after it is rendered, in this order."""
+    """Processing of each sound after it is rendered, in this order. None leaves a step out."""
 
     trim: Annotated[float | None, arg(metavar="DB", help_behavior_hint="(default: no)")] = None
-    "cut off both ends what is quieter than the loudest moment by more than this many dB (40 is usual)"
+    "remove both ends that are more than this many dB quieter than the loudest moment (40 is usual)"
     seconds: Annotated[float | None, arg(metavar="S", help_behavior_hint="(default: the instrument's)")] = None
-    "length: shorter is cut where it is quiet, longer is built of further variations, after --trim filled with silence"
+    "length: a shorter sound is cut where it is quiet, a longer one is built from variations (silence after --trim)"
     fade: Annotated[float | None, arg(metavar="S", help_behavior_hint="(default: no)")] = None
-    "fade out over the last so many seconds"
+    "fade out over this many seconds"
     rate: Annotated[int | None, arg(metavar="HZ", help_behavior_hint="(default: the instrument's)")] = None
-    "resample to so many Hz"
+    "sample rate"
     lufs: Annotated[float | None, arg(metavar="LUFS", help_behavior_hint="(default: no)")] = None
-    "loudness of the event, without the silence round it (BS.1770-4; broadcast -23, games -16 to -24)"
+    "loudness of the event without the silence around it (BS.1770-4; broadcast -23, games -16 to -24)"
     peak: Annotated[float | None, arg(metavar="DBTP", help_behavior_hint="(default: no)")] = None
-    "true-peak ceiling: a sound that goes above is turned down as a whole; with --lufs -1 if none is given"
+    "true-peak ceiling: a sound that exceeds it is turned down as a whole; default with --lufs: -1"
 
     def asked(self) -> Step:
-        """Return what is asked for, without what is not."""
-        return {knob: value for knob, value in asdict(self).items() if value is not None}
+        """Return the options that are not None, as the recipe keeps them."""
+        return {option: value for option, value in asdict(self).items() if value is not None}
 
 
 LIMITS = {
@@ -59,14 +59,14 @@ LIMITS = {
 
 
 def check_shape(shape: Shape, flag: str = "", seconds: float = math.inf) -> None:
-    """Raise UserError for a knob out of range; `flag` stands before its name: "--".
+    """Raise UserError for an option out of range; `flag` precedes its name in the message ("--" on the command line).
 
-    `seconds` is how long a sound is where no length is asked for: a fade may not be longer.
+    `seconds` is the length of a sound where `shape` states none: a fade may not be longer.
     """
-    for knob, value in shape.asked().items():
-        low, high, unit = LIMITS[knob]
+    for option, value in shape.asked().items():
+        low, high, unit = LIMITS[option]
         if not low <= float(value) <= high:
-            raise UserError(f"{flag}{knob} {value}: expected {low} to {high} {unit}")
+            raise UserError(f"{flag}{option} {value}: expected {low} to {high} {unit}")
     if shape.fade is not None and shape.fade > (length := shape.seconds or seconds):
         raise UserError(f"{flag}fade {shape.fade}: the sound has {length:g} s; expected 0 to {length:g} seconds")
 
@@ -75,37 +75,36 @@ def check_shape(shape: Shape, flag: str = "", seconds: float = math.inf) -> None
 
 
 def levels(wave: Wave, rate: int) -> NDArray[np.float64]:
-    """Return the power of every 10 ms [ceil(L / (rate / 100))] in dB (0 dB: full scale throughout), -200 for silence."""
+    """Return the power of every 10 ms [ceil(L / (rate / 100))] in dB (0 dB: constant full scale), -200 for silence."""
     frame = max(1, round(FRAME * rate))
     power = np.square(fit(wave, -(-len(wave) // frame) * frame), dtype=np.float64).reshape(-1, frame).mean(axis=1)
     return 10 * np.log10(np.maximum(power, 1e-20))
 
 
-def event(wave: Wave, rate: int, below: float = 40.0) -> slice:
-    """Return where the sound is: from the first to the last 10 ms within `below` dB of the loudest. Silence: all of it."""
+def find_event(wave: Wave, rate: int, below: float = 40.0) -> slice:
+    """Return the part from the first to the last 10 ms within `below` dB of the loudest; the whole of a silent wave."""
     level, frame = levels(wave, rate), max(1, round(FRAME * rate))
-    there = np.flatnonzero(level >= level.max(initial=-200) - below)
-    if not len(there) or level.max() <= -199:
+    loud = np.flatnonzero(level >= level.max(initial=-200) - below)
+    if not len(loud) or level.max() <= -199:
         return slice(0, len(wave))
-    return slice(int(there[0]) * frame, min(len(wave), (int(there[-1]) + 1) * frame))
+    return slice(int(loud[0]) * frame, min(len(wave), (int(loud[-1]) + 1) * frame))
 
 
 def event_loudness(wave: Wave, rate: int) -> float:
-    """Return the loudness of the event in LUFS, -inf for silence: BS.1770-4 of `event`, gated as the standard gates.
+    """Return the loudness of the event in LUFS, -inf for silence: BS.1770-4 of what `find_event` finds.
 
-    An event under 0.4 s is one block as long as the event: a click of 50 ms in 4 s of silence is as loud as the click.
-    The standard's gate of -70 LUFS is counted from a full-scale peak, so that turning a sound up by 6 dB makes it 6 LU
-    louder however quiet it was.
+    Silence around an event does not lower it: an event under 0.4 s is measured as one block of its own length. The gate
+    of -70 LUFS is relative to a full-scale peak, so that 6 dB more gain is 6 LU more at any level.
     """
-    there = wave[event(wave, rate)]
-    peak = float(np.abs(there).max(initial=0))
-    return loudness((there / peak).astype(np.float32), rate) + 20 * math.log10(peak) if peak > SILENT else -math.inf
+    event = wave[find_event(wave, rate)]
+    peak = float(np.abs(event).max(initial=0))
+    return loudness((event / peak).astype(np.float32), rate) + 20 * math.log10(peak) if peak > SILENT else -math.inf
 
 
 def quietest_cut(wave: Wave, rate: int, samples: int) -> int:
-    """Return where to begin a cut of `samples`: it keeps the sound, and its edges are quiet.
+    """Return the start of the part of `samples` samples that keeps the sound and has the quietest edges.
 
-    Of all cuts with nine tenths of the energy that any can have, the one whose first 20 ms and last 50 ms have least.
+    Of all parts with at least 90 % of the highest energy, the one with the least energy in its first 20 ms and last 50 ms.
     """
     frame = max(1, round(FRAME * rate))
     energy = np.concatenate([[0.0], np.cumsum(10 ** (levels(wave, rate) / 10))])
@@ -118,21 +117,21 @@ def quietest_cut(wave: Wave, rate: int, samples: int) -> int:
     return int(starts[edges.argmin()]) * frame
 
 
-# --- doing --------------------------------------------------------------------------------------------------------
+# --- processing ---------------------------------------------------------------------------------------------------
 
 
 def shaped(wave: Wave, rate: int, shape: Shape, declick: bool = False) -> tuple[Wave, int, list[Step]]:
-    """Return the wave [L] as `shape` asks, its rate, and the steps that were done to it, for `apply`.
+    """Process a wave [L] as `shape` says; return it, its rate, and the steps that repeat the processing (`apply`).
 
-    `declick`: an end that is not cut, and is no silence, is faded too, over a few ms. Not for a loop, whose ends meet.
-    Raises UserError for a knob out of range. Silence is left silent, whatever the loudness asked for.
+    `declick` also fades an end of the wave that is not cut and not quiet, over a few ms; not for loops, whose ends meet.
+    Silence stays silent, whatever the loudness. Raises UserError for an option out of range.
     """
     check_shape(shape)
     steps: list[Step] = []
     start, end = 0, len(wave)
     if shape.trim is not None:
-        there = event(wave, rate, shape.trim)
-        start, end = max(0, there.start - round(LEAD * rate)), min(end, there.stop + round(TAIL * rate))
+        event = find_event(wave, rate, shape.trim)
+        start, end = max(0, event.start - round(LEAD * rate)), min(end, event.stop + round(TAIL * rate))
     samples = None if shape.seconds is None else max(1, round(shape.seconds * rate))
     if samples is not None and samples < end - start:
         start += quietest_cut(wave[start:end], rate, samples)
@@ -148,7 +147,7 @@ def shaped(wave: Wave, rate: int, shape: Shape, declick: bool = False) -> tuple[
         fade_out = min(round(shape.fade * rate), end - start)
     if fade_in or fade_out:
         steps.append({"do": "fade", "in": fade_in, "out": fade_out})
-    if samples is not None and samples > end - start:  # after the fade: the sound ends there, and silence follows
+    if samples is not None and samples > end - start:  # after the fade, which ends the sound; silence follows
         steps.append({"do": "cut", "start": 0, "samples": samples})
     if shape.rate is not None and shape.rate != rate:
         steps.append({"do": "resample", "rate": shape.rate})
@@ -160,29 +159,29 @@ def shaped(wave: Wave, rate: int, shape: Shape, declick: bool = False) -> tuple[
 
 
 def clicking(wave: Wave, edge: Wave, samples: int) -> int:
-    """Return how many samples an end of a wave [L] is to be faded over: 0 unless it is a step that clicks."""
+    """Return the length of the fade that an end of a wave [L] needs: `samples`, or 0 if its `edge` does not click."""
     step = float(np.abs(edge).max(initial=0))
     loud = step > SILENT and step > float(np.abs(wave).max()) * 10 ** (STEP_DB / 20)
     return min(samples, len(wave) // 4) if loud else 0
 
 
 def _gain(wave: Wave, rate: int, shape: Shape) -> Step | None:
-    """Return the step to the loudness and under the ceiling, None where there is nothing to do.
+    """Return the step that brings a wave to the loudness and under the ceiling, None for a gain of 0 dB.
 
-    Rounded down to a thousandth of a dB, so that what is done is what the recipe says and never above the ceiling.
-    `withheld` says by how many dB the ceiling keeps a sound below the loudness asked for.
+    The gain is rounded down to 0.001 dB, so that it is exactly what the recipe states and stays under the ceiling.
+    `withheld` states by how many dB the ceiling keeps the wave below the loudness.
     """
     loud = event_loudness(wave, rate)
     wanted = shape.lufs - loud if shape.lufs is not None and math.isfinite(loud) else 0.0
     ceiling = CEILING if shape.peak is None and shape.lufs is not None else shape.peak
-    room = math.inf if ceiling is None else ceiling - true_peak_db(wave)
-    db = math.floor(1000 * min(wanted, room)) / 1000
-    withheld = {"withheld": round(wanted - room, 3)} if wanted > room and shape.lufs is not None else {}
+    headroom = math.inf if ceiling is None else ceiling - true_peak_db(wave)
+    db = math.floor(1000 * min(wanted, headroom)) / 1000
+    withheld = {"withheld": round(wanted - headroom, 3)} if wanted > headroom and shape.lufs is not None else {}
     return {"do": "gain", "db": db, **withheld} if db else None
 
 
 def apply(steps: Iterable[Mapping[str, Any]], wave: Wave, rate: int) -> tuple[Wave, int]:
-    """Return the wave [L] after the steps of a recipe, and its rate in Hz. Raises UserError for an unknown step."""
+    """Return the wave after the steps of a recipe, and its rate in Hz. Raises UserError for an unknown step."""
     for step in steps:
         match step["do"]:
             case "cut":
@@ -199,7 +198,7 @@ def apply(steps: Iterable[Mapping[str, Any]], wave: Wave, rate: int) -> tuple[Wa
 
 
 def faded(wave: Wave, fade_in: int, fade_out: int) -> Wave:
-    """Return the wave with its first and last samples faded, as a raised cosine; each at most the whole wave."""
+    """Return the wave with a raised-cosine fade over its first and last samples; each at most the whole wave."""
     wave = wave.copy()
     wave[:fade_in] *= ramp(fade_in)
     wave[len(wave) - fade_out :] *= ramp(fade_out)[::-1]
@@ -207,5 +206,5 @@ def faded(wave: Wave, fade_in: int, fade_out: int) -> Wave:
 
 
 def ramp(samples: int) -> Wave:
-    """Return a raised cosine from 0 to 1, both outside: with its own mirror image it adds up to 1."""
+    """Return a raised cosine [samples] from 0 to 1, both exclusive; it and its mirror image add up to 1."""
     return (0.5 - 0.5 * np.cos(np.pi * (np.arange(samples) + 0.5) / max(1, samples))).astype(np.float32)

@@ -1,4 +1,7 @@
-"""A contact sheet: the spectrograms of many clips in one PNG, a row a label, a column a seed. numpy and zlib only."""
+"""Contact sheets: the spectrograms of many clips in one PNG, a row for each label, a column for each seed.
+
+Drawn with numpy and zlib, so that the core needs neither Pillow (7 MB) nor matplotlib.
+"""
 
 import itertools
 import struct
@@ -10,19 +13,19 @@ from numpy.typing import NDArray
 
 from foleybox.audio import Wave
 from foleybox.errors import UserError
-from foleybox.files import atomic_path
+from foleybox.files import write_bytes
 from foleybox.studio.synth import Clip
 
-WIDTH, HEIGHT = 200, 96  # pixels of one picture
-GAP, STRIP = 4, 16  # between pictures; the line of text above a row
+WIDTH, HEIGHT = 200, 96  # pixels of a spectrogram
+GAP, STRIP = 4, 16  # pixels between spectrograms, and of the line of text above a row
 RANGE_DB = 70.0  # from black to white
-FLOOR_DB = -100.0  # dBFS; nothing under it is shown, so silence is black
+FLOOR_DB = -100.0  # dBFS: black, so that silence is not amplified
 LOWEST_HZ = 40.0
 
-# Magma at ten even steps: dark to light in equal steps to the eye, also for the colour-blind, also printed in grey.
+# The colour map magma at ten even steps: perceptually uniform, also in grey and for the colour-blind.
 MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
 
-# 3 x 5 pixels a sign: five rows from the top, each the sum of 4 (left), 2 (middle), 1 (right).
+# Characters of 3 x 5 pixels: five rows from the top, each the sum of 4 (left), 2 (middle), 1 (right).
 FONT = {
     "A": "25755", "B": "65656", "C": "34443", "D": "65556", "E": "74647", "F": "74644", "G": "34553", "H": "55755",
     "I": "72227", "J": "11152", "K": "55655", "L": "44447", "M": "57755", "N": "65555", "O": "25552", "P": "65644",
@@ -30,16 +33,16 @@ FONT = {
     "Y": "55222", "Z": "71247", "0": "75557", "1": "26227", "2": "61247", "3": "61216", "4": "55711", "5": "74616",
     "6": "34757", "7": "71222", "8": "75757", "9": "75716", "_": "00007", "-": "00700", ".": "00002", " ": "00000",
 }  # fmt: skip
-SIGN = 8  # pixels a sign takes across, at twice the size
+ADVANCE = 8  # pixels from one character to the next, at twice the size
 
 Image = NDArray[np.uint8]  # [height, width, 3]
 
 
-def picture(wave: Wave, rate: int) -> Image:
-    """Draw a log-frequency spectrogram [96, 200, 3]: time to the right, 40 Hz to half the rate upwards, 70 dB deep."""
+def spectrogram(wave: Wave, rate: int) -> Image:
+    """Return a log-frequency spectrogram [96, 200, 3]: time to the right, 40 Hz to half the rate upwards, range 70 dB."""
     size = 2 ** round(np.log2(0.046 * rate))  # 46 ms: 1024 samples at 22,050 Hz
     hop = max(1, len(wave) // WIDTH)
-    # Columns further apart than a window would miss clicks between them, so each takes the loudest of several frames.
+    # Columns further apart than a window would miss clicks between them: each is the maximum of several frames.
     several = max(1, -(-2 * hop // size))
     centres = np.arange(WIDTH * several) * hop // several
     padded = np.pad(wave, (size // 2, size + hop))
@@ -53,67 +56,66 @@ def picture(wave: Wave, rate: int) -> Image:
     for low, high in itertools.pairwise(edges):
         if high - low >= 1:
             rows.append(level[:, round(low) : round(high)].max(axis=1))
-        else:  # low rows are finer than a bin: between the two nearest
+        else:  # low rows are narrower than a bin: interpolate
             bin, part = divmod((low + high) / 2, 1)
             rows.append((1 - part) * level[:, int(bin)] + part * level[:, int(bin) + 1])
-    shown = np.stack(rows[::-1])  # [HEIGHT, WIDTH], high frequencies on top
-    top = max(float(shown.max()), FLOOR_DB + RANGE_DB)
-    return colour((shown - top) / RANGE_DB + 1)
+    image = np.stack(rows[::-1])  # [HEIGHT, WIDTH], high frequencies on top
+    top = max(float(image.max()), FLOOR_DB + RANGE_DB)
+    return colour((image - top) / RANGE_DB + 1)
 
 
 def colour(value: NDArray[np.floating]) -> Image:
-    """Map 0 ... 1 [H, W] to magma [H, W, 3]."""
+    """Map values 0 to 1 [H, W] to the colours of magma [H, W, 3]."""
     anchors = np.array([list(bytes.fromhex(step)) for step in MAGMA], float)  # [10, 3]
-    place = np.clip(value, 0, 1) * (len(MAGMA) - 1)
-    channels = [np.interp(place, np.arange(len(MAGMA)), anchors[:, channel]) for channel in range(3)]
+    position = np.clip(value, 0, 1) * (len(MAGMA) - 1)
+    channels = [np.interp(position, np.arange(len(MAGMA)), anchors[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def draw_text(image: Image, x: int, y: int, text: str) -> None:
-    """Write text in capitals, 10 pixels high, with its upper left corner at (x, y); unknown signs are blank."""
-    for place, sign in enumerate(text.upper()):
-        rows = [[int(row) >> bit & 1 for bit in (2, 1, 0)] for row in FONT.get(sign, FONT[" "])]
+    """Draw text in capitals, 10 pixels high, with its upper left corner at (x, y); unknown characters are blank."""
+    for index, character in enumerate(text.upper()):
+        rows = [[int(row) >> bit & 1 for bit in (2, 1, 0)] for row in FONT.get(character, FONT[" "])]
         mask = np.kron(np.array(rows, bool), np.ones((2, 2), bool))  # [10, 6]
-        left = x + place * SIGN
+        left = x + index * ADVANCE
         target = image[y : y + 10, left : left + 6]
         target[mask[:, : target.shape[1]]] = 230
 
 
 class Sheet:
-    """Collects pictures clip by clip, so that the sounds themselves need not be kept."""
+    """Spectrograms collected clip by clip, so that the waves need not be kept."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[int, Image]]] = {}
 
     def add(self, clip: Clip) -> None:
-        self.rows.setdefault(clip.label, []).append((clip.seed, picture(clip.wave, clip.rate)))
+        self.rows.setdefault(clip.label, []).append((clip.seed, spectrogram(clip.wave, clip.rate)))
 
     def image(self) -> Image:
-        """Lay the pictures out, a row a label in the order of arrival, each with its seed above it."""
+        """Return the sheet [H, W, 3]: a row for each label in the order of arrival, seeds above the spectrograms."""
         if not self.rows:
             raise UserError("a contact sheet of no clips: expected one or more")
         columns = max(len(row) for row in self.rows.values())
         across, down = WIDTH + GAP, STRIP + HEIGHT + GAP
         image = np.full((len(self.rows) * down + GAP, columns * across + GAP, 3), 24, np.uint8)
-        for row, (label, pictures) in enumerate(self.rows.items()):
+        for row, (label, spectrograms) in enumerate(self.rows.items()):
             y = row * down + GAP
-            for column, (seed, drawn) in enumerate(pictures):
+            for column, (seed, drawn) in enumerate(spectrograms):
                 x = column * across + GAP
                 image[y + STRIP : y + STRIP + HEIGHT, x : x + WIDTH] = drawn
-                room = (WIDTH - (len(label) + 1) * SIGN * (column == 0)) // SIGN  # the label stands over the first
-                if len(str(seed)) <= room:
-                    draw_text(image, x + WIDTH - len(str(seed)) * SIGN, y + 2, str(seed))
+                free = (WIDTH - (len(label) + 1) * ADVANCE * (column == 0)) // ADVANCE  # the first also has the label
+                if len(str(seed)) <= free:
+                    draw_text(image, x + WIDTH - len(str(seed)) * ADVANCE, y + 2, str(seed))
             draw_text(image, GAP, y + 2, label)
         return image
 
 
 def write_png(path: str | Path, image: Image) -> None:
-    """Write an image [H, W, 3] as PNG."""
+    """Write an image [H, W, 3] as a PNG, atomically."""
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"cannot draw {path}: expected a name that ends in .png")
-    with atomic_path(path) as beside:
-        beside.write_bytes(png(image))
+    write_bytes(path, png(image))
 
 
 def png(image: Image) -> bytes:
@@ -123,7 +125,9 @@ def png(image: Image) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     height, width, _ = image.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1)  # filter 0 each row
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, colour
+    rows = np.concatenate(
+        [np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1
+    )  # each row begins with filter 0
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
     parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

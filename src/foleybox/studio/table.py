@@ -1,4 +1,4 @@
-"""Tables that people write: CSV as a spreadsheet saves it, with any of the separators and either decimal mark."""
+"""CSV tables as spreadsheets write them: any of the usual separators, decimal point or decimal comma."""
 
 import csv
 import io
@@ -13,10 +13,10 @@ NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. A cell that is not there is empty."""
+    """One row of a table; `row[column]` is "" for a missing cell."""
 
-    line: int  # in the file, from 1, of its last line where a quoted cell spans several
-    cells: dict[str, str]  # without spaces round them
+    line: int  # line number in the file, from 1; the last line of a row with a quoted line break
+    cells: dict[str, str]  # stripped, by column
 
     def __getitem__(self, column: str) -> str:
         return self.cells.get(column, "")
@@ -24,17 +24,18 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A header and the rows under it."""
+    """The column names of a table, and its rows."""
 
-    columns: tuple[str, ...]  # in small letters, without spaces round them
+    columns: tuple[str, ...]  # stripped, lower case
     rows: tuple[Row, ...]
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a CSV of UTF-8: cells apart by `;`, tab or `,` (the first of these that the header has), blank lines left out.
+    """Read a UTF-8 CSV whose first line has the column names; blank lines are skipped.
 
-    A byte-order mark and a first line `sep=;` are taken for what they are. Raises UserError, with the line, for a file
-    that cannot be read, is not UTF-8, has no header, a column twice or without a name, or a row longer than the header.
+    The separator is the first of `;`, tab, `,` that occurs in the header, or what a first line `sep=;` states. A
+    byte-order mark is ignored. Raises UserError, with the line number, for a file that cannot be read or is not UTF-8, a
+    missing header, a column without a name or with the name of another, and a row longer than the header.
     """
     path = Path(path)
     try:
@@ -83,32 +84,32 @@ def _decoded(content: bytes, path: Path) -> str:
 
 
 def _columns(cells: list[str], path: Path) -> tuple[str, ...]:
-    while cells and not cells[-1]:  # a spreadsheet's empty columns
+    while cells and not cells[-1]:  # empty columns of a spreadsheet
         cells.pop()
     columns = tuple(cell.casefold() for cell in cells)
     if "" in columns:
-        raise UserError(f"{path} has a column without a name: expected a name over each")
+        raise UserError(f"{path} has a column without a name: expected a name for each")
     twice = [column for column in columns if columns.count(column) > 1]
     if twice:
         raise UserError(f"{path} has the column {twice[0]} twice: expected each name once")
     return columns
 
 
-def number(text: str) -> float:
-    """Return the number that a cell holds, with a decimal point or a decimal comma.
+def parse_number(text: str) -> float:
+    """Return the number in a cell, written with a decimal point or a decimal comma.
 
-    >>> number("0,8"), number("-23"), number("1e-3")
+    >>> parse_number("0,8"), parse_number("-23"), parse_number("1e-3")
     (0.8, -23.0, 0.001)
 
-    Raises UserError for anything else; a mark of thousands is not guessed at.
+    Raises UserError for anything else, thousands separators among it.
     """
     if not NUMBER.fullmatch(text) or abs(value := float(text.replace(",", "."))) == float("inf"):
         raise UserError(f"{text!r}: expected a number such as 0.8 or 0,8")
     return value
 
 
-def whole_number(text: str) -> int:
-    """Return the whole number that a cell holds; a spreadsheet's `3.0` is 3. Raises UserError for anything else."""
+def parse_whole_number(text: str) -> int:
+    """Return the integer in a cell, also where a spreadsheet wrote `3.0`. Raises UserError for anything else."""
     digits = re.fullmatch(r"([+-]?\d{1,18})([.,]0+)?", text, re.ASCII)
     if not digits:
         raise UserError(f"{text!r}: expected a whole number such as 3")
