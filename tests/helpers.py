@@ -30,26 +30,26 @@ TEXTS = {
         wave = Tanh (loud)
     }""",
     # Each patch depends on the noise, the label, the patch before, the position, and the last 2 keys and values.
-    "next": """(float[R, 8] before, int64[R] label, float[R, R] mix, int64 place, float[R, 8] noise,
+    "next": """(float[R, 8] previous, int64[R] label, float[R, R] mix, int64 position, float[R, 8] noise,
             float[R, 1, 2, 8] keys_0, float[R, 1, 2, 8] values_0)
             => (float[R, 8] latent, float[R, 1, 8] new_keys_0, float[R, 1, 8] new_values_0) {
         number = Add (label, one)
         row = Gather (rows, number)
-        position = Cast <to = 1> (place)
-        shift = Mul (position, step)
-        from_before = MatMul (before, from_previous)
+        count = Cast <to = 1> (position)
+        shift = Mul (count, step)
+        carried = MatMul (previous, from_previous)
         attended = Mul (keys_0, values_0)
         summed = ReduceSum <keepdims = 0> (attended, window_axes)
         past = Mul (summed, step)
-        drawn = Sum (noise, row, shift, from_before, past)
+        drawn = Sum (noise, row, shift, carried, past)
         latent = MatMul (mix, drawn)
         new_keys_0 = Unsqueeze (latent, one)
         new_values_0 = Unsqueeze (noise, one)
     }""",
-    "decoder": """(float[N, 3, 8] latents, float[N, 12, 2] grain) => (float[N, 6, 12] mel) {
+    "decoder": """(float[N, 3, 8] latents, float[N, 12, 2] noise) => (float[N, 6, 12] mel) {
         coarse = MatMul (latents, patch_matrix)
         frames = Reshape (coarse, frames_shape)
-        fine = MatMul (grain, noise_matrix)
+        fine = MatMul (noise, noise_matrix)
         both = Add (frames, fine)
         mel = Transpose <perm = [0, 2, 1]> (both)
     }""",

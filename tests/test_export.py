@@ -1,5 +1,6 @@
 """An exported instrument plays what torch plays, and is refused when it would not."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from foleybox.errors import UserError
 from foleybox.instrument import read_instrument
 from foleybox.lab.core.mel import DCASE, WIDE
 from foleybox.lab.core.runs import NUMBERED, open_run, save_state
-from foleybox.lab.export import command as export
-from foleybox.lab.export import graphs
-from foleybox.lab.export.command import Export, count_clips
+from foleybox.lab.export import export, graphs
+from foleybox.lab.export.card import describe_generator, rewrite_card
+from foleybox.lab.export.export import Export, count_clips
 from foleybox.lab.export.graphs import GeneratorGraph, build_gan, without_parametrizations
 from foleybox.lab.kt.runs import load_generator
 from foleybox.lab.kt.sagan import Generator, SaganConfig, refresh_batch_norm
@@ -24,7 +25,7 @@ from foleybox.lab.vocoders.train_hifigan import TrainHifigan
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
 from foleybox.lab.vocoders.vocos import Vocos, VocosConfig
 from foleybox.labels import LABELS
-from foleybox.licences import roll_up
+from foleybox.licences import licence_of
 from foleybox.studio.seeds import noise
 from foleybox.studio.synth import Synth
 
@@ -56,7 +57,7 @@ def toy(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_of_clips_known_by_number_and_clips_known_by_name_the_larger_number_counts() -> None:
-    """They may be the same clips: a restored instrument that hears its own recordings again has not heard twice as many."""
+    """They may be the same clips: a restored instrument may be trained on its own recordings again."""
     numbered = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 1.{i}"} for i in range(5)]
     other = [{**CLIPS[0], "clip": f"{NUMBERED}toy 1, 2.1", "label": "DogBark"}]
     assert [(row.label, row.clips) for row in count_clips(CLIPS, numbered)] == [("Rain", 5)]
@@ -86,7 +87,9 @@ def test_a_hifigan_run_becomes_an_instrument_that_plays_what_torch_plays(
     run, out = tmp_path / "hifigan", tmp_path / "toy"
     torch.manual_seed(0)
     trained = Hifigan(hifigan_config(DCASE, "hifigan-v3", 8))
-    open_run(run, "vocoder", configured(TrainHifigan, (), run, "hifigan-v3", width=8, start_from=tmp_path), CLIPS)
+    open_run(
+        run, "vocoder", configured(TrainHifigan, out=run, vocoder="hifigan-v3", width=8, start_from=tmp_path), CLIPS
+    )
     save_state(run / "state.pt", 9, {"generator": trained})
     assert export.main(Export(runs[0], run, out, draws=0)) == 0
     assert "Vocoder: HiFi-GAN V3 of width 8, 9 steps of 16 x 32 frames, seed 0." in (out / "CARD.md").read_text()
@@ -136,7 +139,7 @@ def test_runs_in_the_wrong_order_are_refused(runs: tuple[Path, Path], tmp_path: 
         export.main(Export(tmp_path, runs[1], tmp_path / "x"))
 
 
-def test_a_clip_that_both_parts_heard_counts_once_and_others_add_up() -> None:
+def test_a_clip_of_two_parts_counts_once_and_others_add_up() -> None:
     other = [{**CLIPS[0], "clip": "Engine/0.wav 5", "label": "(other)", "tier": "nc"}]
     more = [{**CLIPS[0], "clip": "Rain/9.wav 9"}]
     assert [(row.label, row.clips) for row in count_clips(CLIPS, CLIPS[:2] + other)] == [("(other)", 1), ("Rain", 3)]
@@ -149,36 +152,57 @@ def test_an_instrument_is_replaced_only_by_force_and_other_models_never(
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "precious.onnx").write_bytes(b"weights")
-    with pytest.raises(UserError, match="holds other things than an instrument"):
+    with pytest.raises(UserError, match="contains other files than an instrument's"):
         export.main(Export(*runs, theirs, draws=1))
     assert (theirs / "precious.onnx").read_bytes() == b"weights"
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "instrument.json").write_text("{}")
-    with pytest.raises(UserError, match="holds an instrument: name another folder, or replace it with --force"):
+    with pytest.raises(UserError, match="contains an instrument: name another folder, or replace it with --force"):
         export.main(Export(*runs, mine, draws=1))
 
 
-def test_the_card_says_what_the_patches_heard_beside_the_labels_and_before() -> None:
+def test_the_card_describes_the_training_of_patches() -> None:
     model = {"width": 256, "layers": 6, "labels": len(LABELS) + 1}
     run = {"part": "patches", "model": model, "steps": 1200, "batch": 32, "lr": 6e-4, "decay": 0.999, "seed": 3}
-    told = export._trained({**run, "others_share": 0.25, "seen_before": 104_000})
-    assert "1,200 steps of 32 clips, 25% of them other sounds, from weights that had seen 104,000 clips, AdamW" in told
-    alone = export._trained({**run, "model": {**model, "labels": len(LABELS)}, "others_share": 0.25})
+    continued = describe_generator({**run, "others_share": 0.25, "seen_before": 104_000})
+    assert (
+        "1,200 steps of 32 clips, 25% of them other sounds, started from weights trained on 104,000 clips, AdamW"
+        in continued
+    )
+    alone = describe_generator({**run, "model": {**model, "labels": len(LABELS)}, "others_share": 0.25})
     assert "1,200 steps of 32 clips, AdamW" in alone
-    few = export._trained(
+    few = describe_generator(
         {**run, "model": {**model, "labels": len(LABELS)}, "most_of_recording": 2, "without": ["fs1"]}
     )
-    assert "1,200 steps of 32 clips, without fs1, at most 2 of a recording in an epoch of its label, AdamW" in few
+    assert (
+        "1,200 steps of 32 clips, without the recordings fs1, at most 2 clips of a recording per epoch of its label, AdamW"
+        in few
+    )
+
+
+def test_the_card_of_an_instrument_begins_with_its_licence_and_has_its_scores(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "toy")
+    score = {"value": 7.871, "low": 7.5, "high": 8.175, "floor": 2.555}
+    measured = {"n": "100 a label", "mean": {"frechet": score}, "frechet by label": {"rain": score}, "audit": "a\nb"}
+    rewrite_card(tmp_path / "toy", "## Use\n\nAny.\n", measured)
+    text = (tmp_path / "toy" / "CARD.md").read_text()
+    sections = [line for line in text.splitlines() if line.startswith("## ")]
+    assert sections == ["## Licence", "## Use", "## Scores", "## Training", "## Training clips"]
+    assert "| Fréchet distance (lower is better) | 7.871 | 7.5 to 8.175 | 2.555 |" in text
+    assert "| Fréchet distance (lower is better): rain | 7.871 |" in text
+    assert "* n: 100 a label" in text
+    assert "```\na\nb\n```" in text
+    assert read_instrument(tmp_path / "toy").fingerprint == read_instrument(toy).fingerprint
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_no_term_is_lost_where_two_clips_have_one_name_and_size(order: int) -> None:
     rows = [{**CLIPS[0], "tier": "nc"}, {**CLIPS[0], "tier": "open"}][::order]
-    heard = count_clips(rows)
-    assert [(row.tier, row.clips) for row in heard] == [("nc", 1), ("open", 1)]
-    assert roll_up(heard).terms == "CC-BY-NC-4.0"
-    assert count_clips(rows[:1], rows[:1])[0].clips == 1  # two parts heard one clip
+    counted = count_clips(rows)
+    assert [(row.tier, row.clips) for row in counted] == [("nc", 1), ("open", 1)]
+    assert licence_of(counted).terms == "CC-BY-NC-4.0"
+    assert count_clips(rows[:1], rows[:1])[0].clips == 1  # one clip of two parts
 
 
 def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, tmp_path: Path) -> None:
@@ -196,13 +220,16 @@ def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, t
     assert (toy / "generator.onnx").read_bytes() == (again / "generator.onnx").read_bytes()
     assert after.made_with["vocoder"]["steps"] == 11
     assert after.made_with["generator"] == before.made_with["generator"]
-    assert [(row.tier, row.clips) for row in after.heard] == [("nc", 1), ("open", 3)]  # not twice what both have heard
+    assert [(row.tier, row.clips) for row in after.training_clips] == [
+        ("nc", 1),
+        ("open", 3),
+    ]  # clips of both count once
     latent, rain = noise(7, (1, 16)), [before.labels[5]]
     mel = Synth.load(toy).mel(rain, latent)
     with torch.no_grad():
         wanted = load_vocoder(other)[0](torch.from_numpy(mel))[0, :88_200].numpy()
     np.testing.assert_allclose(next(Synth.load(again).waves(rain, latent)), wanted, atol=1e-3)
-    with pytest.raises(UserError, match="holds an instrument"):
+    with pytest.raises(UserError, match="contains an instrument"):
         export.main(Export(toy, other, again))
 
 

@@ -1,9 +1,11 @@
-"""What an instrument knows comes back as runs that compute the same, and go on."""
+"""An instrument becomes run folders that compute the same, and training goes on from them."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from helpers_lab import configured, toy_folder
@@ -14,26 +16,25 @@ from foleybox.instrument import SHIPPED, read_instrument
 from foleybox.lab.core.clips import find_clips
 from foleybox.lab.core.runs import fingerprint, read_clips, read_run_config
 from foleybox.lab.export import restore
-from foleybox.lab.export.command import count_clips
+from foleybox.lab.export.export import count_clips
 from foleybox.lab.export.graphs import (
-    BATCH,
     DecoderGraph,
     GeneratorGraph,
     NextGraph,
     largest_difference,
+    rename,
     stored_small,
     to_onnx,
 )
-from foleybox.lab.export.restore import Restore, restore_autoencoder
+from foleybox.lab.export.restore import Restore
 from foleybox.lab.kt import train_sagan as sagan
 from foleybox.lab.kt.runs import load_generator
 from foleybox.lab.kt.train_sagan import TrainSagan
 from foleybox.lab.patches import train_patches as patches
-from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.runs import load_autoencoder, load_patches
 from foleybox.lab.patches.train_patches import TrainPatches
-from foleybox.lab.patches.transformer import Patches, times
-from foleybox.lab.vocoders import train_vocos as vocoder
+from foleybox.lab.patches.transformer import Patches, PatchesConfig, flow_times
+from foleybox.lab.play.train_vocoder import main as train_vocoder
 from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
 
@@ -56,16 +57,16 @@ def test_an_instrument_that_ships_is_restored_by_its_name(tmp_path: Path) -> Non
         restore.main(Restore(Path("sagan-smal"), tmp_path / "other"))
 
 
-def asked(model: Patches) -> dict[str, Tensor]:
-    """What the graph of the next latent is given in the middle of three rows, one of them guided."""
+def inputs_of_next(model: Patches) -> dict[str, Tensor]:
+    """Inputs of the graph of the next latent, in the middle of a clip: three rows, two of them of one guided clip."""
     torch.manual_seed(0)
     config = model.config
     shape = (3, config.heads, 87, config.width // config.heads)
-    kept = {f"{kind}_{i}": 0.5 * torch.randn(shape) for i in range(config.layers) for kind in ("keys", "values")}
+    cache = {f"{kind}_{i}": 0.5 * torch.randn(shape) for i in range(config.layers) for kind in ("keys", "values")}
     mix = torch.tensor([[1.5, -0.5, 0.0], [1.5, -0.5, 0.0], [0.0, 0.0, 1.0]])
-    latents = {"before": torch.randn(3, config.latent), "noise": torch.randn(3, config.latent)}
-    told = {"label": torch.tensor([0, -1, 6]), "mix": mix, "place": torch.tensor(5)}
-    return {"before": latents["before"], **told, "noise": latents["noise"], **kept}
+    previous, noise = torch.randn(3, config.latent), torch.randn(3, config.latent)
+    label, position = torch.tensor([0, -1, 6]), torch.tensor(5)
+    return {"previous": previous, "label": label, "mix": mix, "position": position, "noise": noise, **cache}
 
 
 def difference(name: str, module: nn.Module, inputs: dict[str, Tensor]) -> float:
@@ -76,53 +77,27 @@ def test_the_restored_patches_draw_what_the_instrument_draws(runs: Path) -> None
     model = load_patches(runs / "patches")[0]
     made = read_instrument(SMALL).made_with
     graph = NextGraph(model, made["flow_steps"], made["guided_from"])
-    assert difference("next", graph, asked(model)) < 1e-3
+    assert difference("next", graph, inputs_of_next(model)) < 1e-3
     with torch.no_grad():
         model.layers[3].out.weight[:, :64].zero_()  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
-    assert difference("next", graph, asked(model)) > 1e-2  # a quarter of one matrix would be seen
+    assert difference("next", graph, inputs_of_next(model)) > 1e-2  # a quarter of one matrix would be seen
 
 
 def test_the_restored_autoencoder_and_vocoder_make_the_mels_and_waves_of_the_instrument(runs: Path) -> None:
     autoencoder, vocoder = load_autoencoder(runs / "autoencoder")[0], load_vocoder(runs / "vocoder")[0]
     torch.manual_seed(0)
-    inputs = {"latents": torch.randn(2, 87, 64), "grain": torch.randn(2, 348, 8)}
-    decoder = DecoderGraph(autoencoder, 0.0)
+    inputs = {"latents": torch.randn(2, 87, 64), "noise": torch.randn(2, 348, 8)}
+    decoder = DecoderGraph(autoencoder)
     assert difference("decoder", decoder, inputs) < 1e-3
     mel = decoder(**inputs).detach()
     assert difference("vocoder", vocoder, {"mel": mel}) < 1e-3
     assert float(vocoder(mel).detach().abs().max()) > 0.01
 
 
-def test_a_decoder_that_reads_shorter_patches_than_it_is_given_comes_back_too(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    form = AutoencoderConfig(
-        patch=8, latent=20, decoder_patch=4, decoder_latent=10, width=32, fine=24, coarse_layers=1, fine_layers=1
-    )
-    model = Autoencoder(form).eval()
-    model.start(3 * torch.randn(20, 100, 64) - 6)
-    with torch.no_grad():
-        for weight in model.decoder.parameters():
-            weight.add_(0.05 * torch.randn_like(weight))  # equal ones would be one constant of the graph
-    module = DecoderGraph(model, 0.0)
-    inputs = {"latents": torch.randn(2, 11, 20), "grain": torch.randn(2, 88, 8)}
-    dynamic = {name: {0: BATCH} for name in inputs}
-    (tmp_path / "decoder.onnx").write_bytes(stored_small(to_onnx(module, inputs, ["mel"], dynamic)))
-    again = restore_autoencoder(tmp_path / "decoder.onnx", form)
-
-    def apart() -> float:
-        return largest_difference((tmp_path / "decoder.onnx").read_bytes(), DecoderGraph(again, 0.0), inputs)
-
-    assert apart() < 0.05  # the axes that it reads are in the graph twice, to and fro, each rounded to 8 bits by itself
-    assert again.read is not None
-    with torch.no_grad():
-        again.read.axes[0, 0] += 1
-    assert apart() > 0.5
-
-
-def test_between_the_steps_of_the_flow_the_head_says_a_smooth_curve(runs: Path) -> None:
-    """A time in the middle of two steps says about the mean of what the two say, and no leap is larger than a line's."""
+def test_the_time_embedding_between_the_steps_of_the_flow_is_a_smooth_curve(runs: Path) -> None:
+    """Half-way between two steps it is about the mean of the two, and it has no jumps."""
     head = load_patches(runs / "patches")[0].head
-    steps = torch.tensor(times(10))
+    steps = torch.tensor(flow_times(10))
     with torch.no_grad():
         at, between = head.time_embedding(steps), head.time_embedding((steps[1:] + steps[:-1]) / 2)
         fine = head.time_embedding(torch.linspace(0, 1, 2001))
@@ -131,11 +106,11 @@ def test_between_the_steps_of_the_flow_the_head_says_a_smooth_curve(runs: Path) 
     assert float(fine.diff(dim=0).abs().max()) < 0.02 * float(at.abs().max())
 
 
-def test_what_was_heard_is_counted_again(runs: Path) -> None:
-    """Part by part, and once where three parts are joined."""
-    heard = read_instrument(SMALL).heard
-    assert count_clips(read_clips(runs / "patches")) == heard
-    assert count_clips(*(read_clips(runs / part) for part in PARTS)) == heard
+def test_the_training_clips_are_counted_again(runs: Path) -> None:
+    """For each part, and once where three parts are joined."""
+    clips = read_instrument(SMALL).training_clips
+    assert count_clips(read_clips(runs / "patches")) == clips
+    assert count_clips(*(read_clips(runs / part) for part in PARTS)) == clips
 
 
 def test_the_patches_know_whose_latents_they_draw(runs: Path) -> None:
@@ -144,15 +119,26 @@ def test_the_patches_know_whose_latents_they_draw(runs: Path) -> None:
     torch.testing.assert_close(components.axes.T @ components.axes, torch.eye(64), atol=0.02, rtol=0)  # but for 8 bits
 
 
-def test_what_a_model_was_told_of_changes_is_not_asked_of_its_graph(runs: Path) -> None:
-    instrument = read_instrument(SMALL)
-    told = instrument.made_with["generator"]["model"] | {"told": True}
-    made = instrument.made_with | {"generator": instrument.made_with["generator"] | {"model": told}}
-    graphs = {name: SMALL / graph.file for name, graph in instrument.graphs.items()}
-    model, _, settings = restore.patches_parts(replace(instrument, made_with=made), graphs)["patches"]
-    assert settings["model"]["told"] is False
-    theirs = load_patches(runs / "patches")[0].state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
+def test_a_graph_without_the_names_of_weights_is_refused(tmp_path: Path) -> None:
+    """Graphs of foleybox 0.1.0 had no names for the weights of linear layers."""
+    config = PatchesConfig()
+    model = onnx.load(str(SMALL / "next.onnx"))
+    rename(model.graph, {"model.layers.0.down.weight.transposed.int8": "val_105.int8"})
+    onnx.save(model, str(tmp_path / "next.onnx"))
+    with pytest.raises(UserError, match=r"the graph has no model\.layers\.0\.down\.weight, expected \[256, 704\]"):
+        restore.restore_patches(tmp_path / "next.onnx", config, 10)
+
+
+def test_every_weight_of_an_exported_module_has_its_torch_name(tmp_path: Path) -> None:
+    """Linear layers that the exporter transposes, in 8 bits too; the order of the layers does not matter."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(48, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 48, bias=False))
+    graph = to_onnx(net, {"x": torch.randn(2, 5, 48)}, ["y"], {})
+    for content, within in ((graph, 0.0), (stored_small(graph), 1e-3)):
+        (tmp_path / "net.onnx").write_bytes(content)
+        weights = restore.read_weights(tmp_path / "net.onnx")
+        for name, value in net.state_dict().items():
+            np.testing.assert_allclose(weights[name], value.numpy(), rtol=0, atol=within)
 
 
 def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> None:
@@ -175,7 +161,7 @@ def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> 
         (str(sounds),), tmp_path / "vocoder", mel="wide", start_from=runs / "vocoder", mels_from=runs / "autoencoder",
         held_out=0.3, batch=2, period_width=2, resolution_width=4, **common,
     )  # fmt: skip
-    assert vocoder.main(voice) == 0
+    assert train_vocoder(voice) == 0
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +183,7 @@ def test_the_restored_generator_draws_the_mels_of_the_instrument(gan: Path) -> N
 
     assert furthest() < 0.05
     with torch.no_grad():
-        generator.block2.norm2.beta[3, 5] += 0.5  # one number of one label would be heard
+        generator.block2.norm2.beta[3, 5] += 0.5  # one number of one label changes the mel
     assert furthest() > 0.1
 
 
@@ -233,9 +219,9 @@ def test_a_gan_of_another_size_is_refused_with_what_it_is(gan: Path, tmp_path: P
         sagan.train(config, find_clips(sounds), config.out)
 
 
-def test_a_folder_that_is_there_is_not_touched(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         restore.main(Restore(SMALL, tmp_path / "mine"))
     assert not list((tmp_path / "mine").iterdir())
 

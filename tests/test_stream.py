@@ -12,7 +12,7 @@ pytest.importorskip("onnxscript")
 from foleybox.errors import UserError  # noqa: E402
 from foleybox.instrument import Instrument, write_instrument  # noqa: E402
 from foleybox.lab.core.mel import DCASE, WIDE  # noqa: E402
-from foleybox.lab.export.graphs import DecoderGraph, Drawing, build_patches, stored_small  # noqa: E402
+from foleybox.lab.export.graphs import Sampling, build_patches, stored_small  # noqa: E402
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig  # noqa: E402
 from foleybox.lab.patches.transformer import Patches, PatchesConfig  # noqa: E402
 from foleybox.lab.patches.transformer import draw as draw_in_torch  # noqa: E402
@@ -24,7 +24,7 @@ from foleybox.studio.stream import draw, rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2)
-DRAWING = Drawing(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), 0.3, (1.0, 1.0, 1.3, 1.0, 1.0, 1.0, 1.0))
+SAMPLING = Sampling(4, (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 1.0), 0.3, (1.0, 1.0, 1.3, 1.0, 1.0, 1.0, 1.0))
 FORM = AutoencoderConfig(latent=6, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2)
 
 
@@ -36,13 +36,13 @@ def parts() -> tuple[Patches, Autoencoder, Vocos]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        autoencoder.components.start(torch.randn(20, 100, 40) * 2 - 5)
+        autoencoder.components.fit(torch.randn(20, 100, 40) * 2 - 5)
     return model, autoencoder, vocoder
 
 
 @pytest.fixture(scope="module")
 def synth(parts: tuple[Patches, Autoencoder, Vocos], tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    graphs = build_patches(*parts, WIDE, 88_200, DRAWING)
+    graphs = build_patches(*parts, WIDE, 88_200, SAMPLING)
     instrument = Instrument(
         name="toy",
         version="1",
@@ -51,7 +51,7 @@ def synth(parts: tuple[Patches, Autoencoder, Vocos], tmp_path_factory: pytest.Te
         samples=88_200,
         latent=(87, 6 + 4 * 2),
         mel=vars(WIDE),
-        heard=(TrainingClips("Rain", "open", "CC0", 1),),
+        training_clips=(TrainingClips("Rain", "open", "CC0", 1),),
         kind="patches",
     )
     folder = tmp_path_factory.mktemp("instrument") / "toy"
@@ -68,7 +68,7 @@ def test_the_graph_draws_what_torch_draws_but_for_rounded_weights(
         plain = draw_in_torch(parts[0], label[:1], noise[:1], steps=4).numpy()
         late, whole = (
             draw_in_torch(parts[0], label[1:], noise[1:], steps=4, guidance=2.0, guided_from=since).numpy()
-            for since in (DRAWING.guided_from, 0.0)
+            for since in (SAMPLING.guided_from, 0.0)
         )
     wanted = np.concatenate([plain, late])
     drawn = draw(synth.sessions["next"], label.numpy(), noise.numpy())
@@ -114,7 +114,7 @@ def test_a_patches_instrument_can_be_varied(synth: Synth) -> None:
     assert np.abs(other.wave - same.wave).max() > 1e-3
 
 
-def test_temperature_leaves_the_grain_at_its_level(synth: Synth) -> None:
+def test_temperature_leaves_the_fine_structure_at_its_level(synth: Synth) -> None:
     latent = np.random.default_rng(0).standard_normal((1, 87, 14)).astype(np.float32)
     still = latent.copy()
     still[:, :, :6] = 0
@@ -122,34 +122,22 @@ def test_temperature_leaves_the_grain_at_its_level(synth: Synth) -> None:
     np.testing.assert_allclose(synth.mel(["Rain"], still), synth.mel(["Rain"], half), rtol=0, atol=1e-3)
 
 
-def test_sharpening_raises_grain_and_leaves_what_is_even(parts: tuple[Patches, Autoencoder, Vocos]) -> None:
-    latents, grain = torch.randn(1, 20, 6), torch.randn(1, 80, 2)
-    with torch.no_grad():
-        plain, sharp = (DecoderGraph(parts[1], amount)(latents, grain) for amount in (0.0, 0.6))
-        steady = DecoderGraph(parts[1], 5.0)(torch.zeros(1, 20, 6), grain)
-    assert (
-        float((sharp[..., 1:] - sharp[..., :-1]).abs().mean() / (plain[..., 1:] - plain[..., :-1]).abs().mean()) > 1.2
-    )
-    torch.testing.assert_close(sharp.mean(), plain.mean(), rtol=0, atol=0.02)
-    assert float(steady.min()) >= -11.6
-
-
 @pytest.mark.parametrize(
-    ("drawing", "said"),
+    ("sampling", "said"),
     [
-        (Drawing(guidance=(1.0, 2.0)), "2 numbers of --guidance"),
-        (Drawing(temperature=(1.0, 2.0)), "2 numbers of --temperature"),
-        (Drawing(temperature=(1.0,) * 6 + (0.0,)), "all above 0"),
-        (Drawing(guidance=(1.0,) * 6 + (0.0,)), "all above 0"),
-        (Drawing(guided_from=1.5), "--guided-from 1.5"),
-        (Drawing(flow_steps=0), "--flow-steps 0"),
+        (Sampling(guidance=(1.0, 2.0)), "2 numbers of --guidance"),
+        (Sampling(temperature=(1.0, 2.0)), "2 numbers of --temperature"),
+        (Sampling(temperature=(1.0,) * 6 + (0.0,)), "all above 0"),
+        (Sampling(guidance=(1.0,) * 6 + (0.0,)), "all above 0"),
+        (Sampling(guided_from=1.5), "--guided-from 1.5"),
+        (Sampling(flow_steps=0), "--flow-steps 0"),
     ],
 )
-def test_a_drawing_that_is_none_is_refused(
-    parts: tuple[Patches, Autoencoder, Vocos], drawing: Drawing, said: str
+def test_sampling_settings_out_of_range_are_refused(
+    parts: tuple[Patches, Autoencoder, Vocos], sampling: Sampling, said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        build_patches(*parts, WIDE, 88_200, drawing)
+        build_patches(*parts, WIDE, 88_200, sampling)
 
 
 def test_the_noise_of_each_label_is_scaled_by_its_own_temperature(
@@ -179,7 +167,7 @@ def test_weights_stored_small_keep_what_they_compute_within_a_percent() -> None:
 
 def test_a_vocoder_of_another_mel_is_refused(parts: tuple[Patches, Autoencoder, Vocos]) -> None:
     with pytest.raises(UserError, match="train one with --mel wide"):
-        build_patches(*parts, DCASE, 88_200, DRAWING)
+        build_patches(*parts, DCASE, 88_200, SAMPLING)
 
 
 def test_a_patches_instrument_without_its_decoder_is_refused(synth: Synth, tmp_path: Path) -> None:

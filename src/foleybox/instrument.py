@@ -1,88 +1,96 @@
-"""What an instrument is on disk: the one thing that passes from the lab to the studio.
+"""The instrument format: the folder that the lab exports and the studio plays.
 
-A folder with `instrument.json` (this file's business), ONNX graphs, and `CARD.md` for people. Every kind ends in
+An instrument is a folder with `instrument.json` (the manifest), ONNX graphs, and `CARD.md`, a description for people.
+Letters: N clips, M mel bands, T frames, L samples. Every kind ends with
 
     vocoder     mel float32 [N, M, T]                        -> wave float32 [N, L]     L >= samples, or zero-padded
 
-The graph before it of kind "gan":
+The graph before it in kind "gan":
 
-    generator   latent float32 [N, *latent], label int64 [N] -> mel float32 [N, M, T]   label: place in `labels`
+    generator   latent float32 [N, *latent], label int64 [N] -> mel float32 [N, M, T]   label: index in `labels`
 
-Those of kind "patches", whose clips are P places one after the other; its latent is [P, D + G], of each place D numbers
-for what is drawn there and G for the grain of its T / P frames:
+The graphs before it in kind "patches", where a clip is a sequence of P positions. The latent of a clip is [P, D + G]:
+for each position, D numbers of noise for `next`, and G for the noise that `decoder` reads in T / P frames.
 
-    next        before float32 [R, D] (what place - 1 drew), label int64 [R] (-1: none), mix float32 [R, R], place int64 [],
-                noise float32 [R, D], keys_0, values_0, keys_1 ... float32 [R, H, W, E]: what each layer keeps of the
-                last W places, that of place p in slot p mod W
-                -> latent float32 [R, D], new_keys_0, new_values_0, new_keys_1 ... float32 [R, H, E]: what to keep of
-                this place. A clip is a row; where it is guided by g it is two, the second one without a label, which
-                mix with g and 1 - g. Its metadata `guidance` has g for each label, 1 being none, and `temperature`
-                what the noise of each label is multiplied by.
-    decoder     latents float32 [N, P, D], grain float32 [N, T, G P / T] -> mel float32 [N, M, T]
+    next        previous float32 [R, D] (the output at the position before), label int64 [R] (-1: none),
+                mix float32 [R, R], position int64 [], noise float32 [R, D],
+                keys_0, values_0, keys_1, ... float32 [R, H, W, E]: the cache of each layer for the last W positions,
+                position p in slot p mod W
+                -> latent float32 [R, D], new_keys_0, new_values_0, new_keys_1, ... float32 [R, H, E]: the cache of this
+                position. A clip is one row. With classifier-free guidance g it is two, the second without a label, mixed
+                with weights g and 1 - g. The graph's metadata hold, for each label, `guidance` (1: none) and
+                `temperature` (the factor of the noise).
+    decoder     latents float32 [N, P, D], noise float32 [N, T, G P / T] -> mel float32 [N, M, T]
 
-N clips at once (any number), M mel bands, T frames, L samples. Reading is strict: an instrument that was cut short, or
-edited by hand, is refused with one line that says what is wrong.
+Inputs are passed by position. Format 1 named `previous` `before`, `position` `place`, and the decoder's `noise` `grain`.
+
+A manifest is checked in full before anything of the instrument is used: an instrument that is incomplete or was edited is
+refused with one line.
 """
 
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain, cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
 from foleybox.errors import UserError
-from foleybox.files import replace_folder, sha256, write_text
-from foleybox.licences import Licence, TrainingClips, roll_up
+from foleybox.files import earlier_folder, replace_folder, safe_name, sha256, sweep, write_text
+from foleybox.licences import Licence, TrainingClips, licence_of
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, CARD = "instrument.json", "CARD.md"
 SHIPPED = Path(__file__).parent / "studio" / "instruments"
-DEFAULT = "foley-small"  # of those, the one that plays when none is named
-GRAPHS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}  # kind -> the graphs it must have
+DEFAULT = "foley-small"  # the instrument that plays when none is named
+GRAPHS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}  # kind -> its graphs
+INPUTS = {
+    "generator": ("latent", "label"),
+    "next": ("previous", "label", "mix", "position", "noise"),  # then keys_0, values_0, ...
+    "decoder": ("latents", "noise"),
+    "vocoder": ("mel",),
+}
+INPUTS_OF_FORMAT_1 = {"before": "previous", "place": "position", "grain": "noise"}
+AGAIN = "get a whole copy of the instrument, or export it again"
+
+MOST_BYTES, MOST_DEPTH, MOST_DIGITS, MOST_LABELS, MOST_RATE, MOST_SECONDS = 4 << 20, 20, 18, 1_000, 768_000, 3_600
+"limits of a manifest: bytes of the file, levels of nesting, digits of a whole number, labels, Hz, seconds of a clip"
+MOST_NUMBERS = 1 << 24
+"limit of a clip's latent, and of the cache of a layer, in numbers"
 
 
 @dataclass(frozen=True)
 class Graph:
     """One ONNX file of an instrument."""
 
-    file: str  # a name in the instrument's folder
+    file: str  # a file name in the instrument's folder
     sha256: str
     bytes: int
 
 
-def check_training_clips(instrument: "Instrument") -> None:
-    """Raise UserError for an instrument that does not say how its parts were trained: nothing can be built on it."""
-    parts = ("generator", "vocoder", *(("autoencoder",) if instrument.kind == "patches" else ()))
-    for part in parts:
-        if not isinstance(instrument.made_with.get(part), dict):
-            raise UserError(
-                f"{instrument.name} does not say how its {part} was trained: expected one that `export` wrote"
-            )
-
-
-# --- the manifest -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Instrument:
-    """The manifest of an instrument. `licence` follows from `heard`; `fingerprint` names what it sounds like."""
+    """The manifest of an instrument."""
 
     name: str
     version: str
-    labels: tuple[str, ...]  # in the order of the generator's label numbers
+    labels: tuple[str, ...]  # in the order of the label numbers that the graphs take
     rate: int  # Hz
-    samples: int  # in a clip
-    latent: tuple[int, ...]  # shape of the generator's latent, without N: (128,)
-    mel: dict[str, int | float]  # the numbers of the mel between the graphs: rate, n_fft, hop, bands, low, high
-    heard: tuple[TrainingClips, ...]  # what it was trained on
+    samples: int  # of a clip
+    latent: tuple[int, ...]  # shape of a clip's latent, without N: (128,)
+    mel: dict[str, int | float]  # the mel between the graphs: rate, n_fft, hop, bands, low, high
+    training_clips: tuple[TrainingClips, ...]
     kind: str = "gan"
-    graphs: dict[str, Graph] = field(default_factory=dict)  # filled by write_instrument
+    graphs: dict[str, Graph] = field(default_factory=dict)  # filled in by write_instrument
     measured: dict[str, Any] = field(default_factory=dict)  # scores, any JSON
-    made_with: dict[str, Any] = field(default_factory=dict)  # versions, command, commit, seed: any JSON
+    made_with: dict[str, Any] = field(default_factory=dict)  # versions, commit, settings of the trainings: any JSON
+    same_sounds_as: tuple[str, ...] = ()  # fingerprints of earlier files of these weights, which gave the same samples
 
     @property
     def seconds(self) -> float:
@@ -90,17 +98,43 @@ class Instrument:
 
     @property
     def licence(self) -> Licence:
-        return roll_up(self.heard)
+        """The terms that follow from the training clips."""
+        return licence_of(self.training_clips)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides the samples: two instruments that have it in common sound the same."""
+        """SHA-256 over all that determines the samples of a sound, 64 hexadecimal digits.
+
+        It covers the kind, the labels in their order, rate, samples, the shape of the latent, and the SHA-256 of every
+        graph file; so also guidance and temperature, which are in a graph's metadata. It does not cover the name, the
+        version, the training clips, the scores or the card: a new card leaves the fingerprint as it is.
+        """
         parts = [self.kind, self.labels, self.rate, self.samples, self.latent]
         return _digest([*parts, {name: graph.sha256 for name, graph in self.graphs.items()}])
+
+    def matches(self, fingerprint: str) -> bool:
+        """Return whether this instrument gives the sounds of the instrument with that fingerprint, as a recipe has it.
+
+        True for the instrument's own fingerprint and for those in `same_sounds_as`. All comparisons of a recipe with an
+        instrument use this function.
+        """
+        return fingerprint == self.fingerprint or fingerprint in self.same_sounds_as
 
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def check_trained(instrument: Instrument) -> None:
+    """Raise UserError for an instrument that does not record how its parts were trained: it cannot be built on."""
+    for part in ("generator", "vocoder", *(("autoencoder",) if instrument.kind == "patches" else ())):
+        if not isinstance(instrument.made_with.get(part), dict):
+            raise UserError(
+                f"{instrument.name} does not record how its {part} was trained: expected an instrument that `export` wrote"
+            )
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
 
 
 def write_instrument(
@@ -109,78 +143,62 @@ def write_instrument(
     """Write an instrument to `folder`, whole or not at all; return it as written, with `graphs` filled in.
 
     `files` gives each graph of the kind ("generator" and "vocoder" of a "gan") as an ONNX file or its bytes; they
-    become `<graph>.onnx`. `card` is the text of CARD.md. An instrument already in `folder` is replaced; to add scores,
-    write it again with `dataclasses.replace(instrument, measured=...)` and its own files.
+    become `<graph>.onnx`. `card` is the text of CARD.md. An existing instrument in `folder` is replaced in one step
+    (`files.replace_folder`). To add scores, write an instrument again with `dataclasses.replace(instrument,
+    measured=...)` and its own files.
 
-    Raises UserError if the graphs are not those of the kind, or `folder` holds something other than an instrument.
+    Raises UserError if the graphs are not those of the kind, if the manifest is one that `read_instrument` would refuse,
+    or if `folder` contains anything other than an instrument.
     """
     folder = Path(folder).resolve()  # "." has no name
     if set(files) != set(GRAPHS.get(instrument.kind, ())):
-        wanted = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
-        raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {wanted}")
+        expected = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
+        raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {expected}")
     check_place(folder, instrument.kind)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    sweep(folder)
+    partial_folder = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
     try:
-        beside.mkdir()
+        partial_folder.mkdir()
         graphs = {}
         for name in GRAPHS[instrument.kind]:
             content = files[name]
-            path = beside / f"{name}.onnx"
+            path = partial_folder / f"{name}.onnx"
             path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
             graphs[name] = Graph(path.name, sha256(path), path.stat().st_size)
-        written = Instrument(**{**_shallow(instrument), "graphs": graphs})
-        (beside / CARD).write_text(card, encoding="utf-8")
-        write_text(beside / MANIFEST, json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n")
-        read_instrument(beside)  # what the reader would refuse is never put in place
-        replace_folder(beside, folder)
+        written = Instrument(
+            **{**{each.name: getattr(instrument, each.name) for each in fields(instrument)}, "graphs": graphs}
+        )
+        (partial_folder / CARD).write_text(card, encoding="utf-8")
+        write_text(partial_folder / MANIFEST, json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n")
+        read_instrument(partial_folder)
+        replace_folder(partial_folder, folder)
+    except UserError as error:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        raise UserError(str(error).replace(str(partial_folder), str(folder))) from None
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
         raise
     return written
 
 
 def check_place(folder: Path, kind: str) -> None:
-    """Raise UserError if `folder` is there and is not an instrument alone: an instrument is never written over other work."""
+    """Raise UserError if `folder` exists and contains anything other than an instrument: other files are never replaced."""
     if not folder.exists():
         return
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
     ours = {MANIFEST, CARD, *(f"{name}.onnx" for name in GRAPHS[kind])}
     if names and (MANIFEST not in names or names - ours):
-        raise UserError(f"{folder} holds other things than an instrument: name a new folder for it")
-
-
-def _shallow(instrument: Instrument) -> dict[str, Any]:
-    return {each.name: getattr(instrument, each.name) for each in fields(instrument)}
+        raise UserError(f"{folder} contains other files than an instrument's: name a new folder")
 
 
 def _to_json(instrument: Instrument) -> dict[str, Any]:
     content = {"format": FORMAT, **asdict(instrument), "licence": asdict(instrument.licence)}
-    content = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists, as they will be when read back
+    content = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists, as when read back
     return {**content, "checksum": _digest(content)}
 
 
-KEYS: dict[str, type | tuple[type, ...]] = {
-    "format": int,
-    "name": str,
-    "version": str,
-    "kind": str,
-    "labels": list,
-    "rate": int,
-    "samples": int,
-    "latent": list,
-    "mel": dict,
-    "graphs": dict,
-    "heard": list,
-    "licence": dict,
-    "measured": dict,
-    "made_with": dict,
-    "checksum": str,
-}
-ROWS: dict[str, dict[str, type]] = {
-    "graphs": {"file": str, "sha256": str, "bytes": int},
-    "heard": {"label": str, "tier": str, "licence": str, "clips": int, "source": str},
-}
+# --- finding and reading ------------------------------------------------------------------------------------------
 
 
 def shipped() -> list[Path]:
@@ -190,9 +208,10 @@ def shipped() -> list[Path]:
 
 
 def find_instrument(source: str | Path | None = None) -> Path:
-    """Return the folder of an instrument: one shipped by that name, else a folder.
+    """Return the folder of an instrument: a folder, or the name of one that ships.
 
-    None is what FOLEYBOX_INSTRUMENT names, else the first that ships. Raises UserError if there is no such instrument.
+    None stands for the value of FOLEYBOX_INSTRUMENT, or else for the default. Raises UserError if there is no such
+    instrument.
     """
     ours = shipped()
     source = source or os.environ.get("FOLEYBOX_INSTRUMENT") or None
@@ -200,109 +219,252 @@ def find_instrument(source: str | Path | None = None) -> Path:
         if not ours:
             raise UserError("no instrument ships with this copy of foleybox: name a folder with --instrument")
         return ours[0]
+    if Path(source).is_dir():
+        return Path(source)
     named = next((folder for folder in ours if folder.name == str(source)), None)
-    if named is not None and not Path(source).is_dir():
-        return named
-    if not Path(source).is_dir():
+    if named is None:
         names = ", ".join(folder.name for folder in ours) or "none"
         raise UserError(f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names})")
-    return Path(source)
+    return named
 
 
 def read_instrument(folder: str | Path) -> Instrument:
-    """Read and check an instrument: its manifest key by key, its checksum, the size and SHA-256 of every graph.
+    """Read and check an instrument of format 1 or 2: its manifest, its checksum, the size and SHA-256 of every graph.
 
-    Raises UserError with one line for the first thing that is wrong.
+    Raises UserError with one line for the first thing that is wrong. The graphs are not loaded (see `check_graph_ports`).
     """
     folder = Path(folder)
-    manifest = folder / MANIFEST
-    again = "get a whole copy of the instrument, or export it again"
     if not folder.is_dir():
-        raise UserError(f"no instrument at {folder}: expected a folder with {MANIFEST}")
-    try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is not an instrument: it has no {MANIFEST}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{manifest} is cut short or not JSON ({error}): {again}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        earlier = earlier_folder(folder) if folder.parent.is_dir() else None
+        hint = f"; a write was interrupted and left the earlier one at {earlier}: rename it" if earlier else ""
+        raise UserError(f"no instrument at {folder}: expected a folder with {MANIFEST}{hint}")
+    manifest = folder / MANIFEST
+    content = _parse(manifest)
+    number = content.get("format") if isinstance(content, dict) else None
+    if type(number) is not int:
         raise UserError(f"{manifest} is not an instrument's manifest: it states no format number")
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{manifest} is of format {content['format']}, this foleybox reads format {FORMAT}: "
-            + ("update foleybox" if content["format"] > FORMAT else again)
-        )
-    _check_keys(content, KEYS, f"{manifest}", again)
-    for name, expected in ROWS.items():
-        rows = content[name].items() if isinstance(content[name], dict) else enumerate(content[name])
-        for place, row in rows:
-            _check_keys(row, expected, f"{manifest}, {name} {place}", again)
-    _check_values(content, manifest, again)
-    stated = content.pop("checksum")
-    if stated != _digest(content):
-        raise UserError(f"{manifest} was changed after it was written (its checksum does not fit): {again}")
-    for name, graph in content["graphs"].items():
-        _check_graph(folder / graph["file"], name, graph, again)
-    instrument = Instrument(
+    if number not in (1, FORMAT):
+        advice = "update foleybox" if number > FORMAT else AGAIN
+        raise UserError(f"{manifest} is of format {number}, this foleybox reads 1 and {FORMAT}: {advice}")
+    problem = next(_problems(content, folder), None)
+    if problem is not None:
+        raise UserError(f"{problem}; {AGAIN}")
+    content = _from_format_1(content) if number == 1 else content
+    return Instrument(
         **{key: content[key] for key in ("name", "version", "kind", "rate", "samples", "mel", "measured", "made_with")},
         labels=tuple(content["labels"]),
         latent=tuple(content["latent"]),
         graphs={name: Graph(**row) for name, row in content["graphs"].items()},
-        heard=tuple(TrainingClips(**row) for row in content["heard"]),
+        training_clips=tuple(TrainingClips(**row) for row in content["training_clips"]),
+        same_sounds_as=tuple(content["same_sounds_as"]),
     )
-    if content["licence"]["terms"] != instrument.licence.terms:
-        raise UserError(
-            f"{manifest} states the terms {content['licence']['terms']!r}, but {instrument.licence.terms!r} follows "
-            f"from what it heard: {again}"
-        )
-    return instrument
 
 
-def _check_keys(row: object, expected: Mapping[str, type | tuple[type, ...]], where: str, again: str) -> None:
+KEYS: dict[str, type] = {
+    "format": int, "name": str, "version": str, "kind": str, "labels": list, "rate": int, "samples": int, "latent": list,
+    "mel": dict, "graphs": dict, "same_sounds_as": list, "training_clips": list, "licence": dict, "measured": dict,
+    "made_with": dict, "checksum": str,
+}  # fmt: skip
+ROWS: dict[str, dict[str, type]] = {
+    "graphs": {"file": str, "sha256": str, "bytes": int},
+    "training_clips": {"label": str, "tier": str, "licence": str, "clips": int, "source": str},
+}
+
+
+def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a manifest of format 1 under the names of format 2."""
+    named = {"training_clips" if key == "heard" else key: value for key, value in content.items()}
+    return named | {"same_sounds_as": []}
+
+
+def _parse(manifest: Path) -> Any:
+    """Return the JSON of a manifest. Raises UserError if it is missing, cut short, or beyond the limits of a manifest."""
+
+    def refuse(what: str) -> NoReturn:
+        raise ValueError(f"it contains {what}")
+
+    def whole(digits: str) -> int:
+        return int(digits) if len(digits) <= MOST_DIGITS else refuse(f"a number of {len(digits):,} digits")
+
+    try:
+        with manifest.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            refuse(f"more than {MOST_BYTES:,} bytes")
+        return json.loads(text.decode(), parse_int=whole, parse_constant=refuse)
+    except FileNotFoundError:
+        if manifest.with_name("config.json").is_file():
+            advice = "make sounds with `foleybox sample`, or an instrument with `foleybox export`"
+            raise UserError(f"{manifest.parent} is a training run, not an instrument: {advice}") from None
+        raise UserError(f"{manifest.parent} is not an instrument: it has no {MANIFEST}") from None
+    except RecursionError:
+        raise UserError(f"{manifest} has more than {MOST_DEPTH} levels of nesting: {AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{manifest} is cut short or not a manifest ({error}): {AGAIN}") from None
+
+
+def _problems(content: dict[str, Any], folder: Path) -> Iterator[str]:
+    """Yield what is wrong with a manifest and with its graph files.
+
+    Each check relies on those before it: take the first problem only.
+    """
+    manifest = folder / MANIFEST
+    yield from (f"{manifest} contains {problem}" for problem in _odd_values(content))
+    if "checksum" not in content:
+        yield f"{manifest} lacks checksum"
+    if content["checksum"] != _digest({key: value for key, value in content.items() if key != "checksum"}):
+        yield f"{manifest} was changed after it was written (its checksum does not match)"
+    content = _from_format_1(content) if content["format"] == 1 else content
+    yield from _key_problems(content, KEYS, str(manifest))
+    for name, expected in ROWS.items():
+        rows = content[name].items() if isinstance(content[name], dict) else enumerate(content[name])
+        yield from chain.from_iterable(_key_problems(row, expected, f"{manifest}, {name} {at}") for at, row in rows)
+    yield from (f"{manifest} has {problem}" for problem in _value_problems(content))
+    for name, graph in content["graphs"].items():
+        yield from _graph_problems(folder / graph["file"], name, graph)
+
+
+def _odd_values(value: Any, depth: int = 1) -> Iterator[str]:
+    """Yield what no manifest contains at any place: deep nesting, infinite numbers, text that cannot be printed."""
+    if isinstance(value, dict | list):
+        if depth > MOST_DEPTH:
+            yield f"more than {MOST_DEPTH} levels of nesting"
+        for each in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from _odd_values(each, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield "a number that is too large"
+    elif isinstance(value, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value):
+        yield f"a control character or half a character: {value[:40]!a}"
+
+
+def _key_problems(row: object, expected: Mapping[str, type], where: str) -> Iterator[str]:
     if not isinstance(row, dict):
-        raise UserError(f"{where} is {type(row).__name__}: expected an object with {', '.join(expected)}; {again}")
+        yield f"{where} is {type(row).__name__}: expected an object with {', '.join(expected)}"
+        return
     for problem, keys in (("lacks", expected.keys() - row.keys()), ("has the unknown", row.keys() - expected.keys())):
         if keys:
-            raise UserError(f"{where} {problem} {', '.join(sorted(keys))}: expected {', '.join(expected)}; {again}")
+            yield f"{where} {problem} {', '.join(sorted(keys))}: expected {', '.join(expected)}"
     for key, kind in expected.items():
-        if not isinstance(row[key], kind) or isinstance(row[key], bool):
-            found, wanted = type(row[key]).__name__, kind.__name__ if isinstance(kind, type) else "number"
-            raise UserError(f"{where}: {key} is {found}, expected {wanted}; {again}")
+        if type(row[key]) is not kind:
+            yield f"{where}: {key} is {type(row[key]).__name__}, expected {kind.__name__}"
 
 
-def _check_values(content: dict[str, Any], manifest: Path, again: str) -> None:
-    """Check what types alone do not say."""
-    kind, labels = content["kind"], content["labels"]
-    numbers = (int, float)
-    rules = {
-        f"kind {kind!r}, expected one of {', '.join(GRAPHS)} (or a newer foleybox)": kind in GRAPHS,
-        f"graphs {', '.join(content['graphs'])}, expected {', '.join(GRAPHS.get(kind, ()))}": set(content["graphs"])
-        == set(GRAPHS.get(kind, ())),
-        "labels, expected different names": bool(labels)
-        and all(isinstance(label, str) and label for label in labels)
-        and len(set(map(str, labels))) == len(labels),
-        f"latent {content['latent']}, expected positive whole numbers": bool(content["latent"])
-        and all(type(size) is int and size > 0 for size in content["latent"]),
-        f"rate {content['rate']} and samples {content['samples']}, expected positive numbers": content["rate"] > 0
-        and content["samples"] > 0,
-        "mel, expected numbers": all(type(value) in numbers for value in content["mel"].values()),
-        "licence, expected terms": isinstance(content["licence"].get("terms"), str),
-        "a graph outside its folder": all(
-            graph["file"] == os.path.basename(graph["file"]) and graph["file"] not in ("", ".", "..")  # noqa: PTH119
-            for graph in content["graphs"].values()
-        ),
-    }
-    for problem, holds in rules.items():
-        if not holds:
-            raise UserError(f"{manifest} has {problem}; {again}")
-
-
-def _check_graph(path: Path, name: str, graph: Mapping[str, Any], again: str) -> None:
-    if not path.is_file():
-        raise UserError(f"the {name} graph {path} is missing: {again}")
-    if (size := path.stat().st_size) != graph["bytes"]:
-        raise UserError(f"the {name} graph {path} has {size:,} bytes, expected {graph['bytes']:,}: {again}")
-    if (found := sha256(path)) != graph["sha256"]:
-        raise UserError(
-            f"the {name} graph {path} was changed (sha256 {found[:12]}..., expected {graph['sha256'][:12]}...): {again}"
+def _value_problems(content: dict[str, Any]) -> Iterator[str]:
+    """Yield what types alone do not say."""
+    kind, graphs, labels, rate, samples = (content[key] for key in ("kind", "graphs", "labels", "rate", "samples"))
+    latent = content["latent"]
+    if kind not in GRAPHS:
+        yield f"kind {kind!r}, expected one of {', '.join(GRAPHS)} (or a newer foleybox)"
+    if set(graphs) != set(GRAPHS[kind]):
+        yield f"graphs {', '.join(graphs)}, expected {', '.join(GRAPHS[kind])}"
+    for file in (graph["file"] for graph in graphs.values()):
+        if file in ("", ".", "..") or file != safe_name(file):
+            yield f"a graph outside its folder: {file!r}"
+    if not all(isinstance(label, str) for label in labels) or not 1 <= len(labels) <= MOST_LABELS:
+        yield f"labels, expected 1 to {MOST_LABELS:,} different names"
+    if len({safe_name(label).casefold() for label in labels}) < len(labels):
+        yield "labels, expected different names (as file names, too)"
+    for text in (content["name"], content["version"], *labels):  # they go into file names, tables and terminals
+        if not (1 <= len(text) <= 100 and text[0].isalnum() and "\n" not in text and "\t" not in text):
+            yield f"the name {text[:40]!r}, expected 1 to 100 characters, the first a letter or a digit"
+    if (
+        not all(type(size) is int and size > 0 for size in latent)
+        or not 1 <= math.prod(latent) <= MOST_NUMBERS
+        or not latent
+    ):
+        yield f"latent {latent}, expected positive whole numbers, {MOST_NUMBERS:,} in all at most"
+    if kind == "patches" and len(latent) != 2:
+        yield f"latent {latent}, expected [positions, numbers] of an instrument of patches"
+    if not 1 <= rate <= MOST_RATE or not 1 <= samples <= MOST_SECONDS * rate:
+        yield (
+            f"rate {rate} and samples {samples}, expected positive numbers up to {MOST_RATE:,} Hz and {MOST_SECONDS:,} s"
         )
+    if not all(type(value) in (int, float) for value in content["mel"].values()):
+        yield "mel, expected numbers"
+    if not all(isinstance(each, str) and len(each) == 64 for each in content["same_sounds_as"]):
+        yield "same_sounds_as, expected fingerprints of 64 digits"
+    if not all(row["clips"] > 0 for row in content["training_clips"]):
+        yield "training_clips without a clip, expected positive numbers"
+    stated = content["licence"].get("terms")
+    follows = licence_of(TrainingClips(**row) for row in content["training_clips"]).terms
+    if stated != follows:
+        yield f"the terms {stated!r}, but {follows!r} follows from its training clips"
+
+
+def _graph_problems(path: Path, name: str, graph: Mapping[str, Any]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"the {name} graph {path} is missing"
+    if (size := path.stat().st_size) != graph["bytes"]:
+        yield f"the {name} graph {path} has {size:,} bytes, expected {graph['bytes']:,}"
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != graph["sha256"]:
+        yield f"the {name} graph {path} was changed (sha256 {found[:12]}..., expected {graph['sha256'][:12]}...)"
+    # In ONNX, a tensor outside the file has an entry with the key "location", which its length (8) precedes.
+    if re.search(rb"[\x00\x08]location", content):
+        yield f"the {name} graph {path} has weights in another file, which its SHA-256 does not cover"
+
+
+# --- graphs -------------------------------------------------------------------------------------------------------
+
+
+class Port(Protocol):
+    """An input or output of a loaded graph, as onnxruntime describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[Any]: ...
+
+
+def check_graph_ports(
+    instrument: Instrument, graph: str, inputs: Sequence[Port], outputs: Sequence[Port], path: Path
+) -> None:
+    """Raise UserError if a loaded graph does not take and give what the kind of instrument says (head of this file)."""
+    problem = next(_port_problems(instrument, graph, inputs, outputs), None)
+    if problem is not None:
+        raise UserError(f"{path} {problem}; export it again")
+
+
+def _port_problems(
+    instrument: Instrument, graph: str, inputs: Sequence[Port], outputs: Sequence[Port]
+) -> Iterator[str]:
+    fixed = INPUTS[graph]
+    names = [INPUTS_OF_FORMAT_1.get(each.name, each.name) for each in inputs]
+    caches = [f"{kind}_{at // 2}" for at, kind in zip(range(len(names) - len(fixed)), cycle(("keys", "values")))]
+    expected = [*fixed, *(caches if graph == "next" else ())]
+    if names != expected:
+        yield f"takes {', '.join(names)}: expected {', '.join(expected)}"
+    if len(outputs) != 1 + len(caches):
+        yield f"gives {len(outputs)} outputs: expected {1 + len(caches)}"
+    types = ["tensor(int64)" if name in ("label", "position") else "tensor(float)" for name in names]
+    for port, kind in zip((*inputs, *outputs), [*types, *(["tensor(float)"] * len(outputs))]):
+        if port.type != kind:
+            yield f"has {port.name} of {port.type}: expected {kind}"
+    shapes = {name: list(port.shape) for name, port in zip(names, inputs)}
+    for name, sizes in _input_sizes(instrument, graph, shapes).items():
+        differ = (type(size) is int and size != found for found, size in zip(shapes[name], sizes))
+        if len(shapes[name]) != len(sizes) or any(differ):
+            yield f"takes {name} {shapes[name]}: that does not fit the manifest's latent {[*instrument.latent]} and its mel"
+    for name in caches:
+        if not all(type(size) is int for size in shapes[name][1:]) or math.prod(shapes[name][1:]) > MOST_NUMBERS:
+            yield f"takes {name} {shapes[name]}: expected three fixed sizes, {MOST_NUMBERS:,} numbers in all at most"
+
+
+def _input_sizes(instrument: Instrument, graph: str, shapes: Mapping[str, list[Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return the shapes that the inputs of a graph must have for this instrument; a letter stands for any size."""
+    latent = instrument.latent
+    if graph == "vocoder":
+        return {"mel": ("N", "M", "T")}
+    if graph == "generator":
+        return {"latent": ("N", *latent), "label": ("N",)}
+    positions, numbers = latent
+    D = (shapes[INPUTS[graph][0]] or [0])[-1]
+    D = D if type(D) is int and 0 < D < numbers else 0
+    if graph == "next":
+        caches = {name: ("R", "H", "W", "E") for name in shapes if name not in INPUTS["next"]}
+        return {"previous": ("R", D), "label": ("R",), "mix": ("R", "R"), "position": (), "noise": ("R", D), **caches}
+    frames, channels = shapes["noise"][1:] if len(shapes["noise"]) == 3 else ("T", "G")
+    fits = type(frames) is int and type(channels) is int and frames * channels == positions * (numbers - D)
+    return {"latents": ("N", positions, D), "noise": ("N", frames, channels if fits else 0)}

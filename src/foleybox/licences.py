@@ -1,4 +1,8 @@
-"""Licence tiers of training clips, and the terms that follow for an instrument made from them."""
+"""Licence tiers of training clips, and the terms that follow for an instrument trained on them.
+
+The rules are applied to what each source states about its clips. They are a record for the user's own judgement, not legal
+advice.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,60 +10,54 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingClips:
-    """So many training clips of one label, tier, stated licence and source."""
+    """The training clips that have a label, tier, stated licence and source in common."""
 
     label: str
     tier: str  # open, open-clip, nc, unclear; see TERMS
-    licence: str  # as its source states it
+    licence: str  # as the source states it
     clips: int
-    source: str = ""  # the collection, for credit: a repository, a data set
+    source: str = ""  # whom to credit: the repository or data set that the clips came in
 
-
-# --- licences -----------------------------------------------------------------------------------------------------
 
 NOT_FOR_DISTRIBUTION = "not for distribution"
-# The terms of an instrument: those of the first row whose tier it heard. A tier that is not here counts as unclear.
+# (tier, terms, reason), strictest first. An instrument has the terms of the first tier that any of its training clips has.
+# A tier that is not listed counts as "unclear".
 TERMS = (
-    (
-        "unclear",
-        NOT_FOR_DISTRIBUTION,
-        "clips whose source states no licence: nobody has allowed what they would be used for",
-    ),
-    ("nc", "CC-BY-NC-4.0", "clips licensed for non-commercial use only: weights made from them pass that on"),
-    ("open-clip", "CC-BY-4.0", "free clips (CC0, CC BY) taken out of a collection whose compilation is CC BY-NC"),
-    ("open", "CC-BY-4.0", "clips free for any use, most of them asking for credit: CARD.md names the collections"),
+    ("unclear", NOT_FOR_DISTRIBUTION, "clips whose source states no licence: no use of them is permitted"),
+    ("nc", "CC-BY-NC-4.0", "clips licensed for non-commercial use only: the weights inherit this condition"),
+    ("open-clip", "CC-BY-4.0", "free clips (CC0, CC BY) from a collection that is CC BY-NC as a whole"),
+    ("open", "CC-BY-4.0", "clips free for any use, most of them with attribution: CARD.md lists the sources"),
 )
-# Conditions that are reported beside the terms, by what a stated licence mentions.
-MENTIONS = (
-    ("GPL", "GPL: whether weights derive from the recording they heard is unsettled; named so that you can judge"),
-    ("BY-SA", "share-alike: see GPL"),
+# (substring of a stated licence, condition that is reported with the terms)
+CONDITIONS = (
+    ("GPL", "GPL: it is unsettled whether weights are a derivative of the recordings they were trained on"),
+    ("BY-SA", "share-alike: as for GPL"),
     ("SAMPLING+", "Sampling+: no use in advertising"),
-    ("PIXABAY", "Pixabay: the clips may not be handed on as they are; weights hold none"),
+    ("PIXABAY", "Pixabay: the clips may not be redistributed unchanged; the weights contain no clips"),
 )
 
 
 @dataclass(frozen=True)
 class Licence:
-    """The terms that follow from what was heard, and why. Evidence laid out by rule, not legal advice."""
+    """The terms of an instrument, and the reasons for them, one line each."""
 
     terms: str
-    why: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
-def roll_up(heard: Iterable[TrainingClips]) -> Licence:
-    """Return the licence that follows from what an instrument heard, by the rules TERMS and MENTIONS."""
-    heard = list(heard)
-    tiers = {tier for tier, _, _ in TERMS}
-    clips = {
-        tier: sum(row.clips for row in heard if (row.tier if row.tier in tiers else "unclear") == tier)
-        for tier in tiers
-    }
-    rows = [(terms, f"{clips[tier]:,} {reason}") for tier, terms, reason in TERMS if clips[tier]]
-    why = [reason for _, reason in rows]
-    for mention, reason in MENTIONS:
-        count = sum(
-            row.clips for row in heard if mention in row.licence.upper().replace("CC BY", "BY").replace(" ", "-")
-        )
-        if count:
-            why.append(f"{count:,} clips under {reason}")
-    return Licence(rows[0][0], tuple(why)) if rows else Licence(NOT_FOR_DISTRIBUTION, ("nothing is stated",))
+def licence_of(training_clips: Iterable[TrainingClips]) -> Licence:
+    """Return the licence that follows from the clips an instrument was trained on, by the rules TERMS and CONDITIONS."""
+    rows = list(training_clips)
+    known = {tier for tier, _, _ in TERMS}
+    counts = dict.fromkeys(known, 0)
+    for row in rows:
+        counts[row.tier if row.tier in known else "unclear"] += row.clips
+    found = [(terms, f"{counts[tier]:,} {reason}") for tier, terms, reason in TERMS if counts[tier]]
+    if not found:
+        return Licence(NOT_FOR_DISTRIBUTION, ("the training clips are not stated",))
+    reasons = [reason for _, reason in found]
+    for mention, condition in CONDITIONS:
+        stated = (row for row in rows if mention in row.licence.upper().replace("CC BY", "BY").replace(" ", "-"))
+        if count := sum(row.clips for row in stated):
+            reasons.append(f"{count:,} clips under {condition}")
+    return Licence(found[0][0], tuple(reasons))

@@ -1,4 +1,4 @@
-"""The model card of an instrument: CARD.md."""
+"""CARD.md, the model card of an instrument: licence, use, scores, training, training clips."""
 
 import json
 from dataclasses import replace
@@ -8,91 +8,120 @@ from typing import Any
 from foleybox.instrument import Instrument, read_instrument, write_instrument
 from foleybox.lab.kt.systems import KT
 from foleybox.labels import LABELS
-from foleybox.licences import roll_up
 
-# --- the card -----------------------------------------------------------------------------------------------------
+METRICS = {
+    "frechet": "Fréchet distance (lower is better)",
+    "accuracy": "recognised as their label by a tagger",
+    "coverage": "coverage of the real clips",
+    "diversity": "diversity",
+}
+"names of metrics in the table of scores"
 
 
 def card(instrument: Instrument, notes: str) -> str:
-    """Return CARD.md: what it is, what it heard, what follows for its sounds, how it was trained, what was measured."""
-    made, licence = instrument.made_with, roll_up(instrument.heard)
-    generator, vocoder = made["generator"], made["vocoder"]
+    """Return the text of CARD.md; `notes` is Markdown on intended use, weaknesses and lineage."""
+    made, licence = instrument.made_with, instrument.licence
+    band = f", with frequencies up to {instrument.mel['high']:,.0f} Hz" if "high" in instrument.mel else ""
     lines = [
         f"# {instrument.name} {instrument.version}",
         "",
-        f"Makes {instrument.samples / instrument.rate:g} s of mono sound at {instrument.rate:,} Hz for "
-        f"{len(instrument.labels)} labels: {', '.join(instrument.labels)}.",
+        f"Generates {instrument.seconds:g} s of mono sound at {instrument.rate:,} Hz{band}, for {len(instrument.labels)} "
+        f"labels: {', '.join(instrument.labels)}.",
         "",
         "## Licence",
         "",
-        f"**{licence.terms}**, because of what it heard:",
+        f"**{licence.terms}**. These terms follow from the training clips:",
         "",
-        *[f"* {reason}" for reason in licence.why],
+        *[f"* {reason}" for reason in licence.reasons],
         "",
-        "This is the rule of `foleybox.instrument` applied to the training list, not legal advice.",
+        "This is the result of a rule (`foleybox.licences`) applied to the list of training clips below, not legal advice.",
         "",
-        "## What it heard",
+        *(line.rstrip() for line in [*notes.strip().splitlines(), ""] if notes),
+        "## Scores",
         "",
-        "All parts together; `(other)` are everyday sounds, which it does not play. The source is the collection that the",
-        "clips came in, and whom to credit: with thanks to everyone who recorded them.",
+        *score_lines(instrument.measured),
         "",
-        "| label | tier | licence as its source states it | source | clips |",
+        "## Training",
+        "",
+        f"* Generator: {describe_generator(made['generator'])}{describe_weights(made)}.",
+        *([f"* Autoencoder: {describe_autoencoder(made['autoencoder'])}."] if "autoencoder" in made else []),
+        f"* Vocoder: {describe_vocoder(made['vocoder'])}.",
+        f"* Exported with foleybox {made['foleybox']} (commit {made['commit'] or 'unknown'}), torch {made['torch']}.",
+        "",
+        *sampling_lines(instrument),
+        "## Training clips",
+        "",
+        "The clips that all parts together were trained on. `(other)` are everyday sounds, which the instrument does not",
+        "generate. The source is whom to credit: thanks to everyone who recorded and published these clips.",
+        "",
+        "| label | tier | licence as the source states it | source | clips |",
         "|---|---|---|---|---|",
-        *[f"| {row.label} | {row.tier} | {row.licence} | {row.source} | {row.clips} |" for row in instrument.heard],
-        "",
-        "## How it was trained",
-        "",
-        f"* Generator: {_trained(generator)}{_drawn(made)}.",
-        f"* Vocoder: {_vocoded(vocoder)}.",
-        f"* Made with foleybox {made['foleybox']} (commit {made['commit'] or 'unknown'}), torch {made['torch']}.",
-        "",
-        *_measured_lines(instrument.measured),
+        *[
+            f"| {row.label} | {row.tier} | {row.licence} | {row.source} | {row.clips} |"
+            for row in instrument.training_clips
+        ],
     ]
-    return "\n".join(lines) + (f"\n{notes.strip()}\n" if notes else "")
+    return "\n".join(lines) + "\n"
 
 
-def _vocoded(run: dict[str, Any]) -> str:
-    """Say in a line what a run of `train vocoder` was."""
-    steps = f"{run['steps']:,} steps of {run['batch']} x {run['segment']} frames"
-    if run.get("vocoder", "vocos") == "vocos":
-        what = f"Vocos {run['size']}, {steps}, discriminators from step {run['adversarial_from']:,}"
-    else:
-        width = f" of width {run['width']}" if run["width"] else ""
-        what = f"{run['vocoder'].replace('hifigan-v', 'HiFi-GAN V')}{width}, {steps}"
-    read = ", reading mels that a model made" if run.get("mels_from") else ""
-    if run.get("redrawing", {}).get("redrawn_by"):
-        read += f", {run['redrawing']['redrawn_share']:.0%} of them drawn again by patches"
-    return f"{what}{read}, seed {run['seed']}"
+def rewrite_card(folder: Path, notes: str, measured: dict[str, Any] | None = None) -> Instrument:
+    """Write the card of an existing instrument anew, with `measured` as its new scores; the graphs stay as they are."""
+    instrument = read_instrument(folder)
+    instrument = instrument if measured is None else replace(instrument, measured=measured)
+    files = {name: folder / graph.file for name, graph in instrument.graphs.items()}
+    return write_instrument(folder, instrument, files, card(instrument, notes))
 
 
-def _drawn(made: dict[str, Any]) -> str:
-    """Say what was made of the generator's run: which weights; or in how many steps, and with which autoencoder."""
-    if "autoencoder" not in made:
-        return f", {made.get('weights', 'average')} weights"
-    run = made["autoencoder"]
-    guidance, temperature = (", ".join(f"{each:g}" for each in made[name]) for name in ("guidance", "temperature"))
-    since = f" from {made['guided_from']:g} of the flow on" if made.get("guided_from") else ""
-    return (
-        f"; {made['flow_steps']} steps a latent, by label guidance {guidance}{since} and temperature {temperature}, "
-        f"sharpened by {made['sharpen']:g}; its latents from an autoencoder of {run['steps']:,} steps of "
-        f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
-    )
+# --- scores -------------------------------------------------------------------------------------------------------
 
 
-def _trained(run: dict[str, Any]) -> str:
-    """Say in a line what a run of `train sagan` or `train patches` was."""
-    before = f", from weights that had seen {run['seen_before']:,} clips" if run.get("seen_before") else ""
+def score_lines(measured: dict[str, Any]) -> list[str]:
+    """Return scores as Markdown: a table of the numbers that have an interval, then all else as it is."""
+    if not measured:
+        return ["Not measured."]
+    if "table" in measured:
+        return str(measured["table"]).splitlines()
+    rows, facts = [], []
+    for key, value in measured.items():
+        scores = value if isinstance(value, dict) else {}
+        if scores and all(isinstance(each, dict) and "value" in each for each in scores.values()):
+            metric, _, by = key.partition(" by ")
+            rows += [
+                f"| {METRICS.get(name, name) if not by else f'{METRICS.get(metric, metric)}: {name}'} | {score_cells(each)} |"
+                for name, each in scores.items()
+            ]
+        elif isinstance(value, str) and "\n" in value:
+            facts += ["", f"{key.capitalize()}:", "", "```", value, "```"]
+        else:
+            facts.append(f"* {key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    header = ["| metric | generated | 95 % interval | real clips |", "|---|---|---|---|"]
+    return [*(header if rows else []), *rows, *([""] if rows and facts else []), *facts]
+
+
+def score_cells(score: dict[str, Any]) -> str:
+    low, high = score.get("low"), score.get("high")
+    interval = f"{low:.4g} to {high:.4g}" if low is not None and high is not None else ""
+    floor = f"{score['floor']:.4g}" if score.get("floor") is not None else ""
+    return f"{score['value']:.4g} | {interval} | {floor}"
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def describe_generator(run: dict[str, Any]) -> str:
+    """Return the run of `train sagan` or `train patches` in a line."""
+    before = f", started from weights trained on {run['seen_before']:,} clips" if run.get("seen_before") else ""
+    model = run["model"]
     if run.get("part") == "patches":
-        model = run["model"]
         other = f", {run['others_share']:.0%} of them other sounds" if model["labels"] > len(LABELS) else ""
-        without = f", without {', '.join(run['without'])}" if run.get("without") else ""
+        without = f", without the recordings {', '.join(run['without'])}" if run.get("without") else ""
         most = run.get("most_of_recording")
-        few = f", at most {most} of a recording in an epoch of its label" if most else ""
+        few = f", at most {most} clips of a recording per epoch of its label" if most else ""
         return (
             f"causal patches, width {model['width']}, {model['layers']} layers, {run['steps']:,} steps of {run['batch']} "
-            f"clips{other}{without}{few}{before}, AdamW {run['lr']:g}, average {run['decay']:g}, seed {run['seed']}"
+            f"clips{other}{without}{few}{before}, AdamW at {run['lr']:g}, moving average {run['decay']:g}, seed {run['seed']}"
         )
-    loss, model = KT.get(run["system"], KT["kt-2c"]), run["model"]  # the first instrument's says `sagan`
+    loss = KT.get(run["system"], KT["kt-2c"])  # the first instruments have `sagan`
     tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class
     regularisers = run.get("regularisers", {})
     also = [f"{name} {regularisers[name]:g}" for name in ("lecam", "r1") if regularisers.get(name)]
@@ -100,36 +129,67 @@ def _trained(run: dict[str, Any]) -> str:
         also.append("label faded in over steps {} to {}".format(*regularisers["transition"]))
     if loss.source:
         also.append(f"source {run['source']}")
-    return ", ".join(
-        [
-            f"{run['system']}, plan {model['plan']}, width {model['width']}",
-            f"{run['steps']:,} steps of {run['batch']} clips{before}",
-            f"Adam {run['lr_generator']:g} / {run['lr_discriminator']:g}",
-            f"hinge ({'projection logit' if model['conditional_logit'] else 'unconditional logit'}) + "
-            f"{run['contrastive']:g} x {'C-SupCon' if loss.source else '2C'} {'with' if loss.labels else 'without'} label "
-            f"(tau_d {tau_data:g}, tau_c {tau_class:g})",
-            *also,
-            f"augmentation probability {run['augment']['probability']:g}",
-            f"average {run['average']:g}",
-            f"seed {run['seed']}",
-        ]
+    parts = [
+        f"{run['system']}, plan {model['plan']}, width {model['width']}",
+        f"{run['steps']:,} steps of {run['batch']} clips{before}",
+        f"Adam at {run['lr_generator']:g} / {run['lr_discriminator']:g}",
+        f"hinge loss ({'projection logit' if model['conditional_logit'] else 'unconditional logit'}) + "
+        f"{run['contrastive']:g} x {'C-SupCon' if loss.source else '2C'} {'with' if loss.labels else 'without'} label "
+        f"(tau_d {tau_data:g}, tau_c {tau_class:g})",
+        *also,
+        f"augmentation probability {run['augment']['probability']:g}",
+        f"moving average {run['average']:g}",
+        f"seed {run['seed']}",
+    ]
+    return ", ".join(parts)
+
+
+def describe_weights(made: dict[str, Any]) -> str:
+    """Return which weights of a GAN were exported."""
+    return "" if "autoencoder" in made else f", {made.get('weights', 'average')} weights"
+
+
+def describe_autoencoder(run: dict[str, Any]) -> str:
+    """Return the run of `train autoencoder` in a line."""
+    return (
+        f"{run['model']['latent']} principal components of {run['model']['patch']} frames, {run['steps']:,} steps of "
+        f"{run['batch']} x {run['segment']} frames, seed {run['seed']}"
     )
 
 
-def _measured_lines(measured: dict[str, Any]) -> list[str]:
-    if not measured:
-        return ["## Measured", "", "Nothing yet.", ""]
-    body = json.dumps(measured, indent=1, ensure_ascii=False)
+def describe_vocoder(run: dict[str, Any]) -> str:
+    """Return the run of `train vocoder` or `train hifigan` in a line."""
+    steps = f"{run['steps']:,} steps of {run['batch']} x {run['segment']} frames"
+    if run.get("vocoder", "vocos") == "vocos":
+        since = (run.get("recipe") or {}).get(
+            "discriminators_from", run.get("adversarial_from")
+        )  # format 1: the latter
+        adversarial = (
+            "no discriminators" if since is None or since >= run["steps"] else f"discriminators from step {since:,}"
+        )
+        what = f"Vocos {run['size']}, {steps}, {adversarial}"
+    else:
+        width = f" of width {run['width']}" if run["width"] else ""
+        what = f"{run['vocoder'].replace('hifigan-v', 'HiFi-GAN V')}{width}, {steps}"
+    read = ", on mels that a model reconstructed" if run.get("mels_from") else ""
+    redrawing = run.get("redrawing") or {}
+    if redrawing.get("redrawn_by"):
+        read += f", {redrawing['redrawn_share']:.0%} of them partly drawn again by patches"
+    return f"{what}{read}, seed {run['seed']}"
+
+
+def sampling_lines(instrument: Instrument) -> list[str]:
+    """Return how an instrument of patches draws, as Markdown."""
+    made = instrument.made_with
+    if instrument.kind != "patches":
+        return []
+    since = made.get("guided_from") or 0
+    rows = zip(instrument.labels, made["guidance"], made["temperature"])
     return [
-        "## Measured",
+        f"A latent is drawn in {made['flow_steps']} steps of the flow, with guidance from time {since:g} on.",
         "",
-        *(str(measured["table"]).splitlines() if "table" in measured else ["```json", body, "```"]),
+        "| label | guidance | temperature |",
+        "|---|---|---|",
+        *[f"| {label} | {guidance:g} | {temperature:g} |" for label, guidance, temperature in rows],
         "",
     ]
-
-
-def rewrite_card(folder: Path, measured: dict[str, Any], notes: str) -> Instrument:
-    """Add scores and notes to an instrument on disk, its graphs untouched."""
-    instrument = replace(read_instrument(folder), measured=measured)
-    files = {name: folder / graph.file for name, graph in instrument.graphs.items()}
-    return write_instrument(folder, instrument, files, card(instrument, notes))
