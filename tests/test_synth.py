@@ -1,4 +1,4 @@
-"""A clip is a function of (instrument, label, seed, knobs), whatever else is rendered."""
+"""A clip is a function of (instrument, label, seed, parameters), whatever else is rendered."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from helpers import FRAMES, HOP, LATENT, toy_graphs, toy_instrument, toy_manifest
+from helpers import FRAMES, HOP, LATENT, NOISE, PATCH, toy_graphs, toy_instrument, toy_manifest
 
 import foleybox
 from foleybox.audio import read_wave
@@ -25,21 +25,46 @@ from foleybox.studio.synth import Clip, Synth
 STEP = 2**-15
 
 
-@pytest.fixture(scope="module")
-def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
-    return Synth.load(toy_instrument(tmp_path_factory.mktemp("synth") / "toy"))
+@pytest.fixture(scope="module", params=["patches", "gan"])
+def synth(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Synth:
+    return Synth.load(toy_instrument(tmp_path_factory.mktemp("synth") / "toy", request.param))
 
 
-def test_a_clip_is_the_graphs_of_the_seeds_noise(synth: Synth) -> None:
+def run(kind: str, name: str, *inputs: np.ndarray) -> list[np.ndarray]:
+    """Return what a graph gives for its inputs in order, without onnxruntime."""
     from onnx import ModelProto
     from onnx.reference import ReferenceEvaluator
 
-    generator, vocoder = (
-        ReferenceEvaluator(ModelProto.FromString(toy_graphs()[name])) for name in ("generator", "vocoder")
-    )
-    mel = generator.run(None, {"latent": noise(7, (1, LATENT)), "label": np.array([5])})[0]  # type: ignore[index]
-    wave = vocoder.run(None, {"mel": mel})[0][0]  # type: ignore[index]
-    np.testing.assert_allclose(synth.render("rain", 7).wave, wave[: FRAMES * HOP - 120], atol=1e-6)
+    model = ModelProto.FromString(toy_graphs(kind)[name])
+    values = dict(zip((each.name for each in model.graph.input), inputs, strict=True))
+    return list(map(np.asarray, ReferenceEvaluator(model).run(None, values)))
+
+
+def test_a_clip_of_a_gan_is_the_graphs_of_the_seeds_noise(tmp_path: Path) -> None:
+    (mel,) = run("gan", "generator", noise(7, (1, LATENT)), np.array([5]))
+    (wave,) = run("gan", "vocoder", mel)
+    synth = Synth.load(toy_instrument(tmp_path / "toy", "gan"))
+    np.testing.assert_allclose(synth.render("rain", 7).wave, wave[0, : FRAMES * HOP - 120], atol=1e-6)
+
+
+@pytest.mark.parametrize(("label", "guidance", "temperature"), [(5, 1.0, 1.0), (4, 1.5, 1.0), (6, 1.0, 0.9)])
+def test_a_clip_of_patches_is_drawn_position_by_position(
+    tmp_path: Path, label: int, guidance: float, temperature: float
+) -> None:
+    latent = noise(7, (1, FRAMES // PATCH, LATENT + PATCH * NOISE))
+    rows = 1 if guidance == 1 else 2  # the second one without a label
+    labels, mix = np.array([label, -1][:rows]), np.array([[guidance, 1 - guidance]] * 2, np.float32)[:rows, :rows]
+    keys, values = np.zeros((2, rows, 1, 2, LATENT), np.float32)
+    drawn = [np.zeros((rows, LATENT), np.float32)]
+    for position in range(FRAMES // PATCH):
+        patch = np.repeat(latent[:, position, :LATENT] * np.float32(temperature), rows, 0)
+        inputs = (drawn[-1], labels, mix, np.array(position), patch, keys, values)
+        latents, keys[:, :, position % 2], values[:, :, position % 2] = run("patches", "next", *inputs)
+        drawn.append(latents)
+    latents, channels = np.stack([each[0] for each in drawn[1:]])[None], latent[:, :, LATENT:].reshape(1, -1, NOISE)
+    (wave,) = run("patches", "vocoder", *run("patches", "decoder", latents, channels))
+    synth = Synth.load(toy_instrument(tmp_path / "toy"))
+    np.testing.assert_allclose(synth.render(label, 7).wave, wave[0, : FRAMES * HOP - 120], atol=1e-6)
 
 
 def test_a_clip_is_the_same_alone_in_any_batch_and_in_another_process(synth: Synth, tmp_path: Path) -> None:
@@ -205,8 +230,8 @@ def test_foley_small_plays_when_no_instrument_is_named(monkeypatch: pytest.Monke
     assert find_instrument() == SHIPPED / "foley-small"
 
 
-def test_loading_the_synth_imports_neither_torch_nor_flags_nor_bars() -> None:
-    heavy = ("torch", "tyro", "rich", "onnxruntime")
+def test_loading_the_synth_imports_neither_torch_nor_onnxruntime_nor_progress_bars() -> None:
+    heavy = ("torch", "rich", "onnxruntime")
     code = f"import sys, foleybox; foleybox.load; foleybox.Synth; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
