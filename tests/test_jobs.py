@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import foleybox
 from foleybox.audio import read_wave
 from foleybox.cli import main
-from foleybox.commands.jobs import COLUMNS, Jobs, read_jobs, tasks_of
 from foleybox.errors import UserError
+from foleybox.studio.jobs import COLUMNS, read_jobs, tasks_of
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.synth import Synth
 
@@ -84,7 +84,7 @@ def test_the_manifest_is_one_that_the_lab_reads(here: Path, toy: list[str]) -> N
 
     write("label,count\nrain,2\ndog,1\n")
     assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
-    clips = import_module("foleybox.lab.data").find_clips("aug")
+    clips = import_module("foleybox.lab.core.clips").find_clips("aug")
     assert [(str(clip.label), clip.tier) for clip in clips] == [("DogBark", "nc"), ("Rain", "nc"), ("Rain", "nc")]
 
 
@@ -128,7 +128,7 @@ def test_a_manifest_of_something_else_stays_unless_forced(here: Path, toy: list[
     ("content", "words"),
     [
         ("", "jobs.csv is empty"),
-        ("label\n", "has no line under its header"),
+        ("label\n", "has no line below its header"),
         ("count,seed\n1,2\n", "has no column `label`"),
         ("label,gain\nrain,3\n", "has the unknown column 'gain': expected label, count, seed"),
         ("label\nrain\ncat\n", "line 3: unknown label 'cat'"),
@@ -148,8 +148,8 @@ def test_a_manifest_of_something_else_stays_unless_forced(here: Path, toy: list[
         ("label;seconds\nrain;0\n", "line 2: seconds 0.0: expected 0.02 to 3600"),
         ("label;format\nrain;mp3\n", "line 2: format 'mp3': expected wav, flac or ogg"),
         ("label;subtype\nrain;PCM_8\n", "line 2: subtype 'PCM_8': expected PCM_16"),
-        ("label;subtype;format\nrain;float;flac\n", "line 2: format flac subtype FLOAT: FLAC holds whole numbers"),
-        ("label;name\nrain;../../x\n", "line 2: name '../../x': expected a file's name"),
+        ("label;subtype;format\nrain;float;flac\n", "line 2: format flac subtype FLOAT: FLAC holds integers"),
+        ("label;name\nrain;../../x\n", "line 2: name '../../x': expected a file name"),
         ("label;name\nrain;C:\\x\n", "line 2: name 'C:\\\\x'"),
         ("label;name\nrain;.hidden\n", "line 2: name '.hidden'"),
         (f"label;name\nrain;{'x' * 300}\n", "line 2: name 'xxx"),
@@ -207,7 +207,7 @@ def test_any_table_is_read_or_refused_in_one_line(
     path.write_bytes("\n".join(separator.join(cells) for cells in lines).encode())
     found, refused = [], ""
     try:
-        found = read_jobs(Jobs(path), synth)
+        found = read_jobs(path, synth)
     except UserError as error:
         refused = str(error)
     assert bool(found) != (len(refused.splitlines()) == 1)
@@ -239,7 +239,7 @@ def test_the_same_command_again_makes_nothing_twice(here: Path, toy: list[str], 
     write(TABLE + "key,2,,\n")  # lines may be added
     capsys.readouterr()
     assert main(["jobs", "jobs.csv", *toy]) == 0
-    assert f"made {len(some) + 2} of 17 sounds in out/, {15 - len(some)} were there" in capsys.readouterr().out
+    assert f"made {len(some) + 2} of 17 sounds in out/, {15 - len(some)} existed" in capsys.readouterr().out
     again = {path: path.stat().st_mtime_ns for path in here.rglob("*.wav")}
     assert len(again) == 17
     assert all(again[path] == first[path] for path in first if path not in some)
@@ -255,7 +255,7 @@ def test_a_file_of_another_sound_is_in_the_way_and_stays_unless_forced(
     write(TABLE.replace("rain,6,0.1,-23", change))
     capsys.readouterr()
     assert main(["jobs", "jobs.csv", *toy]) == 2
-    assert "out/Rain/Rain_s0.wav and 5 more are there and not what line 2 asks for" in capsys.readouterr().err
+    assert "out/Rain/Rain_s0.wav and 5 more exist and are not what line 2 asks for" in capsys.readouterr().err
     assert contents(here / "out") == before
     assert main(["jobs", "jobs.csv", "--force", *toy]) == 0
     assert "made 6 of 15 sounds" in capsys.readouterr().out
@@ -275,7 +275,7 @@ def test_a_file_of_someone_else_stays(here: Path, toy: list[str], capsys) -> Non
     (here / "out/Rain").mkdir(parents=True)
     (here / "out/Rain/Rain_s0.wav").write_bytes(b"mine")
     assert main(["jobs", "jobs.csv", *toy]) == 2
-    assert "out/Rain/Rain_s0.wav is there and not what line 2 asks for" in capsys.readouterr().err
+    assert "out/Rain/Rain_s0.wav exists and is not what line 2 asks for" in capsys.readouterr().err
     assert (here / "out/Rain/Rain_s0.wav").read_bytes() == b"mine"
 
 
@@ -299,7 +299,7 @@ def test_it_goes_on_after_kill_9_and_ctrl_c_where_it_was(here: Path, toy: list[s
     if not killed:
         assert process.returncode == 130
         assert err.startswith("foleybox: stopped after ")
-        assert "the same command again goes on from there" in err
+        assert "the same command again continues from there" in err
     there = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in here.glob("aug/*/[!.]*.wav")}
     assert 25 <= len(there) < 120
     assert not (here / "aug/manifest.csv").exists()

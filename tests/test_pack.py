@@ -15,10 +15,10 @@ from helpers import TRAINING_CLIPS, Drawn, clicks, toy_instrument, toy_manifest
 from foleybox.audio import Wave, read_wave, true_peak_db, wav_chunk, write_wave
 from foleybox.cli import main
 from foleybox.commands.info import describe_sound
-from foleybox.commands.pack import licence_text, ucs_name
 from foleybox.licences import TrainingClips
 from foleybox.studio.engines import UNITY_PLAYER, engine_files
 from foleybox.studio.onsets import find_onsets
+from foleybox.studio.pack import licence_text, ucs_name
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.remake import rerender
 from foleybox.studio.shape import event_loudness
@@ -42,7 +42,7 @@ class Steps(Drawn):
 def steps(monkeypatch: pytest.MonkeyPatch) -> Synth:
     """Let every command play the instrument of steps."""
     synth = Steps(toy_manifest(samples=8_000), Path("nowhere"))
-    monkeypatch.setattr("foleybox.studio.pack.Synth.load", lambda *_: synth)
+    monkeypatch.setattr("foleybox.studio.synth.Synth.load", lambda *_: synth)
     return synth
 
 
@@ -86,7 +86,7 @@ def test_no_two_sounds_of_a_pack_are_nearly_the_same(steps: Synth, here: Path, c
     draw = Steps.draw
     monkeypatch.setattr(Steps, "draw", lambda self, label, z: draw(self, label, np.floor(3 * np.abs(z))))
     assert main(["pack", "footstep", "--count", "4"]) == 0
-    assert "nearly the same" in capsys.readouterr().out
+    assert "near-duplicates" in capsys.readouterr().out
     levels = [band_levels(*read_wave(here / "pack" / row["file"])) for row in manifest(here / "pack")]
     assert min(distance(a, b) for a, b in itertools.combinations(levels, 2)) >= 2.5
 
@@ -95,7 +95,7 @@ def test_sounds_whose_peaks_would_pass_the_ceiling_are_replaced_and_too_few_exit
     steps: Synth, here: Path, capsys
 ) -> None:
     assert main(["pack", "footstep", "--count", "3", "--lufs", "-3"]) == 1
-    assert "0 of 3 sounds of Footstep: the other clips were 12 too peaky" in capsys.readouterr().err
+    assert "0 of 3 sounds of Footstep (rejected: 12 too peaky); try a lower --lufs" in capsys.readouterr().err
     assert manifest(here / "pack") == []
     assert main(["pack", "footstep", "--count", "3", "--lufs", "-20", "--force"]) == 0
 
@@ -117,7 +117,7 @@ def test_steady_labels_become_loops_with_loop_points(toy: str, here: Path) -> No
 
 def test_a_clip_without_a_clear_event_is_passed_over(toy: str, here: Path, capsys) -> None:
     assert main(["pack", "dog_bark", "--count", "2", "--instrument", toy]) == 1  # the toy hisses, it does not bark
-    assert "0 of 2 sounds of DogBark: the other clips were 8 without a clear event" in capsys.readouterr().err
+    assert "0 of 2 sounds of DogBark (rejected: 8 without a clear event)" in capsys.readouterr().err
 
 
 def test_the_same_pack_twice_is_the_same_bytes(steps: Synth, here: Path) -> None:
@@ -133,7 +133,7 @@ def test_the_same_pack_twice_is_the_same_bytes(steps: Synth, here: Path) -> None
 
 
 def test_siblings_of_a_one_shot_are_one_shots_as_loud(steps: Synth, here: Path, monkeypatch) -> None:
-    monkeypatch.setattr("foleybox.studio.vary.Synth.of", lambda *_: steps)
+    monkeypatch.setattr("foleybox.studio.synth.Synth.of", lambda *_: steps)
     assert main(["pack", "footstep", "--count", "1", "--lufs", "-24"]) == 0
     (row,) = manifest(here / "pack")
     source = str(here / "pack" / row["file"])
@@ -204,7 +204,7 @@ def test_what_a_stopped_pack_left_is_in_the_way_and_goes_with_force_whatever_mad
 
 def test_the_advice_is_about_what_was_wrong(steps: Synth, here: Path, capsys) -> None:
     assert main(["pack", "footstep", "--count", "2", "--kind", "loop"]) == 1
-    assert "8 not steady; try --kind one-shot or another --seed" in capsys.readouterr().err
+    assert "(rejected: 8 not steady); try --kind one-shot or another --seed" in capsys.readouterr().err
 
 
 # --- names --------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_names_follow_the_universal_category_system() -> None:
 def test_odd_labels_stay_inside_the_pack(here: Path, monkeypatch) -> None:
     labels = ("Tür/auf: zu", "../up", "a b")
     synth = Steps(toy_manifest(samples=8_000, labels=labels), Path("nowhere"))
-    monkeypatch.setattr("foleybox.studio.pack.Synth.load", lambda *_: synth)
+    monkeypatch.setattr("foleybox.studio.synth.Synth.load", lambda *_: synth)
     assert main(["pack", "all", "--count", "2", "-o", "p/q", "--engine", "wwise"]) == 0
     files = [path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()]
     assert all(name.startswith("p/q/") for name in files)
@@ -301,7 +301,9 @@ def test_unity_gets_a_player_whose_brackets_close_and_no_engine_gets_nothing() -
 
 
 def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
-    text = licence_text(toy_manifest(training_clips=(*TRAINING_CLIPS, TrainingClips("Rain", "open", "CC BY 3.0", 4, "somebody/sounds"))))
+    text = licence_text(
+        toy_manifest(training_clips=(*TRAINING_CLIPS, TrainingClips("Rain", "open", "CC BY 3.0", 4, "somebody/sounds")))
+    )
     assert "Terms of the instrument: CC-BY-NC-4.0" in text
     assert "2 clips licensed for non-commercial use only" in text
     for line in ("3  (not stated): Somewhere: CC0", "4  somebody/sounds: CC BY 3.0"):
@@ -309,8 +311,10 @@ def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
 
 
 def test_a_pack_of_an_instrument_that_nobody_licensed_says_so(here: Path, monkeypatch, capsys) -> None:
-    synth = Steps(toy_manifest(samples=8_000, training_clips=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere"))
-    monkeypatch.setattr("foleybox.studio.pack.Synth.load", lambda *_: synth)
+    synth = Steps(
+        toy_manifest(samples=8_000, training_clips=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere")
+    )
+    monkeypatch.setattr("foleybox.studio.synth.Synth.load", lambda *_: synth)
     assert main(["pack", "footstep", "--count", "1"]) == 0
     assert "toy is not for distribution: do not ship this pack" in capsys.readouterr().err
     assert "not for distribution" in (here / "pack/LICENSE.txt").read_text()

@@ -112,7 +112,7 @@ def test_surfaces_lie_under_events_for_as_long_as_asked(here: Path, toy: str, ca
 
 
 def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, tmp_path: Path) -> None:
-    labels = ("Tür/auf", "..", "Rain")
+    labels = ("Tür/auf", "x/..", "Rain")
     folder = str(toy_instrument(tmp_path / "odd", labels=labels))
     rows = "\n".join(["time,label", '0.1,"tür AUF"', "0.2,rain"])
     (here / "x.csv").write_text(rows)
@@ -124,15 +124,18 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
     ("arguments", "words"),
     [
         ([], "nothing to play: expected ONSETS, or --bpm and --pattern, or --surface"),
-        (["a.csv"], "a.csv has 2 events without a label: give them one with --label"),
-        (["a.mid"], "has 1 events without a label: give them one with --label (or --notes NOTE=LABEL)"),
+        (["a.csv"], "a.csv has 2 events without a label: name one with --label"),
+        (["a.mid"], "has 1 events without a label: name one with --label (or --notes NOTE=LABEL)"),
         (["a.csv", "--bpm", "100"], "a.csv and --bpm: expected one of the two"),
         (["a.csv", "--label", "piano"], "a.csv, line 3: unknown label 'piano'"),
         (["bad.csv"], "bad.csv, line 3: unknown label 'piano'"),
         (["bad.json"], "bad.json, event 1: seed -1: expected a whole number from 0"),
-        (["--bpm", "100"], "--bpm 100: say what is heard with --label"),
+        (["--bpm", "100"], "--bpm 100 without a label: name the sound with --label"),
         (["a.csv", "--label", "rain", "--variations", "2", "--no-repeat", "5"], "no-repeat 5 of 2 variations"),
-        (["a.csv", "--label", "rain", "--format", "ogg", "--subtype", "PCM_24"], "OGG is Vorbis, which counts no bits"),
+        (
+            ["a.csv", "--label", "rain", "--format", "ogg", "--subtype", "PCM_24"],
+            "OGG is Vorbis, which has no bit depth",
+        ),
         (["a.csv", "--label", "rain", "-o", "x.wav"], "-o x.wav is a sound file's name: expected a folder"),
         (["a.csv", "--label", "rain", "--notes", "36=rain"], "--notes with a.csv: expected a MIDI file"),
         (["a.csv", "--label", "rain", "--seconds", "0.5"], "an event at 2 s, beyond the 0.5 s of the scene"),
@@ -149,7 +152,7 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
         (["a.csv", "--label", "rain", "--variations", "0"], "variations 0: expected 1"),
         (["a.csv", "--label", "rain", "--amount", "-1"], "amount -1"),
         (["a.csv", "--label", "rain", "--seed", "-1"], "seed -1"),
-        (["a.csv", "--label", "rain", "--format", "flac", "--subtype", "FLOAT"], "FLAC holds whole numbers"),
+        (["a.csv", "--label", "rain", "--format", "flac", "--subtype", "FLOAT"], "FLAC holds integers"),
         (["a.csv", "--label", "rain", "-o", "a.csv"], "a.csv"),
     ],
 )

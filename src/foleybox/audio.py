@@ -21,6 +21,7 @@ from foleybox.errors import UserError
 from foleybox.files import atomic_path
 
 Wave = NDArray[np.float32]
+Format = Literal["wav", "flac", "ogg"]
 Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The exception for mistakes of the user."""
 
+LAB_PACKAGES = ("torch", "accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript")
 INSTALL_LAB = "in a checkout of foleybox, pip install -c constraints.txt '.[lab]'"
 
 

@@ -1,4 +1,4 @@
-"""`foleybox doctor`: does this machine have all that foleybox needs?"""
+"""`foleybox doctor`: check that this machine has what foleybox needs. Imports nothing that may be missing."""
 
 import importlib.metadata
 import os
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from foleybox.errors import INSTALL_LAB, UserError
+from foleybox.errors import INSTALL_LAB, LAB_PACKAGES, UserError
 from foleybox.version import __version__
 
 CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich", "mido")
@@ -19,19 +19,19 @@ CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich", "mido")
 
 @dataclass(frozen=True)
 class Doctor:
-    """Look at this machine: versions, the instrument, the lab, the disk. Exit code 0 if sounds can be made, else 1.
+    """Check this machine: versions, the instrument, the lab, the disk. Exit code 0 if sounds can be made, else 1.
 
     Example: foleybox doctor
     """
 
     instrument: str | None = None
-    "instrument to try, by the name of one that ships or by its folder, in place of the default one"
+    "name or folder of another instrument to try instead of the default one"
 
 
 def main(config: Doctor) -> int:
-    """Print a line for each thing looked at, marked ok, `no` where foleybox lacks it, `-` where it can do without."""
+    """Print a line for each check: `ok`, `no` for what foleybox needs and lacks, `-` for what is optional and absent."""
     healthy = True
-    looks: list[tuple[str, Callable[[], str], bool]] = [
+    checks: list[tuple[str, Callable[[], str], bool]] = [
         ("foleybox", lambda: f"{__version__} in {Path(__file__).resolve().parents[1]}", True),
         ("python", lambda: f"{platform.python_version()} on {platform.platform()}", True),
         ("core", _core, True),
@@ -41,15 +41,15 @@ def main(config: Doctor) -> int:
         ("lab", _lab, False),
         ("recordings", _recordings, False),
     ]
-    for name, look, needed in looks:
+    for name, check, needed in checks:
         try:
-            mark, text = "ok", look()
+            mark, text = "ok", check()
         except (UserError, ImportError, OSError, RuntimeError) as error:
             mark, text = ("no" if needed else "-"), " ".join(str(error).split())
             healthy = healthy and not needed
         print(f"{mark:3} {name:11} {text}", flush=True)
     if not healthy:
-        print("foleybox cannot make sounds here: mend what is marked `no`", file=sys.stderr)
+        print("foleybox cannot make sounds on this machine: repair what is marked `no`", file=sys.stderr)
     return 0 if healthy else 1
 
 
@@ -58,7 +58,7 @@ def _core() -> str:
     import soundfile
     import soxr
 
-    # Imported, since a package may be there and its shared library not load.
+    # Imported, since the shared library of an installed package may fail to load.
     assert all((onnxruntime, soundfile, soxr))
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in CORE)
 
@@ -66,7 +66,7 @@ def _core() -> str:
 def _cores() -> str:
     from foleybox.studio.synth import cores
 
-    return f"{cores()} of {os.cpu_count()} to use"
+    return f"{cores()} of {os.cpu_count()} available"
 
 
 def _instrument(source: str | None) -> str:
@@ -90,22 +90,23 @@ def _instrument(source: str | None) -> str:
 
 def _lab() -> str:
     if find_spec("torch") is None:
-        raise UserError(f"not installed, and not needed to make sounds; to train: {INSTALL_LAB}")
+        raise UserError(f"not installed; needed to train, not to make sounds: {INSTALL_LAB}")
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    others = ("accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript")
-    lacking = [name for name in others if find_spec(name) is None]
+    missing = [name for name in LAB_PACKAGES[1:] if find_spec(name) is None]
     text = f"torch {torch.__version__} on {device}"
-    if lacking:
-        raise UserError(f"{text}, but {', '.join(lacking)} missing: {INSTALL_LAB}")
+    if missing:
+        raise UserError(f"{text}, but without {', '.join(missing)}: {INSTALL_LAB}")
     return text
 
 
 def _recordings() -> str:
-    named = os.environ.get("FOLEYBOX_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[4] / "shared"
+    shared = os.environ.get("FOLEYBOX_SHARED")
+    folder = Path(shared) if shared else Path(__file__).resolve().parents[4] / "shared"
     manifest = folder / "data" / "foley" / "manifest.csv"
     if not manifest.is_file():
-        raise UserError(f"none at {folder} (tests on real recordings skip; set FOLEYBOX_SHARED to where they are)")
+        raise UserError(
+            f"none at {folder} (tests with real recordings are skipped; FOLEYBOX_SHARED names another folder)"
+        )
     return f"{manifest.parent}"

@@ -12,13 +12,13 @@ from tyro.conf import Positional, arg
 from foleybox.audio import libsndfile_path, loudness, peak_db, read_wave, rms_db, true_peak_db
 from foleybox.errors import UserError
 from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
-from foleybox.studio.recipe import lost_recipe, read_recipe
+from foleybox.studio.recipe import read_recipe, why_no_recipe
 from foleybox.studio.shape import event_loudness
 
 
 @dataclass(frozen=True)
 class Info:
-    """Say what an instrument is (licence, size, how it measures), or a sound and its recipe; by itself, list instruments.
+    """Describe an instrument (licence, size, measurements) or a sound file and its recipe; by default, list the instruments.
 
     Example: foleybox info out/DogBark/DogBark_s0.wav
     """
@@ -26,17 +26,17 @@ class Info:
     path: Annotated[
         Positional[str | None], arg(metavar="[FILE|NAME|FOLDER]", help_behavior_hint="(default: list the instruments)")
     ] = None
-    "a sound file, or an instrument: one that ships by its name, another by its folder"
+    "a sound file, the name of an instrument, or its folder"
     all: bool = False
-    "of an instrument: also its training clips by label, all measurements, how it was made"
+    "with an instrument: also the training clips by label, all measurements, and how it was made"
     json: bool = False
     "print JSON"
     recipe: bool = False
-    "print the recipe of a sound alone, as the line of JSON that it is: `vary` takes it"
+    "print only the recipe of a sound file, one line of JSON, which `generate` and `vary` read"
 
 
 def info(config: Info) -> None:
-    """Print what there is to know. Raises UserError for what cannot be read."""
+    """Print the description. Raises UserError for a path that cannot be read."""
     if config.recipe:
         print(_recipe_line(config.path))
         return
@@ -53,13 +53,13 @@ def info(config: Info) -> None:
         facts = describe_instrument(read_instrument(folder), folder)
         lines = _lines(_in_short(facts))
         if (card := folder / "CARD.md").is_file():
-            lines.append(f"(whom to credit: {card})")
+            lines.append(f"(description and credits: {card})")
         lines += _lines(facts) if config.all else ["(--all shows the training clips by label, and all measurements)"]
     print(json_module.dumps(facts, indent=1, ensure_ascii=False) if config.json else "\n".join(lines))
 
 
 def _listed() -> list[Path]:
-    """Return the folders of the instruments that are at hand, the one that plays when none is named first."""
+    """Return the folders of the instruments that ship, the default one first."""
     default = find_instrument()
     return [default, *(folder for folder in shipped() if folder != default)]
 
@@ -72,8 +72,8 @@ def _list(instruments: list[dict[str, Any]]) -> list[str]:
         f"{name:{widths[0]}}  version {version:{widths[1]}}  {terms:{widths[2]}}  {size:>{widths[3]}}"
         for name, version, terms, size in rows
     ]
-    lines[0] += "  (plays when none is named)"
-    return [*lines, "foleybox info NAME says more; --instrument NAME plays one, and so does FOLEYBOX_INSTRUMENT=NAME"]
+    lines[0] += "  (default)"
+    return [*lines, "`foleybox info NAME` describes one; --instrument NAME or FOLEYBOX_INSTRUMENT=NAME plays it"]
 
 
 def _size(facts: dict[str, Any]) -> str:
@@ -81,7 +81,7 @@ def _size(facts: dict[str, Any]) -> str:
 
 
 def _in_short(facts: dict[str, Any]) -> dict[str, Any]:
-    """Return what most people want to know of an instrument."""
+    """Return the main facts of an instrument."""
     mean = facts["measured"].get("mean")
     measured = {
         name: f"{each['value']} (real recordings {each['floor']})"
@@ -94,7 +94,7 @@ def _in_short(facts: dict[str, Any]) -> dict[str, Any]:
         "size": _size(facts),
         "sound": f"{facts['seconds']:g} s at {facts['rate']:,} Hz",
         "labels": facts["labels"],
-        "why this licence": facts["licence"]["why"],
+        "why this licence": facts["licence"]["reasons"],
         **({"measured": measured} if measured else {}),
     }
 
@@ -104,7 +104,7 @@ def _recipe_line(path: str | None) -> str:
         raise UserError(f"no file {path or ''}: --recipe expects a sound file")
     recipe = read_recipe(path)
     if recipe is None:
-        raise UserError(f"{path}: {lost_recipe(Path(path))}")
+        raise UserError(f"{path}: {why_no_recipe(Path(path))}")
     return recipe.to_json()
 
 
@@ -133,7 +133,7 @@ def describe_instrument(instrument: Instrument, folder: Path) -> dict[str, Any]:
 
 
 def describe_sound(path: Path) -> dict[str, Any]:
-    """Return the facts of a sound file as JSON values; a level of silence is None."""
+    """Return the facts of a sound file as JSON values; the level of silence is None."""
     wave, rate = read_wave(path)
     recipe = read_recipe(path)
     about = soundfile.info(libsndfile_path(path))
@@ -152,11 +152,11 @@ def describe_sound(path: Path) -> dict[str, Any]:
         "rms_db": level(rms_db(wave)),
         "loudness_lufs": level(loudness(wave, rate)),
         "event_lufs": level(event_loudness(wave, rate)),
-        "recipe": {"label": recipe.label, "seed": recipe.seed, **asdict(recipe)} if recipe else lost_recipe(path),
+        "recipe": {"label": recipe.label, "seed": recipe.seed, **asdict(recipe)} if recipe else why_no_recipe(path),
     }
 
 
-MOST = 12  # lines of a list: a scene has thousands of events
+MAX_LINES = 12  # lines of a list: a scene has thousands of events
 
 
 def _short(value: object) -> str:
@@ -165,7 +165,7 @@ def _short(value: object) -> str:
 
 
 def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
-    """Lay facts out as `name   value` lines, nested ones indented."""
+    """Return facts as lines `name   value`, nested ones indented."""
     lines = []
     for name, value in facts.items():
         title = f"{indent}{name}"
@@ -173,9 +173,11 @@ def _lines(facts: dict[str, Any], indent: str = "") -> list[str]:
             lines += [title, *_lines(value, indent + "  ")]
         elif isinstance(value, list | tuple):
             flat = all(isinstance(each, str | int | float) and len(str(each)) < 40 for each in value)
-            texts = [", ".join(map(str, value))] if flat else [_short(each) for each in value[:MOST]] or ["-"]
+            texts = [", ".join(map(str, value))] if flat else [_short(each) for each in value[:MAX_LINES]] or ["-"]
             texts += (
-                [f"... and {len(value) - MOST:,} more (--json shows them)"] if len(value) > MOST and not flat else []
+                [f"... and {len(value) - MAX_LINES:,} more (--json shows them)"]
+                if len(value) > MAX_LINES and not flat
+                else []
             )
             lines += [f"{title:20} {text}" if not place else f"{'':20} {text}" for place, text in enumerate(texts)]
         else:

@@ -1,18 +1,19 @@
-"""What the commands that write sounds share: where files go, checks before the first render, progress, and a summary."""
+"""Shared by the commands that write sounds: options, checks before the first render, progress, and a summary."""
 
 import json as json_module
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 from tyro.conf import arg
 
-from foleybox.audio import BITS, Subtype, check_format, peak_db
+from foleybox.audio import BITS, Format, Subtype, check_format, peak_db
 from foleybox.errors import UserError
 from foleybox.files import make_folders
 from foleybox.studio.seeds import SEEDS, check_seed
@@ -20,40 +21,54 @@ from foleybox.studio.shape import Shape
 from foleybox.studio.sheet import Sheet, write_png
 from foleybox.studio.synth import Clip, Synth
 
-SUFFIXES: dict[str, Literal["wav", "flac", "ogg"]] = {".wav": "wav", ".flac": "flac", ".ogg": "ogg"}
-SOUNDS = (*SUFFIXES, ".mp3", ".aif", ".aiff", ".m4a", ".aac", ".opus", ".wma", ".caf")  # no names of folders
+FORMATS: dict[str, Format] = {".wav": "wav", ".flac": "flac", ".ogg": "ogg"}
+AUDIO_SUFFIXES = (*FORMATS, ".mp3", ".aif", ".aiff", ".m4a", ".aac", ".opus", ".wma", ".caf")  # not names of folders
 SHEET_COLUMNS = 12  # as the help of --sheet says
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where the sounds go, and as what."""
+    """Where the sounds are written, and in which format."""
 
     out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("out")
-    "folder to write to (of `generate` also a file, for one sound)"
-    format: Literal["wav", "flac", "ogg"] = "wav"
-    "kind of file"
+    "folder to write to; with `generate` also the name of one sound file"
+    format: Format = "wav"
+    "file format"
     subtype: Subtype = "PCM_16"
-    "16 or 24 bits, or float (WAV only); ogg is Vorbis"
+    "16 bits, 24 bits, or floating point (WAV only); no effect on OGG, which is Vorbis"
     force: bool = False
     "overwrite existing files"
     json: bool = False
     "print a line of JSON for each file"
 
 
-Sheets = Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: no)")]
-Source = Annotated[
+SheetFile = Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: no)")]
+InstrumentName = Annotated[
     str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: the first that `foleybox info` lists)")
 ]
 
 
 def is_file(out: Path) -> bool:
-    """Return whether -o names a sound file, and not a folder."""
-    return out.suffix.lower() in SUFFIXES and not out.is_dir()
+    """Return whether -o names a sound file rather than a folder."""
+    return out.suffix.lower() in FORMATS and not out.is_dir()
+
+
+# --- checks -------------------------------------------------------------------------------------------------------
+
+
+def resolve_labels(synth: Synth, texts: Iterable[str]) -> list[str]:
+    """Return the instrument's own names of labels in any spelling, each once; `all` stands for every label.
+
+    Raises UserError for no label, and for one that the instrument does not play.
+    """
+    names = [name for text in texts for name in (synth.labels if text == "all" else [synth.resolve(text)])]
+    if not names:
+        raise UserError(f"no label: expected one or more of {', '.join(synth.labels)}, or `all`")
+    return list(dict.fromkeys(names))
 
 
 def check_seeds(seed: int, count: int) -> None:
-    """Raise UserError unless `count` seeds from `seed` on are seeds."""
+    """Raise UserError unless `seed` and the `count` - 1 whole numbers after it are valid seeds."""
     check_seed(seed)
     if count < 1:
         raise UserError(f"--count {count}: expected 1 or more")
@@ -61,124 +76,133 @@ def check_seeds(seed: int, count: int) -> None:
         raise UserError(f"--seed {seed} --count {count}: the last seed would exceed {SEEDS - 1}")
 
 
-MOST = 1_000_000  # sounds of one line of a table, or of one sound's neighbours
-
-
 def check_sheet(sheet: Path | None) -> None:
-    """Raise UserError unless the sheet, if any, is a PNG that can be written."""
-    if sheet and sheet.suffix.lower() != ".png":
+    """Raise UserError unless --sheet is absent or names a PNG in a folder that can be written to."""
+    if sheet is None:
+        return
+    if sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet {sheet}: expected a name that ends in .png")
-    if sheet and sheet.is_dir():
+    if sheet.is_dir():
         raise UserError(f"--sheet {sheet} is a folder: name a .png in it")
-    if sheet:
-        make_folders([sheet.parent], f"--sheet {sheet}")
-
-
-def size(files: Files, shape: Shape, synth: Synth) -> float:
-    """Return how many bytes a second of sound takes at the least."""
-    share = {"wav": 1.0, "flac": 0.3, "ogg": 0.05}[files.format]  # of the plain samples
-    return (shape.rate or synth.instrument.rate) * BITS[files.subtype] / 8 * share
+    make_folders([sheet.parent], f"--sheet {sheet}")
 
 
 def check_folder(out: Path) -> None:
-    """Raise UserError if -o has a sound file's name where a folder is meant."""
-    if out.suffix.lower() in SOUNDS and not out.is_dir():
+    """Raise UserError if -o has the name of a sound file where a folder is expected."""
+    if out.suffix.lower() in AUDIO_SUFFIXES and not out.is_dir():
         raise UserError(
-            f"-o {out} is a sound file's name: expected a folder, or of `generate` one .wav, .flac or .ogg file"
+            f"-o {out} is a sound file's name: expected a folder, or with `generate` one .wav, .flac or .ogg file"
         )
+
+
+def check_overwrite(existing: list[Path], force: bool, advice: str = "use another -o") -> None:
+    """Raise UserError for files that would be overwritten without --force."""
+    if existing and not force:
+        others = f" and {len(existing) - 1:,} more exist" if existing[1:] else " exists"
+        raise UserError(f"{existing[0]}{others} already: add --force to overwrite, or {advice}")
 
 
 def check_files(
     files: Files, folders: Iterable[Path], existing: list[Path], bytes: float, rate: int | None = None
 ) -> None:
-    """See that nothing is overwritten and that there is room, make the folders, and see that they can be written to.
+    """Check the format, the files that would be overwritten and the free space, and create the folders.
 
-    `rate`: that of the files, if another than the instrument's is asked for.
+    `rate` is that of the files in Hz, None for the instrument's.
     """
     check_format(files.format, files.subtype, rate=rate)
-    if not files.force and existing:
-        others = f" and {len(existing) - 1:,} more exist" if existing[1:] else " exists"
-        raise UserError(f"{existing[0]}{others} already: add --force to overwrite, or use another --seed or -o")
-    check_room(files.out, folders, bytes)
+    check_overwrite(existing, files.force, "use another --seed or -o")
+    check_space(files.out, folders, bytes)
 
 
-def check_room(out: Path, folders: Iterable[Path], bytes: float) -> None:
-    """Raise UserError if the disk lacks room for so many bytes; make the folders, and see that they can be written to."""
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+def check_space(out: Path, folders: Iterable[Path], bytes: float) -> None:
+    """Raise UserError if the disk has less than `bytes` free; create the folders and test that they can be written to."""
+    existing = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
     if bytes > free:
-        raise UserError(f"{out} has {free / 1e6:,.0f} MB free, the sounds need some {bytes / 1e6:,.0f} MB")
+        raise UserError(f"{out} has {free / 1e6:,.0f} MB free, the sounds need about {bytes / 1e6:,.0f} MB")
     make_folders(folders, "-o")
 
 
+def bytes_per_second(files: Files, shape: Shape, synth: Synth) -> float:
+    """Return the least number of bytes that a second of sound takes on the disk."""
+    compression = {"wav": 1.0, "flac": 0.3, "ogg": 0.05}[files.format]
+    return (shape.rate or synth.instrument.rate) * BITS[files.subtype] / 8 * compression
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
 def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None) -> None:
-    """Write each clip to its path as it comes, and say what was written."""
-    pictures = Sheet() if sheet else None
-    told, first = LevelReport(total), None
-    shortest, longest = float("inf"), 0.0  # seconds
+    """Write each clip to its path as soon as it is rendered, and print a summary."""
+    drawn = Sheet() if sheet else None
+    levels, first, left_out = LevelReport(total), None, 0
+    shortest, longest = math.inf, 0.0  # seconds
     try:
-        with progress(total, lines=files.json) as bar:
+        with progress(total, lines=files.json) as advance:
             for path, clip in clips:
                 gain = clip.save(path, files.subtype)
-                told.add(clip, gain)
+                levels.add(clip, gain)
                 first = first or path
                 seconds = len(clip.wave) / clip.rate
                 shortest, longest = min(shortest, seconds), max(longest, seconds)
-                if pictures and len(pictures.rows.get(clip.label, [])) < SHEET_COLUMNS:
-                    pictures.add(clip)
+                if drawn and len(drawn.rows.get(clip.label, [])) < SHEET_COLUMNS:
+                    drawn.add(clip)
+                else:
+                    left_out += 1  # of the sheet
                 if files.json:
                     print(_line(path, clip, gain), flush=True)
-                bar(clip.label)
+                advance(clip.label)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped after {told.done:,} of {total:,} files; those in {files.out} are whole"
+            f"stopped after {levels.done:,} of {total:,} files; those in {files.out} are complete"
         ) from None
-    told.tell()
-    if pictures and sheet:
-        write_png(sheet, pictures.image())
+    levels.print()
+    if drawn and sheet:
+        write_png(sheet, drawn.image())
     if not files.json:
         length = " to ".join(dict.fromkeys((f"{shortest:.3g}", f"{longest:.3g}")))
-        place = files.out if first == files.out else f"{files.out}/ (the first: {first})"
-        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {place}")
+        where = files.out if first == files.out else f"{files.out}/ (the first: {first})"
+        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {where}")
         if sheet:
-            print(f"drew {sheet}")
+            print(f"drew {sheet}" + (f", the first {SHEET_COLUMNS} sounds of each label" if left_out else ""))
 
 
 class LevelReport:
-    """Counts what a user should be told about the levels of some sounds."""
+    """Counts the sounds that did not get the level that was asked for."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
-        self.lowered, self.loudest = 0, 0.0
-        self.withheld: list[float] = []
+        self.gains: list[float] = []  # below 1, of the sounds that exceeded full scale
+        self.withheld: list[float] = []  # LU
 
     def add(self, clip: Clip, gain: float) -> None:
+        """Count a clip that was written with a gain."""
         self.done += 1
-        self.lowered += gain < 1
-        self.loudest = max(self.loudest, 1 / gain)
+        self.gains += [gain] if gain < 1 else []
         self.withheld += [step["withheld"] for step in clip.recipe.process if "withheld" in step]
 
-    def tell(self) -> None:
-        """Say so on stderr, a line for each."""
-        if self.lowered:
+    def print(self) -> None:
+        """Print a line on stderr for each kind of deviation."""
+        if self.gains:
             print(
-                f"foleybox: {self.lowered:,} of {self.total:,} sounds went above full scale and were turned down "
-                f"(the loudest by {self.loudest:.2f} times)",
+                f"foleybox: {len(self.gains):,} of {self.total:,} sounds were turned down by up to "
+                f"{-20 * math.log10(min(self.gains)):.1f} dB to stay below full scale; add --lufs -20 for equal loudness",
                 file=sys.stderr,
             )
         if self.withheld:
             print(
-                f"foleybox: {len(self.withheld):,} of {self.total:,} sounds stay below the loudness asked for (by up to "
-                f"{max(self.withheld):.1f} LU): their true peak may not pass the ceiling",
+                f"foleybox: {len(self.withheld):,} of {self.total:,} sounds are up to {max(self.withheld):.1f} LU quieter "
+                "than --lufs, or their true peaks would exceed the ceiling; use a lower --lufs for equal loudness",
                 file=sys.stderr,
             )
 
 
 @contextmanager
 def progress(total: int, lines: bool = False) -> Iterator[Callable[[str], None]]:
-    """Yield what moves a progress bar on by one; there is a bar on a terminal, for more than one, on stderr.
+    """Yield a function that advances a progress bar by one and shows a text; the bar is on stderr if that is a terminal.
 
-    `lines`: whether lines are printed on stdout meanwhile; if that is a terminal too, they are the progress.
+    There is no bar for fewer than two. `lines`: whether lines are printed on stdout meanwhile; if that is a terminal too,
+    they show the progress.
     """
     if total < 2 or not sys.stderr.isatty() or (lines and sys.stdout.isatty()):
         yield lambda _: None
@@ -195,13 +219,13 @@ def progress(total: int, lines: bool = False) -> Iterator[Callable[[str], None]]
 
 
 def _line(path: Path, clip: Clip, gain: float) -> str:
-    peak = peak_db(clip.wave * np.float32(gain))  # as the file has it
+    peak = peak_db(clip.wave * np.float32(gain))  # of the file
     facts = {
         "file": str(path),
         "label": clip.label,
         "seed": clip.seed,
         "rate": clip.rate,
         "seconds": round(len(clip.wave) / clip.rate, 4),
-        "peak_db": round(peak, 2) + 0.0 if peak > float("-inf") else None,
+        "peak_db": round(peak, 2) + 0.0 if math.isfinite(peak) else None,
     }
     return json_module.dumps(facts, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`foleybox perform`: a list of times becomes a scene: stems, a mix, markers."""
+"""`foleybox perform`: a list of times becomes a scene: a mix, stems and markers."""
 
 import json as json_module
 from dataclasses import dataclass, field
@@ -8,25 +8,25 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from foleybox.audio import SUFFIXES
-from foleybox.commands.output import Files, Source, check_files, check_folder, progress, size
+from foleybox.commands.output import Files, InstrumentName, bytes_per_second, check_files, check_folder, progress
 from foleybox.errors import UserError
 from foleybox.files import safe_name
 from foleybox.studio.events import Event, note_labels, pattern_events, read_events
-from foleybox.studio.recipe import find_recipe, is_ours
-from foleybox.studio.scene import Curve, Scene, Style, arranged, stem_names
+from foleybox.studio.recipe import find_recipe, has_recipe
+from foleybox.studio.scene import Curve, Scene, Style, arrange, stem_names
 from foleybox.studio.scene import perform as play
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import Synth
-from foleybox.studio.table import number, read_table
+from foleybox.studio.table import parse_number, read_table
 
 
 @dataclass(frozen=True)
 class Perform:
     """Play sounds at given times: OUT/mix.wav, OUT/stems/<Label>.wav, and markers as CSV, Audacity labels and WAV cues.
 
-    ONSETS is a CSV (time[, label, velocity, seed]), an Audacity label track (.txt), a JSON list, a MIDI file, or
-    another recording or click track, whose own rises are taken. The rise of each sound falls on its time to the sample.
-    The same command makes the same bytes.
+    ONSETS is a CSV (time[, label, velocity, seed]), an Audacity label track (.txt), a JSON list, a MIDI file, or a
+    recording or click track, whose onsets are detected. The onset of each sound is placed at its time, exact to the sample.
+    The same command gives the same files.
 
     Example: foleybox perform --bpm 100 --pattern "x...x..." --repeat 2 --label footstep -o scene
     """
@@ -36,33 +36,35 @@ class Perform:
     ] = None
     "the list of times"
     label: Annotated[str | None, arg(metavar="LABEL", help_behavior_hint="(needed where ONSETS names none)")] = None
-    "what is heard at times that have no label of their own"
+    "label of the events that have none"
     notes: Annotated[
         tuple[str, ...], arg(metavar="NOTE=LABEL...", help_behavior_hint="(default: --label for all)")
     ] = ()
     "labels of MIDI notes, such as 36=footstep 38=gunshot"
     bpm: Annotated[float | None, arg(metavar="BPM", help_behavior_hint="(default: no pattern)")] = None
-    "play --pattern at so many beats a minute"
-    pattern: str = "x..."
-    "sixteenths: x a hit, X a hard one, o a soft one, . a rest"
+    "tempo of --pattern in beats per minute"
+    pattern: Annotated[str, arg(metavar="STEPS")] = "x..."
+    "sixteenth notes: x a hit, X a hard one, o a soft one, . a rest"
     repeat: Annotated[int, arg(metavar="N")] = 1
-    "times that the pattern is played"
+    "repetitions of the pattern"
     surface: Annotated[tuple[str, ...], arg(metavar="LABEL=CURVE...", help_behavior_hint="(default: none)")] = ()
-    "steady sounds under it all: a CSV (time, intensity from 0 to 1), or one intensity, such as rain=0.5"
-    seconds: Annotated[float | None, arg(metavar="S", help_behavior_hint="(default: until all has died away)")] = None
+    "steady sounds in the background: a CSV (time, intensity from 0 to 1) or a constant intensity, such as rain=0.5"
+    seconds: Annotated[
+        float | None, arg(metavar="S", help_behavior_hint="(default: until the last sound has decayed)")
+    ] = None
     "length of the scene"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
-    "another seed is another performance"
+    "determines the choice of the sounds"
     rate: Annotated[int | None, arg(metavar="HZ", help_behavior_hint="(default: the instrument's)")] = None
-    "resample to this rate"
-    instrument: Source = None
+    "sample rate"
+    instrument: InstrumentName = None
     "instrument to play"
     style: Style = field(default_factory=Style)
     files: Files = field(default_factory=lambda: Files(out=Path("scene")))
 
 
 def perform(config: Perform) -> None:
-    """Check everything, then play and write. Raises UserError before the first render for what cannot be played."""
+    """Check everything, then render and write. Raises UserError before the first render for what cannot be performed."""
     synth = Synth.load(config.instrument)
     events = _events(config)
     curves = [_surface(text) for text in config.surface]
@@ -71,58 +73,54 @@ def perform(config: Perform) -> None:
         raise UserError(f"--surface {' '.join(config.surface)}: expected each label once")
     if not events and not surfaces:
         raise UserError("nothing to play: expected ONSETS, or --bpm and --pattern, or --surface")
-    # What cannot be played is told before a folder is made.
-    by_label, beds = arranged(synth, events, config.label, surfaces, config.seconds, config.seed, config.style)
-    stems = [*by_label, *(f"{name}_surface" for name in beds)]
-    out, suffix = config.files.out, config.files.format
-    names = [f"mix.{suffix}", "markers.csv", "markers.txt", *(f"stems/{safe_name(stem)}.{suffix}" for stem in stems)]
-    last = config.seconds or max([0.0, *(event.time for event in events)])
+    # Arranged before a folder is created: raises for what cannot be performed.
+    by_label, curves_by_label = arrange(
+        synth, events, config.label, surfaces, config.seconds, config.seed, config.style
+    )
+    stems = [*by_label, *(f"{name}_surface" for name in curves_by_label)]
+    out, format = config.files.out, config.files.format
+    names = [f"mix.{format}", "markers.csv", "markers.txt", *(f"stems/{safe_name(stem)}.{format}" for stem in stems)]
+    seconds = config.seconds or max([0.0, *(event.time for event in events)])
     shape = Shape(rate=config.rate)
     check_shape(shape, "--")
     check_folder(out)
     earlier = _earlier(out)
+    existing = [path for name in names if (path := out / name).exists()]
+    size = seconds * bytes_per_second(config.files, shape, synth) * (1 + len(stems))
     check_files(
-        config.files, [out, out / "stems"],
-        existing=list(dict.fromkeys([*(path for name in names if (path := out / name).exists()), *sorted(earlier)])),
-        bytes=last * size(config.files, shape, synth) * (1 + len(stems)), rate=config.rate,
-    )  # fmt: skip
-    scene = play(
-        synth,
-        events,
-        config.label,
-        surfaces=surfaces,
-        seconds=config.seconds,
-        seed=config.seed,
-        style=config.style,
-        progress=progress,
+        config.files, [out, out / "stems"], list(dict.fromkeys([*existing, *sorted(earlier)])), size, config.rate
     )
-    paths = scene.save(out, suffix, config.files.subtype, config.rate)
+    scene = play(
+        synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style,
+        progress=progress,
+    )  # fmt: skip
+    paths = scene.save(out, format, config.files.subtype, config.rate)
     kept = [path.resolve() for path in (*paths, config.onsets) if path]
     for path in earlier:
         if path.resolve() not in kept:
             path.unlink(missing_ok=True)
-    _tell(config, scene, paths)
+    _report(config, scene, paths)
 
 
 def _earlier(out: Path) -> set[Path]:
     """Return the mix and the stems of an earlier scene in the folder: those that the recipe of its mix names."""
-    mixes = [path for kind in SUFFIXES if (path := out / f"mix{kind}").is_file() and is_ours(path, "perform")]
+    mixes = [path for kind in SUFFIXES if (path := out / f"mix{kind}").is_file() and has_recipe(path, "perform")]
     found = set(mixes)
     for mix in mixes:
         recipe = find_recipe(mix)
         stems = (safe_name(name) for name in stem_names(recipe.make))
         paths = (out / "stems" / f"{stem}{mix.suffix}" for stem in stems)
-        found |= {path for path in paths if path.is_file() and is_ours(path, "perform")}
+        found |= {path for path in paths if path.is_file() and has_recipe(path, "perform")}
     return found
 
 
 def _events(config: Perform) -> list[Event]:
-    """Return the events that the flags name, one source of them at most."""
+    """Return the events of ONSETS or of --bpm; none for neither. Raises UserError for both."""
     if config.onsets is None:
         if config.bpm is None:
             return []
         if not config.label:
-            raise UserError(f"--bpm {config.bpm:g}: say what is heard with --label")
+            raise UserError(f"--bpm {config.bpm:g} without a label: name the sound with --label")
         return pattern_events(config.bpm, config.pattern, config.repeat)
     if config.bpm is not None:
         raise UserError(f"{config.onsets} and --bpm: expected one of the two")
@@ -132,7 +130,7 @@ def _events(config: Perform) -> list[Event]:
     nameless = sum(not event.label for event in events)
     if nameless and not config.label:
         hint = " (or --notes NOTE=LABEL)" if config.onsets.suffix.lower() in (".mid", ".midi") else ""
-        raise UserError(f"{config.onsets} has {nameless:,} events without a label: give them one with --label{hint}")
+        raise UserError(f"{config.onsets} has {nameless:,} events without a label: name one with --label{hint}")
     return events
 
 
@@ -142,15 +140,15 @@ def _surface(text: str) -> tuple[str, Curve]:
     if not (label and curve):
         raise UserError(f"--surface {text}: expected a label and a curve, such as rain=rain.csv or rain=0.5")
     try:
-        return label, number(curve)
+        return label, parse_number(curve)
     except UserError:
         return label, read_curve(curve)
 
 
 def read_curve(path: str | Path) -> list[tuple[float, float]]:
-    """Read an intensity curve: a CSV with the columns time (seconds) and intensity (0 to 1), in any order of time.
+    """Read an intensity curve: a CSV with the columns time (seconds) and intensity (0 to 1), lines in any order.
 
-    Raises UserError, with the line, for what is not one.
+    Raises UserError, with the line number, for anything else.
     """
     table = read_table(path)
     if missing := {"time", "intensity"} - set(table.columns):
@@ -158,22 +156,21 @@ def read_curve(path: str | Path) -> list[tuple[float, float]]:
     points = []
     for row in table.rows:
         try:
-            points.append((number(row["time"]), number(row["intensity"])))
+            points.append((parse_number(row["time"]), parse_number(row["intensity"])))
         except UserError as error:
             raise UserError(f"{path}, line {row.line}: {error}") from None
     return points
 
 
-def _tell(config: Perform, scene: Scene, paths: list[Path]) -> None:
-    """Say what was written."""
+def _report(config: Perform, scene: Scene, paths: list[Path]) -> None:
+    """Print what was written."""
     placed = len(scene.markers())
     seconds = scene.make["samples"] / scene.synth.instrument.rate
     if config.files.json:
         for path, name in zip(paths, ("", *scene.stems)):
-            print(
-                json_module.dumps({"file": str(path), "stem": name, "seconds": round(seconds, 4)}, ensure_ascii=False)
-            )
+            facts = {"file": str(path), "stem": name, "seconds": round(seconds, 4)}
+            print(json_module.dumps(facts, ensure_ascii=False))
         return
-    turned = f", turned down by {-scene.gain_db:.1f} dB to stay under full scale" if scene.gain_db < 0 else ""
+    gain = f", turned down by {-scene.gain_db:.1f} dB to stay below full scale" if scene.gain_db < 0 else ""
     events = f"{placed:,} event{'s' * (placed != 1)}"
-    print(f"played {events} in {seconds:.3g} s{turned}: {paths[0]} and the stems {', '.join(scene.stems)}")
+    print(f"played {events} in {seconds:.3g} s{gain}: {paths[0]} and the stems {', '.join(scene.stems)}")

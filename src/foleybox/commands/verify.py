@@ -1,7 +1,7 @@
-"""`foleybox verify`: make sounds again from their recipes, and compare.
+"""`foleybox verify`: render sounds again from their recipes, and compare.
 
-Making again decides nothing: the recipe holds every number that was measured or drawn. What may differ is the last bit
-of a matrix product on another machine, so "within one 16-bit step" is as good as the same.
+A recipe contains every number that was measured or drawn, so that rendering it again measures nothing. Only the rounding
+of matrix products may differ, on another machine or with another version of onnxruntime.
 """
 
 import json as json_module
@@ -19,12 +19,12 @@ from tyro.conf import Positional, arg
 from foleybox.audio import BITS, SUFFIXES, Subtype, libsndfile_path, read_wave, write_wave
 from foleybox.commands.output import progress
 from foleybox.errors import UserError
-from foleybox.studio.recipe import Recipe, lost_recipe, read_recipe
-from foleybox.studio.remake import again
+from foleybox.studio.recipe import Recipe, read_recipe, why_no_recipe
+from foleybox.studio.remake import rerender
 from foleybox.studio.synth import Synth
 
 STEP = 2.0**-15  # one 16-bit step
-LOSSY_DB = -30.0  # OGG: the residual that another version of the encoder may leave; another sound leaves some +3 dB
+LOSSY_DB = -30.0  # residual of an OGG below which the encoder explains it; that of another sound is about +3 dB
 
 Verdict = Literal["identical", "within one step", "within the codec", "different", "no recipe", "cannot tell"]
 GOOD: tuple[Verdict, ...] = ("identical", "within one step", "within the codec")
@@ -32,18 +32,18 @@ GOOD: tuple[Verdict, ...] = ("identical", "within one step", "within the codec")
 
 @dataclass(frozen=True)
 class Verify:
-    """Make sounds again from the recipes they carry, and compare sample by sample.
+    """Render sounds again from the recipes in their files, and compare sample by sample.
 
-    identical: every sample is the same. within one step: no sample is off by more than one 16-bit step (another
-    machine rounds the last bit of a product differently). within the codec: an OGG whose decoded samples differ by
-    less than -30 dB. different: with the residual, the energy of the difference over that of the sound, in dB. Exit
+    identical: every sample is the same. within one step: no sample differs by more than one 16-bit step (other processors
+    and versions of onnxruntime round differently). within the codec: an OGG whose decoded samples differ by less than
+    -30 dB. different: with the residual, which is the energy of the difference relative to that of the sound, in dB. Exit
     code 0 if every file is one of the first three, else 1.
 
     Example: foleybox verify out
     """
 
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE...", help_behavior_hint="(required)")]
-    "sound files, and folders of them"
+    "sound files, or folders that contain some"
     instrument: Annotated[str | None, arg(metavar="NAME|FOLDER", help_behavior_hint="(default: those that ship)")] = (
         None
     )
@@ -54,17 +54,17 @@ class Verify:
 
 @dataclass(frozen=True)
 class Verified:
-    """What came of one file."""
+    """The result for one file."""
 
     file: str
     verdict: Verdict
     steps: float | None = None  # the largest difference, in 16-bit steps
-    residual_db: float | None = None  # energy of the difference over that of the file; None where there is none
+    residual_db: float | None = None  # energy of the difference relative to the sound
     why: str = ""
 
 
 def verify(config: Verify) -> int:
-    """Print a line for each file and a summary; return the exit code. Raises UserError if there is no file to look at."""
+    """Print a line for each file and a summary; return the exit code. Raises UserError if there is no file to compare."""
     paths = find_sounds(config.files)
     counts: dict[Verdict, int] = {}
     with progress(len(paths), lines=True) as bar:
@@ -79,7 +79,7 @@ def verify(config: Verify) -> int:
 
 
 def find_sounds(paths: tuple[Path, ...]) -> list[Path]:
-    """Return the sound files among files and folders; raise UserError for what is not there, and for none."""
+    """Return files, and the sound files in folders. Raises UserError for a path that does not exist, and for none."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -90,30 +90,30 @@ def find_sounds(paths: tuple[Path, ...]) -> list[Path]:
             inside = sorted(each for each in files if each.suffix.lower() in SUFFIXES)
         found += [each for each in inside if not each.name.startswith(".")]
     if not found:
-        where = ", ".join(map(str, paths)) or "(nothing named)"
+        where = ", ".join(map(str, paths)) or "(no path given)"
         raise UserError(f"no sound files in {where}: expected {', '.join(SUFFIXES)}")
     return found
 
 
 def _refuse(error: OSError) -> None:
-    raise UserError(f"cannot look into {error.filename} ({error.strerror}): verify what can be read, by name")
+    raise UserError(f"cannot read {error.filename} ({error.strerror}): name the files and folders that can be read")
 
 
 def line(found: Verified) -> str:
-    """Say in a line what came of a file."""
+    """Return the result for a file as one line of text."""
     residual = "" if found.residual_db is None else f"residual {found.residual_db:.1f} dB"
     parts = [residual if found.verdict not in ("identical", "no recipe", "cannot tell") else "", found.why]
     return f"{found.verdict:16} {found.file}" + "".join(f"  {' '.join(part.split())}" for part in parts if part)
 
 
 def verify_files(paths: list[Path], instrument: str | Path | None = None) -> Iterator[Verified]:
-    """Yield what came of each file: on one thread and one sound at a time, which is the canonical way to render."""
+    """Yield the result for each file. Sounds are rendered one at a time on one thread, the reference way."""
     synths: dict[str, Synth] = {}
     for path in paths:
         try:
             recipe = read_recipe(path)
             if recipe is None:
-                yield Verified(str(path), "no recipe", why=lost_recipe(path))
+                yield Verified(str(path), "no recipe", why=why_no_recipe(path))
                 continue
             if recipe.fingerprint not in synths:
                 synths[recipe.fingerprint] = Synth.of(recipe, instrument, threads=1)
@@ -123,24 +123,23 @@ def verify_files(paths: list[Path], instrument: str | Path | None = None) -> Ite
 
 
 def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
-    """Make a file again and compare it with what is there, written and read back in the same format."""
-    there, rate = read_wave(path)
+    """Render the sound of a file again, write and read it in the same format, and compare."""
+    samples, rate = read_wave(path)
     about = soundfile.info(libsndfile_path(path))
     if rate != recipe.rate:
-        return Verified(str(path), "different", why=f"it is at {rate} Hz, by its recipe at {recipe.rate} Hz")
-    wave, rate = again(recipe, synth)
+        return Verified(str(path), "different", why=f"its rate is {rate} Hz, that of its recipe {recipe.rate} Hz")
+    wave, rate = rerender(recipe, synth)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"again{path.suffix.lower()}"
         write_wave(copy, wave, rate, cast(Subtype, about.subtype if about.subtype in BITS else "PCM_16"))
         made, _ = read_wave(copy)
-    if len(made) != len(there):
-        return Verified(str(path), "different", why=f"it has {len(there):,} samples, by its recipe {len(made):,}")
-    off = there.astype(np.float64) - made
-    steps = float(np.abs(off).max(initial=0)) / STEP
+    if len(made) != len(samples):
+        return Verified(str(path), "different", why=f"it has {len(samples):,} samples, its recipe {len(made):,}")
+    difference = samples.astype(np.float64) - made
+    steps = float(np.abs(difference).max(initial=0)) / STEP
     if steps == 0:
         return Verified(str(path), "identical", 0.0)
-    residual = 10 * np.log10(
-        max(float(np.square(off).sum()), 1e-30) / max(float(np.square(made, dtype=float).sum()), 1e-30)
-    )
+    energies = [max(float(np.square(each, dtype=float).sum()), 1e-30) for each in (difference, made)]
+    residual = 10 * np.log10(energies[0] / energies[1])
     close: Verdict = "within the codec" if about.subtype == "VORBIS" and residual < LOSSY_DB else "different"
     return Verified(str(path), "within one step" if steps <= 1 else close, round(steps, 3), round(residual, 1))

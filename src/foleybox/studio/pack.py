@@ -1,0 +1,259 @@
+"""Packs: sets of variations for a game. Which sounds are taken, how they are named, and the texts that come with them."""
+
+import base64
+import csv
+import html
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from foleybox.audio import true_peak_db
+from foleybox.files import safe_name
+from foleybox.instrument import Instrument
+from foleybox.labels import LABELS, find_label
+from foleybox.studio.extend import is_steady
+from foleybox.studio.loop import loop_source, looped, measure_seam
+from foleybox.studio.onsets import ONE_SHOT, one_shot
+from foleybox.studio.recipe import Recipe
+from foleybox.studio.shape import Shape, event_loudness
+from foleybox.studio.sheet import png, spectrogram
+from foleybox.studio.spectra import Levels, band_levels, distance
+from foleybox.studio.synth import Clip, Synth
+from foleybox.version import __version__
+
+STEADY = {label for label in LABELS if label.name in ("Rain", "MovingMotorVehicle")}  # become loops by default
+MIN_CLARITY_DB = 10.0  # of the event of a one-shot, see `one_shot`
+TRIED = 4  # clips rendered for each sound of a pack, at most
+TOLERANCE = 0.4  # LU by which the true-peak ceiling may keep a sound below the others
+
+Kind = Literal["one-shot", "loop"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which sounds are taken."""
+
+    count: Annotated[int, arg(aliases=["-n"], metavar="N")] = 12
+    "sounds of each label"
+    seconds: Annotated[float, arg(metavar="S")] = 3.0
+    "length of loops"
+    lufs: Annotated[float, arg(metavar="LUFS")] = -23.0
+    "loudness of each sound"
+    peak: Annotated[float, arg(metavar="DBTP")] = -1.0
+    "true-peak ceiling; sounds that would exceed it are replaced by others"
+    apart: Annotated[float, arg(metavar="DB")] = 2.5
+    "two sounds whose spectra over time differ by less than this many dB are near-duplicates: one of them is replaced"
+    seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
+    "seed of the first sound that is tried"
+    temperature: Annotated[float, arg(metavar="T")] = 1.0
+    "below 1: closer to the typical sound of the label; above 1: more unusual sounds"
+    rate: Annotated[int | None, arg(metavar="HZ", help_behavior_hint="(default: the instrument's)")] = None
+    "sample rate"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sound of a pack; the fields are the columns of the manifest."""
+
+    file: str  # relative to the pack
+    label: str
+    kind: Kind
+    seed: int
+    seconds: float
+    lufs: float  # of the event
+    true_peak_db: float
+    rate: int
+    licence: str
+
+
+# --- selection ----------------------------------------------------------------------------------------------------
+
+
+def default_kind(label: str) -> Kind:
+    """Return "loop" for the labels whose sounds are steady, "one-shot" for all others."""
+    return "loop" if find_label(label) in STEADY else "one-shot"
+
+
+def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejected: dict[str, int]) -> Iterator[Clip]:
+    """Yield up to `wanted.count` sounds of a label that are clear, as loud as asked for, and no near-duplicates.
+
+    The others are counted in `rejected` by reason, a key of REASONS.
+    """
+    kept: list[Levels] = []
+    pairs = ((label, wanted.seed + offset) for offset in range(TRIED * wanted.count))
+    for clip in synth.render_many(pairs, temperature=wanted.temperature):
+        made = _one_shot(clip) if kind == "one-shot" else _loop(synth, clip, wanted)
+        if isinstance(made, str):
+            rejected[made] = rejected.get(made, 0) + 1
+            continue
+        levels = band_levels(made.wave, made.rate)
+        made = made.shaped(Shape(rate=wanted.rate if kind == "one-shot" else None, lufs=wanted.lufs, peak=wanted.peak))
+        if not abs(event_loudness(made.wave, made.rate) - wanted.lufs) <= TOLERANCE:
+            rejected["too peaky"] = rejected.get("too peaky", 0) + 1
+        elif any(distance(levels, other) < wanted.apart for other in kept):
+            rejected["near-duplicates"] = rejected.get("near-duplicates", 0) + 1
+        else:
+            kept.append(levels)
+            yield made
+            if len(kept) == wanted.count:
+                return
+
+
+def _one_shot(clip: Clip) -> Clip | str:
+    """Return the clearest event of a clip, or the reason for which it is rejected."""
+    made, clarity = one_shot(clip)
+    return made if clarity >= MIN_CLARITY_DB else "without a clear event"
+
+
+def _loop(synth: Synth, clip: Clip, wanted: Selection) -> Clip | str:
+    """Return a seamless loop of a clip, or the reason for which it is rejected."""
+    if not is_steady(clip.wave, clip.rate):
+        return "not steady"
+    made, wrap = looped(loop_source(synth, clip, wanted.seconds), wanted.seconds, rate=wanted.rate)
+    seam = measure_seam(made.wave, made.rate, wrap.fade * made.rate // clip.rate)
+    return made if seam.inaudible else "with an audible seam"
+
+
+REASONS = {
+    "too peaky": "a lower --lufs",
+    "near-duplicates": "a smaller --apart",
+    "not steady": "--kind one-shot",
+    "without a clear event": "--kind loop",
+    "with an audible seam": "fewer --seconds",
+}
+"reason for a rejection -> the option that helps"
+
+
+# --- names --------------------------------------------------------------------------------------------------------
+
+
+def ucs_name(label: str, number: int, count: int, creator: str, source: str, category: str | None = None) -> str:
+    """Return the name CatID_FXName_CreatorID_SourceID of the Universal Category System, without extension.
+
+    `category` None: that of the label, if it has one. `count` gives the digits of the number.
+
+    >>> ucs_name("Sneeze_Cough", 3, 50, "foleybox", "sagan-small")
+    'HMNCough_Sneeze-Cough-03_foleybox_sagan-small'
+    """
+    known = find_label(label)
+    digits = max(2, len(str(count)))
+    blocks = [category or (known.ucs if known else ""), f"{label}-{number:0{digits}}", creator, source]
+    return "_".join(_block(block) for block in blocks if block)
+
+
+def _block(text: str) -> str:
+    """Return a text as one block of a name: `_` only separates blocks."""
+    return re.sub(r"[_\s]+", "-", safe_name(text))
+
+
+def describe(clip: Clip, kind: Kind, label: str, name: str) -> Item:
+    """Return the manifest's line of a clip."""
+    return Item(
+        f"{safe_name(label)}/{name}.wav", label, kind, clip.seed, round(len(clip.wave) / clip.rate, 4),
+        round(event_loudness(clip.wave, clip.rate), 2), round(true_peak_db(clip.wave), 2), clip.rate, clip.recipe.licence,
+    )  # fmt: skip
+
+
+def is_of_pack(stem: str, recipe: Recipe) -> bool:
+    """Return whether a file is a sound of a pack, judged by its name and its recipe."""
+    made_so = recipe.asked.get("kind") == ONE_SHOT or recipe.make["do"] == "loop"
+    return made_so and stem.endswith(f"_{_block(recipe.instrument)}")
+
+
+def folders_of(files: Iterable[tuple[str, str]]) -> tuple[dict[str, list[str]], frozenset[str]]:
+    """Return the file names by folder, and the folders of loops, of (<folder>/<name>, kind)."""
+    folders: dict[str, list[str]] = {}
+    loops = set()
+    for file, kind in files:
+        folder, name = file.split("/")
+        folders.setdefault(folder, []).append(name)
+        loops |= {folder} if kind == "loop" else set()
+    return folders, frozenset(loops)
+
+
+# --- texts --------------------------------------------------------------------------------------------------------
+
+
+def manifest(items: Iterable[Item]) -> str:
+    """Return the list of sounds as CSV."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(Item.__annotations__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(item) for item in items)
+    return table.getvalue()
+
+
+def licence_text(instrument: Instrument) -> str:
+    """Return the terms of an instrument's sounds, the reasons for them, and whom to credit."""
+    sources: dict[tuple[str, str], int] = {}
+    for row in instrument.training_clips:
+        key = (row.source or "(not stated)", row.licence)
+        sources[key] = sources.get(key, 0) + row.clips
+    reasons = "\n".join(f"  * {each}" for each in instrument.licence.reasons).replace("CARD.md", "the list below")
+    credits = "\n".join(f"  {clips:6,}  {source}: {licence}" for (source, licence), clips in sorted(sources.items()))
+    return f"""These sounds were made by a neural network: foleybox {__version__}, instrument {instrument.name}
+{instrument.version} (fingerprint {instrument.fingerprint}).
+
+Terms of the instrument: {instrument.licence.terms}, which follows from the recordings it was trained on:
+
+{reasons}
+
+This is a rule applied to a list, not legal advice. Whom to credit for the recordings (clips, source, licence as the source
+states it):
+
+{credits}
+
+If a shop asks about AI: the sounds were generated before release, by a model trained only on the recordings above.
+"""
+
+
+def html_card(item: Item, clip: Clip, content: bytes) -> str:
+    """Return a sound as HTML: spectrogram, player and numbers. `content` is that of its file, embedded in the page."""
+    sound = base64.b64encode(content).decode()
+    image = base64.b64encode(png(spectrogram(clip.wave, clip.rate))).decode()
+    name = html.escape(Path(item.file).stem)
+    loop = " loop" if item.kind == "loop" else ""
+    return (
+        f'<figure><img src="data:image/png;base64,{image}" alt="spectrogram of {name}">'
+        f'<audio controls preload="none"{loop} src="data:audio/wav;base64,{sound}"></audio>'
+        f"<figcaption>{name}<br>seed {item.seed} · {item.seconds:.2f} s · {item.lufs:.1f} LUFS · {item.true_peak_db:.1f} dBTP"
+        "</figcaption></figure>"
+    )
+
+
+def html_page(instrument: Instrument, wanted: Selection, items: Sequence[Item], cards: Sequence[str]) -> str:
+    """Return the contact sheet: one page that contains all cards and refers to no other file."""
+    sections = []
+    for label in dict.fromkeys(item.label for item in items):
+        own = [card for item, card in zip(items, cards) if item.label == label]
+        title = f"<h2>{html.escape(label)} <small>{len(own)}</small></h2>"
+        sections.append("\n".join([title, "<div>", *own, "</div>"]))
+    title = f"{len(items)} sounds"
+    facts = (
+        f"{instrument.name} {instrument.version}, foleybox {__version__}, terms {instrument.licence.terms}; "
+        f"each {wanted.lufs:g} LUFS, true peak below {wanted.peak:g} dBTP"
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: dark }}
+body {{ font: 13px/1.4 system-ui, sans-serif; margin: 2rem; background: #16151a; color: #ddd }}
+h1, h2 {{ font-weight: 500 }} small {{ color: #999 }}
+div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 1rem }}
+figure {{ margin: 0; background: #232128; border-radius: 6px; overflow: hidden }}
+img {{ width: 100%; height: 96px; display: block; image-rendering: pixelated }}
+audio {{ width: 100%; height: 36px; display: block }}
+figcaption {{ padding: .4rem .6rem; color: #aaa; overflow-wrap: anywhere }}
+</style>
+<h1>{title}</h1>
+<p>{html.escape(facts)}</p>
+{chr(10).join(sections)}
+"""
