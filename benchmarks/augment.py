@@ -1,10 +1,10 @@
-"""Do generated sounds help a detector? A small one learns from real clips, with and without them, and is asked about `dev`.
+"""Write results/augment.md: does a classifier that is also trained on generated sounds recognise real clips better?
 
     foleybox generate all -n 100 --seed 0 -o out/foley-small
     python benchmarks/augment.py ../shared/data/foley --sounds out/foley-small
 
-writes results/augment.md. The classifier starts from nothing and hears the same number of clips in every case; gain, a shift in
-time and masks (SpecAugment) vary all clips in all cases, so what is added is compared with a sensible detector's training.
+The classifier starts from random weights and gets the same number of clips in every case; gain, a shift in time and masks
+(SpecAugment) vary all clips in all cases.
 """
 
 import shlex
@@ -18,29 +18,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from kt import ROOT, table
 from torch import Tensor, nn
 
-from foleybox.files import write_text
 from foleybox.lab.core.augment import cut, shift_time
 from foleybox.lab.core.cache import load_mels
 from foleybox.lab.core.clips import ClipFile, find_clips, label_ids
 from foleybox.lab.core.loop import balanced_indices, seed_step
 from foleybox.lab.core.mel import WIDE
-from foleybox.lab.export.command import commit
+from foleybox.lab.evaluation.report import write_keeping_notes
+from foleybox.lab.evaluation.tables import table
 from foleybox.labels import LABELS
+from foleybox.version import commit
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Train, ask, write."""
+    """Train and measure a classifier in every case, write the page."""
 
     data: tyro.conf.Positional[Path]
     "a folder with a manifest of splits `train` and `dev`"
     sounds: tuple[Path, ...] = ()
     "folders of generated clips, each a case of its own"
     tiers: tuple[str, ...] = ("open", "open-clip", "nc")
-    "of the real clips that are learned from: those that the instruments heard"
+    "of the real training clips: those that the instruments were trained on"
     clips: tuple[int, ...] = (5, 20, 1000)
     "real clips of each label, at most"
     share: float = 0.5
@@ -49,11 +49,11 @@ class Benchmark:
     batch: int = 42
     seeds: int = 5
     "trainings of each case; each draws its real clips anew, the same for all cases"
-    output: Path = ROOT / "results" / "augment.md"
+    output: Path = Path("results/augment.md")
 
 
 class Classifier(nn.Sequential):
-    """Four convolutions over a log-mel [N, 1, 50, 86], the mean and the maximum of what they find, seven logits."""
+    """Four convolutions over a log-mel [N, 1, 50, 86], mean and maximum over their output, seven logits."""
 
     def __init__(self) -> None:
         widths = (1, 16, 32, 64, 96)
@@ -95,8 +95,8 @@ def trained(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, config.steps)
     sources = [(real, config.batch)] if made is None else [(made, config.batch)]
     if made is not None and len(real[1]):
-        beside = round(config.share * config.batch)
-        sources = [(real, config.batch - beside), (made, beside)]
+        generated = round(config.share * config.batch)
+        sources = [(real, config.batch - generated), (made, generated)]
     for step in range(config.steps):
         parts = [(images, labels, balanced_indices(step, many, labels, seed)) for (images, labels), many in sources]
         image = varied(torch.cat([images[indices] for images, _, indices in parts]))
@@ -111,7 +111,7 @@ def trained(
 
 @torch.no_grad()
 def accuracy(model: Classifier, image: Tensor, label: Tensor) -> Tensor:
-    """Return the share of each label's images that are told right, [7]."""
+    """Return the accuracy of each label [7]."""
     right = (model(image).argmax(1) == label).float()
     return torch.stack([right[label == each.id].mean() for each in LABELS])
 
@@ -123,13 +123,13 @@ def some(labels: Tensor, most: int, seed: int) -> Tensor:
 
 
 def spread(found: Sequence[Tensor]) -> str:
-    """Write a mean over labels, and how far the trainings scatter."""
+    """Write the mean over labels and its standard deviation over trainings."""
     means = np.array([float(each.mean()) for each in found])
     return f"{means.mean():.3f} +- {means.std(ddof=1):.3f}"
 
 
 def main(config: Benchmark) -> int:
-    """Run all cases, write the page."""
+    """Train all cases and write the page."""
     clips, asked = find_clips(config.data, "train", tiers=config.tiers), find_clips(config.data, "dev")
     (mels, labels), (held, held_labels) = training_rows(clips), training_rows(asked)
     made: dict[str, tuple[Tensor, Tensor] | None] = {"none": None}
@@ -149,30 +149,24 @@ def main(config: Benchmark) -> int:
             rows.append([*what, spread(found)])
             by_label.append([*what, *(f"{float(each):.2f}" for each in torch.stack(found).mean(0))])
             print(*rows[-1], flush=True)
-    command = shlex.join(["python", "benchmarks/augment.py", *sys.argv[1:]])
-    seen = config.output.with_name("augment_seen.md")
     weights = sum(each.numel() for each in Classifier().parameters())
-    text = f"""# Do generated sounds help a detector?
-
-Written by `{command}`
-at commit {commit() or "unknown"}. A small classifier ({weights:,} weights, {config.steps} steps of {config.batch}, from
-nothing) learns from real `train` clips of the tiers {", ".join(config.tiers)} and from generated ones, {config.share:.0%} of
-each batch where there are both, and is asked about the {len(asked)} clips of `dev`, other recordings. All are varied alike
-(gain, time, masks). Mean over labels of the share told right; +- is the standard deviation of {config.seeds} trainings, seeds
-from 0, each with real clips drawn anew. The instruments heard all {len(clips):,} of these real clips: whoever has 5 or 20 of
-them has fewer than the instrument had. Chance is {1 / len(LABELS):.3f}.
-
-{table(["real clips", "generated", "accuracy"], rows)}
-
-## By label
-
-{table(["real clips", "generated", *(label.name for label in LABELS)], by_label)}
-"""
-    if seen.is_file():
-        text += "\n" + seen.read_text(encoding="utf-8")
-    write_text(config.output, text)
+    parts = [
+        "# Do generated sounds help to train a classifier?",
+        f"Written by `{shlex.join(['python', 'benchmarks/augment.py', *sys.argv[1:]])}` at commit {commit() or 'unknown'}. A "
+        f"small classifier ({weights:,} weights, {config.steps} steps of {config.batch}, random initial weights) is trained on "
+        f"real `train` clips of the tiers {', '.join(config.tiers)} and on generated ones ({config.share:.0%} of each batch "
+        f"where there are both), and measured on the {len(asked)} clips of `dev`, other recordings. All clips are augmented "
+        "alike (gain, time, masks). Mean over labels of the accuracy; +- is the standard deviation of "
+        f"{config.seeds} trainings, seeds from 0, each with its own draw of real clips. The instruments were trained on all "
+        f"{len(clips):,} of these real clips, so with 5 or 20 real clips a label the generated sounds carry information from "
+        f"more. Chance is {1 / len(LABELS):.3f}.",
+        table(["real clips", "generated", "accuracy"], rows),
+        "## By label",
+        table(["real clips", "generated", *(label.name for label in LABELS)], by_label),
+    ]
+    write_keeping_notes(config.output, "\n\n".join(parts) + "\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Benchmark, description=__doc__)))
+    sys.exit(main(tyro.cli(Benchmark)))

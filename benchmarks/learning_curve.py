@@ -1,13 +1,14 @@
-r"""Write results/learning_curve.md: how near our own system comes for the clips it has seen, and where that leads.
+r"""Write results/learning_curve.md: figures of our own system against clips seen, with an extrapolation.
 
 python benchmarks/learning_curve.py ../shared --line small --runs runs/patches-at-* --autoencoder runs/autoencoder \
     --vocoder runs/vocoder
 
 A run folder is a copy of a run of `train patches` at some step (config.json, clips.jsonl, log.jsonl, state.pt). Each is
-exported with the same autoencoder, vocoder and drawing, rendered and measured alike, and becomes a point of the line. All
-lines are kept in learning_curve.json; without --runs the page is written of it again.
+exported with the same autoencoder, vocoder and sampling settings, rendered, measured, and becomes a point of the line. All
+lines are kept in learning_curve.json; without --runs the page is written from it.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -17,19 +18,24 @@ from typing import Any
 
 import numpy as np
 import tyro
-from kt import ROOT, figure, table
-from matplotlib.figure import Figure
-from systems import evaluate, floors, foleybox, kept, read_store, sounds_of
+from matplotlib.figure import Figure as Plot
 
+from foleybox import cli
 from foleybox.errors import UserError
 from foleybox.files import write_text
 from foleybox.lab.core.runs import clips_seen, read_state
-from foleybox.lab.export.command import commit
+from foleybox.lab.evaluation.evaluate import Evaluate, run
+from foleybox.lab.evaluation.measures import Figure
+from foleybox.lab.evaluation.report import interval, write_keeping_notes
+from foleybox.lab.evaluation.result import System, read_result
+from foleybox.lab.evaluation.tables import table
 from foleybox.lab.patches.transformer import GUIDANCE, TEMPERATURE
 from foleybox.labels import LABELS
+from foleybox.version import commit
 
-HELD = "held_out_flow"  # what a run's log calls the error on held-out clips, at the steps that measure it
-SHOWN = {"frechet": (2, -1, "FD"), "accuracy": (3, 1, "heard as its label"), "coverage": (3, 1, "coverage")}
+HELD = "held_out_flow"
+"name of the error on held-out clips in a run's log"
+SHOWN = {"frechet": (2, -1, "FD"), "accuracy": (3, 1, "accuracy (tagger)"), "coverage": (3, 1, "coverage")}
 "digits, whether more is better (1) or less (-1), and the name of each measure"
 TIMES = (2, 4, 10)
 Store = dict[str, Any]
@@ -42,75 +48,87 @@ class Benchmark:
     shared: tyro.conf.Positional[Path]
     "folder with data/foley and weights"
     line: str = ""
-    "the line to which the points are added; those of the same clips seen take the place of what was there"
+    "the line to which the points are added; a point of the same clips seen is replaced"
     runs: tuple[Path, ...] = ()
     "copies of a run of `train patches`"
-    rows: tuple[str, ...] = ()
-    "rows of results/systems.md that are later points of the same line: the same run, autoencoder, vocoder and drawing"
+    rows: tuple[Path, ...] = ()
+    "JSON files of `foleybox evaluate` that are later points of the same line: same run, autoencoder, vocoder, settings"
     autoencoder: Path | None = None
     vocoder: Path | None = None
     guidance: tuple[float, ...] = GUIDANCE
     temperature: tuple[float, ...] = TEMPERATURE
-    real: str = "licensed-real-clips"
-    "row of results/systems.md that real clips of the same tiers have, or train for all of it: what a line is taken to lead to"
+    real: Path | None = Path("results/systems/real-licensed.json")
+    "JSON file of real clips of the same tiers: the value that a line is extrapolated to; None: all of `train`"
     work: Path = Path("runs/curve-work")
     clips: int = 100
     "sounds of each label"
     seed: int = 0
-    out: Path = ROOT / "results" / "learning_curve.md"
+    out: Path = Path("results/learning_curve.md")
 
 
-def rendered(run: Path, config: Benchmark) -> Path:
+def rendered(path: Path, config: Benchmark) -> Path:
     """Return the folder of a run's sounds."""
-    instrument = config.work / "instruments" / f"{run.name}-{clips_seen(run)}"
-    drawing = ("--guidance", *config.guidance, "--temperature", *config.temperature)
-    parts = ("--autoencoder", config.autoencoder, "--name", "curve", "--force", *drawing)
-    foleybox("export", run, config.vocoder, "-o", instrument, *parts)
-    return sounds_of(instrument, config.work, config.clips, config.seed)
+    instrument = config.work / "instruments" / f"{path.name}-{clips_seen(path)}"
+    settings = ("--guidance", *config.guidance, "--temperature", *config.temperature)
+    parts = ("--autoencoder", config.autoencoder, "--name", "curve", "--force", *settings)
+    foleybox("export", path, config.vocoder, "-o", instrument, *parts)
+    sounds = config.work / instrument.name
+    many = ("-n", config.clips, "--seed", config.seed)
+    foleybox("generate", "all", "--instrument", instrument, *many, "-o", sounds, "--force")
+    return sounds
+
+
+def foleybox(*arguments: object) -> None:
+    """Run a verb."""
+    if code := cli.main([str(argument) for argument in arguments]):
+        sys.exit(code)
 
 
 def measure(config: Benchmark, store: Store) -> None:
-    """Put the points of `config.runs` into their line."""
-    config.work.mkdir(parents=True, exist_ok=True)
-    records = evaluate([rendered(run, config) for run in config.runs], config.shared, config.work)
-    table_of_all = read_store(ROOT / "results" / "systems.json")
-    real = floors(records[0])["mean"]
-    if config.real != "train":
-        figures = table_of_all["systems"][config.real]["record"]["mean"]["figures"]
-        real = {name: figures[name]["value"] for name in SHOWN}
+    """Put the points of `config.runs` and `config.rows` into their line."""
+    data, sounds = f"{config.shared}/data/foley", [str(rendered(path, config)) for path in config.runs]
+    systems = run(Evaluate(tuple(sounds), f"{data}:dev", floor=f"{data}:train", keep_silent=True)).systems
+    figures = systems[0].mean.figures
+    real = {name: figures[name].floor for name in SHOWN}
+    if config.real is not None:
+        real = {name: read_result(config.real).systems[0].mean.figures[name].value for name in SHOWN}
     line = store["lines"].setdefault(config.line, {"points": []})
     line |= {
-        "command": f"`python benchmarks/learning_curve.py ../shared {shlex.join(_flags(config))}`",
+        "command": f"`python benchmarks/learning_curve.py {shlex.join(sys.argv[1:])}`",
         "clips": config.clips,
-        "real": {name: real[name] for name in SHOWN},
+        "real": real,
     }
-    for run, record in zip(config.runs, records, strict=True):
-        step = read_state(run / "state.pt")["step"]
-        log = [json.loads(row) for row in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    points = []
+    for path, system in zip(config.runs, systems, strict=True):
+        step = read_state(path / "state.pt")["step"]
+        log = [json.loads(row) for row in (path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         held = next((entry[HELD] for entry in log if entry["step"] == step and HELD in entry), None)
-        point = {"seen": clips_seen(run), "commit": commit() or "unknown", "held": held, "record": kept(record)}
-        line["points"] = [*(each for each in line["points"] if each["seen"] != point["seen"]), point]
-    for name in config.rows:
-        row = table_of_all["systems"][name]
-        point = {"seen": int(row["about"]["seen"].replace(",", "")), "commit": row["commit"], "held": None}
-        point |= {"record": row["record"]}
-        line["points"] = [*(each for each in line["points"] if each["seen"] != point["seen"]), point]
-    line["points"].sort(key=lambda point: point["seen"])
+        points.append({"seen": clips_seen(path), "commit": commit(), "held": held, "record": record(system)})
+    for file in config.rows:
+        result = read_result(file)
+        made = result.systems[0].run
+        assert made
+        points.append(
+            {"seen": made.clips_seen, "commit": result.commit, "held": None, "record": record(result.systems[0])}
+        )
+    new = {point["seen"] for point in points}
+    kept = [point for point in line["points"] if point["seen"] not in new]
+    line["points"] = sorted(kept + points, key=lambda point: point["seen"])
 
 
-def _flags(config: Benchmark) -> list[str]:
-    named = {"line": config.line, "runs": config.runs, "rows": config.rows}
-    named |= {"autoencoder": config.autoencoder, "vocoder": config.vocoder}
-    named |= {"guidance": config.guidance, "temperature": config.temperature, "real": config.real}
-    lists = {name: value if isinstance(value, tuple) else (value,) for name, value in named.items()}
-    return [word for name, value in lists.items() if value for word in (f"--{name}", *map(str, value))]
+def record(system: System) -> Store:
+    """Return the figures of a system, as the JSON file has them."""
+    return {
+        "mean": dataclasses.asdict(system.mean),
+        "labels": {slug: dataclasses.asdict(part) for slug, part in system.labels.items()},
+    }
 
 
-# --- where it leads -----------------------------------------------------------------------------------------------
+# --- extrapolation ------------------------------------------------------------------------------------------------
 
 
-def of(line: Store, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (clips seen, the metric) of those points of a line that have it."""
+def values_of(line: Store, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (clips seen, values of the metric) of those points of a line that have it."""
     points = [
         (point["seen"], point["record"]["mean"]["figures"][metric]["value"])
         for point in line["points"]
@@ -123,8 +141,8 @@ def of(line: Store, metric: str) -> tuple[np.ndarray, np.ndarray]:
 def fit(seen: np.ndarray, short: np.ndarray) -> tuple[float, float] | None:
     """Return (a, b) of short = a seen ** -b by least squares of the logarithms; None for what does not fall.
 
-    `short` is how far a line is from what real clips of the same tiers score. Under three points say nothing, and a point
-    that real clips do not surpass leaves nothing to fall.
+    `short` is the difference to the score of real clips of the same tiers. Fewer than three points are not fitted, nor
+    points that real clips do not exceed.
     """
     if len(seen) < 3 or short.min() <= 0:
         return None
@@ -132,10 +150,10 @@ def fit(seen: np.ndarray, short: np.ndarray) -> tuple[float, float] | None:
     return (float(np.exp(height)), float(-slope)) if slope < 0 else None
 
 
-def leads_to(name: str, line: Store, metric: str) -> str:
-    """Say in one line where a metric of a line leads."""
+def extrapolation(name: str, line: Store, metric: str) -> str:
+    """Return the fit of a metric of a line and its values at more clips, in one line."""
     digits, better, words = SHOWN[metric]
-    seen, values = of(line, metric)
+    seen, values = values_of(line, metric)
     if len(seen) < 3:
         return ""
     real = line["real"][metric]
@@ -143,19 +161,21 @@ def leads_to(name: str, line: Store, metric: str) -> str:
     if found is None:
         return f"* `{name}`, {words}: no fall towards the {real:.{digits}f} of real clips that could be extrapolated."
     scale, power = found
-    told = ", ".join(f"{real - better * scale * (seen[-1] * times) ** -power:.{digits}f} at {times}" for times in TIMES)
+    later = ", ".join(
+        f"{real - better * scale * (seen[-1] * times) ** -power:.{digits}f} at {times}" for times in TIMES
+    )
     sign = "-" if better > 0 else "+"
-    return f"* `{name}`, {words}: {real:.{digits}f} {sign} {scale:.3g} x clips^-{power:.2f}; {told} times the clips."
+    return f"* `{name}`, {words}: {real:.{digits}f} {sign} {scale:.3g} x clips^-{power:.2f}; {later} times the clips."
 
 
 def draw(store: Store, path: Path) -> None:
-    """Draw each metric: points with their intervals, and where they lead, dotted; real clips dashed."""
-    plot = Figure((12, 4))
+    """Draw each metric: points with intervals, the fit dotted, the score of real clips dashed."""
+    plot = Plot((12, 4), layout="constrained")
     for axes, (metric, (_, better, words)) in zip(
         plot.subplots(1, len(SHOWN), sharex=True), SHOWN.items(), strict=True
     ):
         for number, (name, line) in enumerate(store["lines"].items()):
-            seen, values = of(line, metric)
+            seen, values = values_of(line, metric)
             if not len(seen):
                 continue
             colour, real = f"C{number}", line["real"][metric]
@@ -169,7 +189,6 @@ def draw(store: Store, path: Path) -> None:
                 axes.plot(more, real - better * found[0] * more ** -found[1], ":", color=colour)
         axes.set(xscale="log", xlabel="clips seen", title=words)
     plot.axes[0].legend(fontsize=8)
-    plot.tight_layout()
     plot.savefig(path, dpi=90)
 
 
@@ -177,40 +196,44 @@ def draw(store: Store, path: Path) -> None:
 
 
 def page(store: Store, picture_name: str) -> str:
-    """Return the page of what was measured; nothing is worked out anew but where it leads."""
+    """Return the page of all lines, without its notes."""
+
+    def cell(figures: Store, metric: str) -> str:
+        return interval(Figure(**figures[metric]) if metric in figures else None)
+
     rows, by_label = [], []
     for name, line in store["lines"].items():
         for point in line["points"]:
-            mean, seen = point["record"]["mean"], f"{point['seen']:,}"
-            measured = [figure(mean, metric, digits) for metric, (digits, *_) in SHOWN.items()]
+            mean, seen = point["record"]["mean"]["figures"], f"{point['seen']:,}"
             held = "-" if point["held"] is None else f"{point['held']:.4f}"
-            rows.append([name, seen, *measured, held, str(line["clips"]), point["commit"]])
-            each = [figure(point["record"]["labels"][label.slug], "frechet", 1) for label in LABELS]
-            by_label.append([name, seen, *each])
+            cells = [cell(mean, metric) for metric in SHOWN]
+            rows.append([name, seen, *cells, held, str(line["clips"]), point["commit"]])
+            labels = point["record"]["labels"]
+            by_label.append([name, seen, *(cell(labels[label.slug]["figures"], "frechet") for label in LABELS)])
         real = [
             f"{line['real'][metric]:.{digits}f}" if metric in line["real"] else "-"
             for metric, (digits, *_) in SHOWN.items()
         ]
         rows.append([f"real clips for `{name}`", "-", *real, "-", str(line["clips"]), "-"])
-    commands = "\n".join(f"* `{name}`: {line['command']}" for name, line in store["lines"].items())
-    leads = [leads_to(name, line, metric) for name, line in store["lines"].items() for metric in SHOWN]
+    found = [extrapolation(name, line, metric) for name, line in store["lines"].items() for metric in SHOWN]
     parts = [
         "# Distance against clips seen",
-        "Written from [learning_curve.json](learning_curve.json). Reference `dev`, embedding mn04, seeds from 0, intervals of "
-        "95 % over the sounds, so many of each label as the column says. Real clips are `train` clips of the tiers that a line "
-        "heard, as [systems.md](systems.md) has them. The error on held-out clips is the flow's. Clips seen count everything "
-        "in a batch, and what the runs that it started from had seen: with `--others` a part of it is other sounds.",
+        "Written by `python benchmarks/learning_curve.py ../shared` from [learning_curve.json](learning_curve.json). "
+        "Reference `dev`, embedding mn04, seeds from 0, intervals of 95 % over the sounds; the column `sounds` is their "
+        "number a label. Real clips: `train` clips of the licence tiers that a line was trained on. Held-out error: of the "
+        "flow. Clips seen: clips in all batches, including the runs that a run was started from; with `--others` a part of "
+        "them is other sounds.",
         table(
             ["line", "clips seen", *(words for *_, words in SHOWN.values()), "held-out error", "sounds", "commit"], rows
         ),
         f"![each measure against clips seen]({picture_name})",
-        "## Where it leads",
-        "Least squares of the logarithm of what is missing to real clips; a fit of few points is a guess.",
-        "\n".join(line for line in leads if line),
+        "## Extrapolation",
+        "Least squares of the logarithm of the difference to real clips; a fit of few points is uncertain.",
+        "\n".join(line for line in found if line),
         "## FD by label",
         table(["line", "clips seen", *(label.name for label in LABELS)], by_label),
         "## Commands",
-        commands,
+        "\n".join(f"* `{name}`: {line['command']}" for name, line in store["lines"].items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -221,13 +244,11 @@ def main(config: Benchmark) -> None:
     if config.runs:
         if not (config.line and config.autoencoder and config.vocoder):
             raise UserError("--runs without --line, --autoencoder and --vocoder: give all of them")
+        config.work.mkdir(parents=True, exist_ok=True)
         measure(config, store)
         write_text(path, json.dumps(store, indent=1) + "\n")
-    picture = config.out.with_suffix(".png")
-    draw(store, picture)
-    seen = config.out.with_name(f"{config.out.stem}_seen.md")
-    words = "\n" + seen.read_text(encoding="utf-8").rstrip() + "\n" if seen.is_file() else ""
-    write_text(config.out, page(store, picture.name) + words)
+    draw(store, config.out.with_suffix(".png"))
+    write_keeping_notes(config.out, page(store, config.out.with_suffix(".png").name))
 
 
 if __name__ == "__main__":

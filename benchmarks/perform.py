@@ -1,8 +1,8 @@
-"""What a scene costs: ten minutes with 2,000 events of three labels and rain under them; where its rises lie; a pack.
+"""Write results/perform.md: time, memory and accuracy of scenes, packs and loops, with scene.png and loop.png.
 
-    python benchmarks/perform.py results
+python benchmarks/perform.py results
 
-writes perform.md, scene.png and loop.png there; `--instrument FOLDER` measures another instrument than the usual one.
+A scene of ten minutes with 2,000 events of three labels, without and with rain; times of onsets; a pack; two loops.
 """
 
 import csv
@@ -20,14 +20,19 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from kt import table
+from matplotlib.figure import Figure as Plot
 
 from foleybox.audio import read_wave
 from foleybox.files import write_text
-from foleybox.lab.export.export import commit
+from foleybox.lab.evaluation.tables import table
+from foleybox.studio.events import Event
+from foleybox.studio.loop import FADE, loop_source, looped, measure_seam, steady_clip
 from foleybox.studio.onsets import find_onsets
+from foleybox.studio.scene import Style, perform
 from foleybox.studio.seeds import noise
+from foleybox.studio.spectra import band_levels, flux
 from foleybox.studio.synth import Synth, cores
+from foleybox.version import commit
 
 LABELS = ("Footstep", "Keyboard", "GunShot")
 APART = 3.5  # seconds
@@ -36,7 +41,7 @@ APART = 3.5  # seconds
 def onset_list(path: Path, minutes: float, events: int) -> None:
     """Write so many events at random times (seed 0), most of them footsteps, with random velocities."""
     draws = noise(0, (events, 3))
-    # A normal number as a place between 0 and 1: its logistic function, which is near enough.
+    # The logistic function maps normal numbers to about uniform ones between 0 and 1.
     place, kind, hit = (1 / (1 + np.exp(-1.7 * draws.astype(float)))).T
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -46,7 +51,7 @@ def onset_list(path: Path, minutes: float, events: int) -> None:
 
 
 def apart_list(path: Path) -> None:
-    """Write 64 events of each label, 3.5 s apart: each has died away before the next, so that its rise can be measured."""
+    """Write 64 events of each label, 3.5 s apart: each has decayed before the next, so that its onset can be measured."""
     rows = [f"{place * APART},{label},{0.3 + 0.1 * (place % 8):.1f}" for place in range(64) for label in LABELS]
     path.write_text("\n".join(["time,label,velocity", *rows]) + "\n", encoding="utf-8")
 
@@ -61,34 +66,25 @@ def run(command: list[str], folder: Path) -> tuple[float, float, float]:
 
 
 def misses(stem: Path) -> list[float]:
-    """Return how far the rise nearest to each time of `apart_list` is from it, in ms."""
+    """Return the distance in ms of each time of `apart_list` to the nearest onset."""
     wave, rate = read_wave(stem)
     found = []
     for place in range(64):
         first = max(0, round((place * APART - 0.1) * rate))
-        rises = [first + each.sample for each in find_onsets(wave[first : first + round(APART * rate)], rate)]
-        found.append(min((abs(rise / rate - place * APART) for rise in rises), default=np.inf) * 1000)
+        onsets = [first + each.sample for each in find_onsets(wave[first : first + round(APART * rate)], rate)]
+        found.append(min((abs(onset / rate - place * APART) for onset in onsets), default=np.inf) * 1000)
     return found
 
 
 def draw(out: Path, synth: Synth) -> None:
     """Draw a scene with its onsets over the waveform (scene.png), and a loop's seam (loop.png)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from foleybox.studio.events import Event
-    from foleybox.studio.loop import FADE, loop_source, looped, measure_seam, steady_clip
-    from foleybox.studio.scene import Style, perform
-    from foleybox.studio.spectra import band_levels, flux
-
     steps = [0.4, 0.95, 1.5, 2.02, 2.55, 3.1, 3.6]
     events = [Event(at, "footstep", 0.5 + 0.08 * place) for place, at in enumerate(steps)]
     events += [Event(1.2, "dog_bark"), Event(1.55, "dog_bark", 0.6), Event(2.9, "gunshot")]
     scene = perform(synth, events, surfaces={"rain": [(0, 0.05), (4.5, 0.6)]}, seed=1, style=Style(amount=0.4))
     names = ("mix", *scene.stems)
-    figure, axes = plt.subplots(len(names), 1, figsize=(11, 7), sharex=True, constrained_layout=True)
+    figure = Plot(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True)
     for axis, name in zip(axes, names):
         clip = scene.mix() if name == "mix" else scene.stem(name)
         axis.plot(np.arange(len(clip.wave)) / clip.rate, clip.wave, lw=0.4, color="#2b6cb0")
@@ -97,10 +93,11 @@ def draw(out: Path, synth: Synth) -> None:
         axis.set_ylabel(name, rotation=0, ha="right", va="center")
         axis.set_yticks([])
         axis.spines[["top", "right", "left"]].set_visible(False)
-    axes[-1].set_xlabel("seconds (red: the times that were asked for)")
+    axes[-1].set_xlabel("seconds (red: the requested times)")
     figure.savefig(out / "scene.png", dpi=80)
 
-    figure, axes = plt.subplots(2, 2, figsize=(11, 5), constrained_layout=True)
+    figure = Plot(figsize=(11, 5), layout="constrained")
+    axes = figure.subplots(2, 2)
     for column, label in enumerate(("Rain", "MovingMotorVehicle")):
         loop, wrap = looped(loop_source(synth, steady_clip(synth, label, 0), 2.0), 2.0)
         seam = measure_seam(loop.wave, loop.rate, wrap.fade)
@@ -122,12 +119,12 @@ def draw(out: Path, synth: Synth) -> None:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Measure, draw, write."""
+    """Measure scenes, a pack and loops, write the page."""
 
     out: tyro.conf.Positional[Path] = Path("results")
     "the folder of the page and its pictures"
     instrument: str | None = None
-    "a folder; default: the one that plays when none is named"
+    "a folder; default: the default instrument"
     minutes: float = 10
     "of the scene"
     events: int = 2000
@@ -151,7 +148,7 @@ def figures(config: Scenes) -> list[list[str]]:
         run(["perform", "apart.csv", "-o", "apart", *source], folder)
         for label in LABELS:
             found = misses(folder / "apart" / "stems" / f"{label}.wav")
-            what = f"rises of {len(found)} {label} events, {APART:g} s apart: the farthest from its time"
+            what = f"onsets of {len(found)} {label} events, {APART:g} s apart: largest error of their times"
             rows.append([what, f"{max(found):.2f} ms", "5 ms"])
         run(["pack", "footstep", "--count", "50", "-o", "pack", *source], folder)
         with (folder / "pack" / "manifest.csv").open(encoding="utf-8") as file:
@@ -169,19 +166,19 @@ def main(config: Scenes) -> int:
     made, rows = synth.instrument, figures(config)
     draw(config.out, synth)
     command = shlex.join(["python", "benchmarks/perform.py", *sys.argv[1:]])
-    page = f"""# Scenes, loops and packs: what they cost and where they lie
+    page = f"""# Scenes, loops and packs: time, memory, accuracy
 
-Written by `{command}` at commit {commit() or "unknown"}: instrument `{made.name}` {made.version}, seed 0 (the
-scene's and the onset list's), Python {platform.python_version()}, onnxruntime {version("onnxruntime")}, {cores()} cores (load
+Written by `{command}` at commit {commit() or "unknown"}: instrument `{made.name}` {made.version}, seed 0 (of the
+scene and of the event list), Python {platform.python_version()}, onnxruntime {version("onnxruntime")}, {cores()} cores (load
 before: {load:.1f}).
 
 {table(["what", "measured", "target"], rows)}
 
-A rise is measured in the finished stem by the detector that also takes onsets from recordings (`studio/onsets.py`); that it
-finds known clicks within 5 ms is a test of its own (`tests/test_onsets.py`), as is that every event of a random list
-lies within 5 ms of its time, on an instrument whose onsets are known (`tests/test_scene.py`).
+An onset is found in the finished stem by the detector that also takes onsets from recordings (`studio/onsets.py`);
+`tests/test_onsets.py` checks that it finds known clicks within 5 ms, `tests/test_scene.py` that every event of a random list
+lies within 5 ms of its time, on an instrument whose onsets are known.
 
-![a scene: the times that were asked for over the waveforms of the mix and its stems](scene.png)
+![a scene: the requested times over the waveforms of the mix and its stems](scene.png)
 
 ![two loops: a second on either side of the wrap, and the flux there](loop.png)
 """
@@ -191,4 +188,4 @@ lies within 5 ms of its time, on an instrument whose onsets are known (`tests/te
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Scenes, description=__doc__)))
+    sys.exit(main(tyro.cli(Scenes)))

@@ -1,35 +1,32 @@
-"""The ruler's marks: what each metric says of real clips, and of real clips made worse in known ways.
+"""Write results/measure.md: every metric of real clips, and of real clips that were degraded in known ways.
 
-Run from the repository root (about ten minutes on two cores):
+python benchmarks/ruler.py ../shared/data/foley
 
-    PYTHONPATH=src python benchmarks/ruler.py ../shared/data/foley --output results/measure.md
-
-`--systems FOLDER ...` adds systems below the marks. Figures depend on the recordings; the seed fixes all else.
+About ten minutes on two cores. `--systems FOLDER ...` adds systems. Figures depend on the recordings and the seed only.
 """
 
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
-from kt import table
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 
 from foleybox.audio import fit, read_wave, write_wave
 from foleybox.files import write_text
 from foleybox.lab.core.clips import ClipFile, find_clips
+from foleybox.lab.evaluation import page
+from foleybox.lab.evaluation.evaluate import Evaluate, run, write_page
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
-from foleybox.lab.evaluation.page import Point, dot_plot
-from foleybox.lab.evaluation.report import Evaluate, run, write_page
-from foleybox.lab.evaluation.tables import cell, number, protocol_entries, title_of
-from foleybox.lab.export.command import commit
+from foleybox.lab.evaluation.result import Result
+from foleybox.lab.evaluation.tables import cell, metrics_of, number, protocol_entries, table, title_of
 from foleybox.labels import LABELS
+from foleybox.version import commit
 
 RATE, SAMPLES = 22_050, 88_200
 Wave = NDArray[np.float32]
@@ -37,7 +34,7 @@ Wave = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Ruler:
-    """Measure real train clips, as they are and made worse, against real dev clips."""
+    """Measure real train clips, unchanged and degraded, against real dev clips."""
 
     data: tyro.conf.Positional[Path]
     "a folder with a manifest of splits `train` and `dev`"
@@ -47,7 +44,7 @@ class Ruler:
     seed: int = 0
     bootstrap: int = 200
     systems: tuple[str, ...] = ()
-    "folders of generated clips to put below the marks"
+    "folders of generated clips to measure too"
     made: str = ""
     "the command that made them"
     html: Path | None = None
@@ -64,32 +61,32 @@ def noisy(decibels: float) -> Callable[[Wave, np.random.Generator], Wave]:
     return change
 
 
-def dull(wave: Wave, _: np.random.Generator) -> Wave:
+def low_passed(wave: Wave, _: np.random.Generator) -> Wave:
     """Low-pass at 2 kHz: Butterworth of order 8, forwards and backwards."""
     return sosfiltfilt(butter(8, 2_000, fs=RATE, output="sos"), wave).astype(np.float32)
 
 
-MARKS: dict[str, Callable[[Wave, np.random.Generator], Wave]] = {
+DEGRADED: dict[str, Callable[[Wave, np.random.Generator], Wave]] = {
     "real train clips": lambda wave, _: wave,
     "+ white noise at 20 dB": noisy(20),
     "+ white noise at 10 dB": noisy(10),
     "+ white noise at 0 dB": noisy(0),
-    "low-passed at 2 kHz": dull,
+    "low-passed at 2 kHz": low_passed,
 }
 
 
-def write_marks(chosen: Sequence[ClipFile], config: Ruler, root: Path) -> list[str]:
-    """Write each mark as a folder of class folders; return the folders."""
+def write_sets(chosen: Sequence[ClipFile], config: Ruler, root: Path) -> list[str]:
+    """Write each set of clips as a folder of class folders; return the folders."""
     folders = []
     waves = [fit(read_wave(clip.path, RATE)[0], SAMPLES) for clip in chosen]
     labels = [clip.label for clip in chosen]
     order = np.random.default_rng([config.seed, 1]).permutation(len(chosen)).tolist()
     few = [index - index % config.clips + index % config.clips // 10 for index in range(len(chosen))]
     sets: dict[str, tuple[Callable[[Wave, np.random.Generator], Wave], Sequence[int]]] = {
-        name: (change, range(len(chosen))) for name, change in MARKS.items()
+        name: (change, range(len(chosen))) for name, change in DEGRADED.items()
     }
-    sets[f"{config.clips // 10} clips of each label, ten times over"] = (MARKS["real train clips"], few)
-    sets["shuffled over the labels"] = (MARKS["real train clips"], order)
+    sets[f"{config.clips // 10} clips of each label, ten times over"] = (DEGRADED["real train clips"], few)
+    sets["shuffled over the labels"] = (DEGRADED["real train clips"], order)
     for name, (change, source) in sets.items():
         generator = np.random.default_rng([config.seed, 2])
         for index, origin in enumerate(source):
@@ -110,65 +107,47 @@ def choose(clips: Sequence[ClipFile], config: Ruler) -> list[ClipFile]:
     return chosen
 
 
-def text_of(result: Mapping[str, Any], config: Ruler) -> str:
-    """Return the tables."""
-    protocol = result["protocol"]
-    metrics = [name for name in METRICS if name in result["systems"][0]["mean"]["figures"]]
-    head = ["what", *(title_of(name, protocol) for name in metrics)]
-    rows = []
-    first = result["systems"][0]
-    floors = [number(first["mean"]["figures"][name]["floor"]) for name in metrics]
-    rows.append(["floor: five draws of train clips", *floors])
-    rows += [[each["name"], *(cell(each["mean"]["figures"][name]) for name in metrics)] for each in result["systems"]]
-    words = ["python", "benchmarks/ruler.py", str(config.data), "--output", str(config.output)]
-    words += ["--systems", *config.systems] if config.systems else []
-    words += ["--made", config.made] if config.made else []
-    own = f"Systems, below the marks: {', '.join(f'`{each}`' for each in config.systems)}"
-    own += f", made by `{config.made}`." if config.made else "."
+def text_of(result: Result, config: Ruler) -> str:
+    """Return the page."""
+    protocol, first = result.protocol, result.systems[0]
+    metrics = metrics_of(result.systems)
+    head = ["sounds", *(title_of(name, protocol) for name in metrics)]
+    real = "real train clips, mean of 20 draws"
+    rows = [[real, *(number(first.mean.figures[name].floor) for name in metrics)]]
+    rows += [[each.name, *(cell(each.mean.figures[name]) for name in metrics)] for each in result.systems]
+    made = f" Systems, in the last rows: {', '.join(f'`{each}`' for each in config.systems)}" if config.systems else ""
+    made += f", made by `{config.made}`." if config.made else "." if made else ""
     parts = [
         "# What a distance means",
-        f"Made by `PYTHONPATH=src {shlex.join(words)}` at commit {commit() or 'unknown'}. Every row but a system's own is "
-        f"made of {config.clips} real train clips a label, seed {config.seed}, measured against the real dev clips; no "
-        "recording is in both.",
-        own if config.systems else "",
-        "\n".join(f"* {term}: {text}" for term, text in protocol_entries(protocol) if term != "floor"),
-        "\n".join(f"> {note}" for note in result["notes"]),
-        f"![distances by label]({config.output.with_suffix('.svg').name})",
+        f"Written by `{shlex.join(['python', 'benchmarks/ruler.py', *sys.argv[1:]])}` at commit {commit() or 'unknown'}. Every "
+        f"row but those of systems is made from {config.clips} real `train` clips a label, seed {config.seed}, measured against "
+        f"the real `dev` clips; no recording is in both.{made}",
+        "\n".join(f"* {term}: {text}" for term, text in protocol_entries(protocol)),
+        "\n".join(f"> {note}" for note in result.notes),
+        f"![FD by label]({config.output.with_suffix('.png').name})",
         "## Mean of the seven labels",
         table(head, rows),
     ]
-    labels = [label for label in LABELS if label.slug in first["labels"]]
+    labels = [label for label in LABELS if label.slug in first.labels]
     for name in metrics:
-        lines = [["floor", *(number(first["labels"][label.slug]["figures"][name]["floor"]) for label in labels)]]
+        lines = [[real, *(number(first.labels[label.slug].figures[name].floor) for label in labels)]]
         lines += [
-            [each["name"], *(cell(each["labels"][label.slug]["figures"].get(name)) for label in labels)]
-            for each in result["systems"]
+            [each.name, *(cell(each.labels[label.slug].figures.get(name)) for label in labels)]
+            for each in result.systems
         ]
-        parts += [f"## {title_of(name, protocol)}", METRICS[name].meaning, table(["what", *map(str, labels)], lines)]
-    counts = ", ".join(f"{label} {protocol['reference_clips'][label.slug]}" for label in labels)
+        parts += [f"## {title_of(name, protocol)}", METRICS[name].meaning, table(["sounds", *map(str, labels)], lines)]
+    counts = ", ".join(f"{label} {protocol.reference_clips[label.slug]}" for label in labels)
     parts.append(f"Reference clips: {counts}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def picture(result: Mapping[str, Any]) -> str:
-    """Return the distances of every row, label by label, as an SVG."""
-    labels = [label for label in LABELS if label.slug in result["systems"][0]["labels"]]
-    series = []
-    for each in result["systems"]:
-        found = [each["labels"][label.slug]["figures"]["frechet"] for label in labels]
-        series.append((each["name"], [Point(one["value"], one["low"], one["high"]) for one in found]))
-    rows = [*map(str, labels)]
-    marks = [result["systems"][0]["labels"][label.slug]["figures"]["frechet"]["floor"] for label in labels]
-    return dot_plot(title_of("frechet", result["protocol"]), rows, series, marks, legend_rows=True) + "\n"
-
-
 def main(config: Ruler) -> int:
-    """Write the marks, measure them, write the tables."""
+    """Write the sets, measure them, write the page."""
     chosen = choose(find_clips(config.data, "train"), config)
     with tempfile.TemporaryDirectory() as folder:
-        marks = write_marks(chosen, config, Path(folder))
+        sets = write_sets(chosen, config, Path(folder))
         question = Evaluate(
-            generated=(*marks, *config.systems),
+            generated=(*sets, *config.systems),
             reference=f"{config.data}:dev",
             floor=f"{config.data}:train",
             measure=MeasureConfig(seed=config.seed, bootstrap=config.bootstrap),
@@ -179,10 +158,10 @@ def main(config: Ruler) -> int:
             write_page(question, result)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(config.output, text_of(result, config))
-    write_text(config.output.with_suffix(".svg"), picture(result))
+    config.output.with_suffix(".png").write_bytes(page.png(page.plot(result, ["frechet"]), dpi=80))
     print(text_of(result, config))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Ruler, description=__doc__)))
+    sys.exit(main(tyro.cli(Ruler)))

@@ -1,9 +1,8 @@
-"""What --temperature costs and gives: nearness to real recordings against diversity within a label, as a curve.
+"""Write results/temperature.md: distance to real recordings and diversity at several temperatures.
 
-    PYTHONPATH=src python benchmarks/temperature.py ../shared/data/foley:dev --floor ../shared/data/foley:train
+python benchmarks/temperature.py ../shared/data/foley:dev --floor ../shared/data/foley:train
 
-renders n clips a label at each temperature, the same seeds, measures them as `foleybox evaluate` does, and writes
-results/temperature.md and results/temperature.png.
+Renders the same seeds at each temperature and measures them as `foleybox evaluate` does.
 """
 
 import shlex
@@ -11,19 +10,19 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
-from kt import RESULTS, table
+from matplotlib.figure import Figure as Plot
 
+from foleybox.files import write_text
 from foleybox.instrument import Instrument
+from foleybox.lab.evaluation.evaluate import Evaluate, run
 from foleybox.lab.evaluation.measures import METRICS, MeasureConfig
-from foleybox.lab.evaluation.report import Evaluate, run
-from foleybox.lab.export.command import commit
+from foleybox.lab.evaluation.result import Result
+from foleybox.lab.evaluation.tables import cell, metrics_of, number, table
 from foleybox.labels import LABELS
 from foleybox.studio.synth import Synth
-
-COLUMNS = ("frechet", "kad", "precision", "recall", "density", "coverage", "diversity", "accuracy")
+from foleybox.version import commit
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Temperatures:
     reference: tyro.conf.Positional[str]
     "real clips: folder:split"
     floor: str
-    "further real clips, for what real clips score"
+    "further real clips, for the scores of real clips"
     instrument: str | None = None
-    "a folder; default: the one that plays when none is named"
+    "a folder; default: the default instrument"
     clips: int = 50
     "a label and temperature"
     seed: int = 0
@@ -44,6 +43,7 @@ class Temperatures:
     "to measure at"
     bootstrap: int = 100
     "replicates of the intervals"
+    output: Path = Path("results/temperature.md")
 
 
 def render(config: Temperatures, synth: Synth, folder: Path) -> list[str]:
@@ -59,46 +59,34 @@ def render(config: Temperatures, synth: Synth, folder: Path) -> list[str]:
     return folders
 
 
-def cell(figure: dict[str, float | None] | None) -> str:
-    """Write a figure with its interval."""
-    if not figure or figure["value"] is None:
-        return "–"
-    interval = "" if figure["low"] is None else f" [{figure['low']:.2f}, {figure['high']:.2f}]"
-    return f"{figure['value']:.2f}{interval}"
-
-
-def report(config: Temperatures, made: Instrument, result: dict[str, Any]) -> str:
+def report(config: Temperatures, made: Instrument, result: Result) -> str:
     """Return the page."""
-    systems = {system["name"]: system for system in result["systems"]}
-    means = {name: system["mean"]["figures"] for name, system in systems.items()}
-    columns = [column for column in COLUMNS if column in next(iter(means.values()))]
+    metrics, head = metrics_of(result.systems), [METRICS[name].title for name in metrics_of(result.systems)]
     mean = table(
-        ["temperature", *(METRICS[each].title for each in columns)],
-        [[name, *(cell(figures[each]) for each in columns)] for name, figures in means.items()],
+        ["temperature", *head],
+        [[each.name, *(cell(each.mean.figures[name]) for name in metrics)] for each in result.systems],
     )
-    real = next(iter(means.values()))
-    floors = ", ".join(
-        f"{METRICS[each].title} {real[each]['floor']:.2f}" for each in columns if real[each]["floor"] is not None
-    )
+    real = result.systems[0].mean.figures
+    floors = ", ".join(f"{METRICS[name].title} {number(real[name].floor)}" for name in metrics)
 
     def by_label(metric: str) -> str:
         rows = [
-            [label.name, *(cell(system["labels"][label.slug]["figures"][metric]) for system in systems.values())]
+            [label.name, *(cell(each.labels[label.slug].figures[metric]) for each in result.systems)]
             for label in LABELS
         ]
-        return table(["label", *(f"T = {name}" for name in systems)], rows)
+        return table(["label", *(f"T = {each.name}" for each in result.systems)], rows)
 
     command = shlex.join(["python", "benchmarks/temperature.py", *sys.argv[1:]])
-    return f"""# What --temperature costs and gives
+    seeds = f"{config.seed} to {config.seed + config.clips - 1}"
+    return f"""# What --temperature changes
 
-`{made.name}` {made.version}, {config.clips} clips a label and temperature, seeds {config.seed} to
-{config.seed + config.clips - 1}, against the held-out split `dev` (never used for training), embedding mn04, intervals of
-{config.bootstrap} bootstrap replicates over clips. Written by `{command}`
-at commit {commit() or "unknown"}.
-The columns are those of [docs/measure.md](../docs/measure.md).
+`{made.name}` {made.version}, {config.clips} clips a label and temperature, seeds {seeds}, against the held-out split
+`dev` (never used for training), embedding mn04, intervals of {config.bootstrap} bootstrap replicates over clips. Written by
+`{command}`
+at commit {commit() or "unknown"}. Columns: [docs/measure.md](../docs/measure.md).
 
-The temperature scales the noise that a sound is drawn from (by how much an instrument scales it for a label itself
-comes on top): below 1 the sounds of a label come nearer to its typical sound, above 1 they reach further out.
+The temperature scales the noise that a sound is generated from, in addition to the scale that an instrument has for each
+label. Below 1 sounds are nearer to the typical sound of their label, above 1 they vary more.
 
 ![distance to real recordings and diversity against temperature](temperature.png)
 
@@ -106,7 +94,7 @@ comes on top): below 1 the sounds of a label come nearer to its typical sound, a
 
 {mean}
 
-What real `train` clips score at that n: {floors or "not measured"}.
+Scores of real `train` clips at that n: {floors}.
 
 ## FD by label
 
@@ -114,32 +102,24 @@ What real `train` clips score at that n: {floors or "not measured"}.
 
 ## Diversity by label
 
-{by_label("diversity" if "diversity" in columns else "recall")}
+{by_label("diversity")}
 """
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw FD and diversity against temperature, mean of the labels, with their intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = [float(system["name"]) for system in result["systems"]]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for axis, metric, title in zip(
-        axes, ("frechet", "diversity"), ("FD to real recordings (less is nearer)", "diversity (1: as real)")
-    ):
-        found = [system["mean"]["figures"][metric] for system in result["systems"]]
-        axis.plot(names, [each["value"] for each in found], "o-", color="#721f81")
-        axis.fill_between(
-            names, [each["low"] for each in found], [each["high"] for each in found], alpha=0.2, color="#721f81"
-        )
-        if found[0]["floor"] is not None:
-            axis.axhline(found[0]["floor"], color="grey", linestyle=":")
-            axis.text(names[0], found[0]["floor"], " real clips", va="bottom", color="grey")
-        axis.set(title=title, xlabel="temperature")
-    figure.savefig(path, dpi=100)
+def draw(result: Result, path: Path) -> None:
+    """Draw FD and diversity against temperature, mean of the labels, with intervals."""
+    temperatures = [float(system.name) for system in result.systems]
+    plot = Plot(figsize=(8, 3), layout="constrained")
+    titles = ("FD to real recordings (lower: nearer)", "diversity (1: as real recordings)")
+    for axes, metric, title in zip(plot.subplots(1, 2), ("frechet", "diversity"), titles):
+        found = [system.mean.figures[metric] for system in result.systems]
+        axes.plot(temperatures, [each.value for each in found], "o-")
+        axes.fill_between(temperatures, [each.low for each in found], [each.high for each in found], alpha=0.2)
+        if found[0].floor is not None:
+            axes.axhline(found[0].floor, color="grey", linestyle=":", label="real clips")
+        axes.set(title=title, xlabel="temperature")
+        axes.legend()
+    plot.savefig(path, dpi=100)
 
 
 def main(config: Temperatures) -> int:
@@ -150,11 +130,11 @@ def main(config: Temperatures) -> int:
         measure = MeasureConfig(seed=config.seed, bootstrap=config.bootstrap)
         result = run(Evaluate(tuple(folders), config.reference, floor=config.floor, measure=measure))
     text = report(config, synth.instrument, result)
-    draw(result, RESULTS / "temperature.png")
-    (RESULTS / "temperature.md").write_text(text, encoding="utf-8")
+    draw(result, config.output.with_suffix(".png"))
+    write_text(config.output, text)
     print(text)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Temperatures, description=__doc__)))
+    sys.exit(main(tyro.cli(Temperatures)))

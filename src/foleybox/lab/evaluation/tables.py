@@ -91,16 +91,16 @@ def _value(part: Means | None) -> float | None:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
-def number(value: float | None) -> str:
-    """Write a figure with three significant digits.
+def number(value: float | None, most: int = 9) -> str:
+    """Write a figure with three significant digits, at most `most` decimals.
 
-    >>> number(12.3456), number(0.04321), number(None)
-    ('12.3', '0.043', '–')
+    >>> number(12.3456), number(0.04321), number(None), number(7.8, 1)
+    ('12.3', '0.043', '–', '7.8')
     """
     if value is None:
         return "–"
     size = abs(value)
-    return f"{value:.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
+    return f"{value:.{min(most, 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3)}f}"
 
 
 def cell(figure: Figure | None) -> str:
