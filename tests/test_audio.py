@@ -66,7 +66,7 @@ def encoded(kind: str, wave: np.ndarray = NOISE) -> bytes:
 
 @pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC", "OGG"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
-def test_a_file_that_was_cut_short_is_refused_wherever_the_cut(tmp_path: Path, kind: str, share: float) -> None:
+def test_a_truncated_file_is_refused_wherever_the_cut(tmp_path: Path, kind: str, share: float) -> None:
     whole = encoded(kind)
     path = tmp_path / f"x.{kind.lower()}"
     path.write_bytes(whole)
@@ -92,7 +92,7 @@ def test_a_wav_from_a_pipe_whose_header_states_no_size_is_read(tmp_path: Path) -
     assert len(read_wave(tmp_path / "x.wav")[0]) == len(NOISE)
 
 
-def test_what_holds_no_sound_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_file_without_sound_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").write_bytes(b"")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 8_000)
     soundfile.write(tmp_path / "nan.wav", np.array([0.1, np.nan, np.inf]), 8_000, subtype="FLOAT")
@@ -222,7 +222,7 @@ def test_resampling_keeps_a_tone_and_the_length(new_rate: int) -> None:
     np.testing.assert_allclose(moved[999:-999], tone(1_000, new_rate, 1)[999:-999], atol=1e-4)
 
 
-def test_levels_of_a_sine_are_those_of_the_textbook() -> None:
+def test_levels_of_a_sine_are_the_textbook_values() -> None:
     sine = tone(1_000, 48_000, 1, level=1.0)
     assert peak_db(sine) == pytest.approx(0, abs=0.01)
     assert rms_db(sine) == pytest.approx(-3.01, abs=0.01)
@@ -260,7 +260,7 @@ def test_loudness_of_short_clips_and_silence_is_defined() -> None:
     assert loudness(np.zeros(0, np.float32), 22_050) == -np.inf
 
 
-def test_loudness_is_measured_where_rounding_would_put_the_last_block_beyond_the_end() -> None:
+def test_loudness_is_defined_where_rounding_puts_the_last_block_beyond_the_end() -> None:
     # At 11,025 Hz blocks start every 1102.5 samples: the start of this wave's last block is rounded up.
     assert loudness(np.full(7_717, 0.1, np.float32), 11_025) < -40
 

@@ -1,4 +1,4 @@
-"""Lists of times as people write them are read, sorted and kept whole; what cannot be placed is told in one line."""
+"""Event lists in every format are read and sorted without losing an event; mistakes are errors of one line."""
 
 import csv
 import io
@@ -73,7 +73,7 @@ def test_a_csv_is_read_in_any_order_separator_and_decimal_mark(tmp_path: Path, c
         ("", "is empty: expected a line of column names"),
     ],
 )
-def test_what_cannot_be_placed_is_told_with_its_line(tmp_path: Path, content: str, words: str) -> None:
+def test_an_event_that_cannot_be_placed_is_an_error_with_its_line(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(UserError, match=None) as caught:
         read_events(file(tmp_path, "on.csv", content))
     assert words in str(caught.value)
@@ -123,7 +123,7 @@ def test_json_may_be_a_list_of_times_alone() -> None:
         ('[{"time": 1, "seed": 1e300}]', "expected a whole number from 0"),
     ],
 )
-def test_json_that_is_no_list_of_events_is_told(content: str, words: str) -> None:
+def test_json_that_is_no_list_of_events_is_an_error(content: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
         json_events(content.encode(), "on.json")
     assert words in str(caught.value)
@@ -174,7 +174,7 @@ def test_midi_follows_its_changes_of_tempo() -> None:
     assert [event.time for event in midi_events(memory.getvalue(), {}, "x")] == pytest.approx([1.0, 2.5])
 
 
-def test_midi_that_holds_no_notes_counts_frames_or_is_cut_is_told(tmp_path: Path) -> None:
+def test_midi_without_notes_or_with_film_frames_or_truncated_is_an_error(tmp_path: Path) -> None:
     whole = midi([(480, 36, 127)])
     frames = bytearray(whole)
     frames[12:14] = b"\xe7\x28"  # 25 frames a second, 40 ticks a frame
@@ -200,7 +200,7 @@ def test_notes_are_given_labels_by_number() -> None:
 # --- patterns, recordings -----------------------------------------------------------------------------------------
 
 
-def test_a_pattern_is_sixteenths_with_three_strengths_and_is_played_again() -> None:
+def test_a_pattern_is_sixteenths_with_three_velocities_and_can_be_repeated() -> None:
     events = pattern_events(60, "X. xo | -_..", 2)
     assert [(event.time, event.velocity) for event in events] == [
         (0, 1.0), (0.5, 0.7), (0.75, 0.4), (2, 1.0), (2.5, 0.7), (2.75, 0.4),
@@ -218,12 +218,12 @@ def test_a_pattern_is_sixteenths_with_three_strengths_and_is_played_again() -> N
         (100, "x", 0, "--repeat 0"),
     ],
 )
-def test_a_pattern_that_cannot_be_played_is_told(bpm: float, pattern: str, repeat: int, words: str) -> None:
+def test_a_pattern_that_cannot_be_played_is_an_error(bpm: float, pattern: str, repeat: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         pattern_events(bpm, pattern, repeat)
 
 
-def test_a_recording_gives_its_own_rises_as_loud_as_they_are(tmp_path: Path) -> None:
+def test_a_recording_gives_its_onsets_with_their_levels(tmp_path: Path) -> None:
     wave = clicks([0.5, 1.0, 1.5], 2.0)
     wave[10_000:] *= 0.5  # the third
     write_wave(tmp_path / "click.wav", wave, 8_000)
@@ -236,7 +236,7 @@ def test_a_recording_gives_its_own_rises_as_loud_as_they_are(tmp_path: Path) -> 
         read_events(tmp_path / "hum.wav")
 
 
-def test_a_file_of_another_kind_or_none_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_or_one_of_another_format_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read onsets from x.xlsx: expected a name that ends in .csv"):
         read_events("x.xlsx")
     for name in ("no.csv", "no.json", "no.mid", "no.wav", "no.txt"):
@@ -253,7 +253,7 @@ SUFFIX = st.sampled_from([".csv", ".tsv", ".txt", ".json", ".mid", ".wav", ".fla
 
 @settings(deadline=None, max_examples=120)
 @given(SUFFIX, BYTES | TEXTS)
-def test_any_bytes_are_events_or_one_line(
+def test_any_bytes_are_events_or_an_error_of_one_line(
     tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"fuzz{suffix}"
@@ -268,7 +268,7 @@ def test_any_bytes_are_events_or_one_line(
 
 @settings(deadline=None, max_examples=120)
 @given(st.data())
-def test_a_damaged_midi_file_is_events_or_one_line(data) -> None:
+def test_a_damaged_midi_file_is_events_or_an_error_of_one_line(data) -> None:
     content = bytearray(midi([(480, 36, 127), (100, 38, 9), (50, 40, 70)]))
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -28,7 +28,7 @@ def test_spelling_in_circulation_is_understood(text: str | int, name: str) -> No
     assert parse_label(text).name == name
 
 
-def test_ids_are_the_places_in_the_table_and_spellings_never_collide() -> None:
+def test_ids_are_the_indices_of_the_table_and_spellings_never_collide() -> None:
     assert [label.id for label in LABELS] == list(range(7))
     for label in LABELS:
         for spelling in (label.name, label.slug, str(label.id), *label.aliases):
@@ -36,7 +36,7 @@ def test_ids_are_the_places_in_the_table_and_spellings_never_collide() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "cat", "7", "-1", "dogbarks please"])
-def test_what_is_no_label_is_refused_with_the_seven(text: str) -> None:
+def test_an_unknown_label_is_refused_and_the_message_lists_the_seven(text: str) -> None:
     with pytest.raises(UserError, match="expected one of dog_bark, footstep"):
         parse_label(text)
 

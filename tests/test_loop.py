@@ -1,4 +1,4 @@
-"""A loop goes round without a seam: in phase where it hums, at equal power where it hisses, and it is measured."""
+"""Loops are seamless: in phase for a hum, at equal power for noise; the seam is measured."""
 
 import itertools
 import json
@@ -53,7 +53,7 @@ def foreign(wave: Wave) -> Clip:
 
 @settings(deadline=None, max_examples=12)
 @given(st.floats(60, 900), st.floats(0.6, 1.2))
-def test_a_hum_of_any_pitch_meets_itself_in_phase(hz: float, seconds: float) -> None:
+def test_a_hum_of_any_pitch_wraps_in_phase(hz: float, seconds: float) -> None:
     wave = tone(hz, RATE, 3.0)
     wrap = find_wrap(wave, RATE, round(seconds * RATE), FADE)
     loop = wrapped(wave, wrap)
@@ -71,7 +71,7 @@ def test_a_hiss_is_as_loud_in_its_crossfade_as_elsewhere() -> None:
     assert fades == pytest.approx(rms_db(np.concatenate([loop[FADE:] for loop in loops])), abs=0.4)
 
 
-def test_at_the_wrap_the_wave_goes_on_as_it_did() -> None:
+def test_at_the_wrap_the_wave_continues_as_in_the_material() -> None:
     wave = noise(3)
     start, samples, fade, _ = wrap = find_wrap(wave, RATE, RATE, FADE)
     loop = wrapped(wave, wrap)
@@ -91,7 +91,7 @@ def test_a_good_loop_measures_no_more_at_its_seam_than_inside_and_a_bare_cut_mor
     assert measure_seam(wrapped(hiss, find_wrap(hiss, RATE, RATE, FADE)), RATE, FADE).inaudible
 
 
-def test_it_lies_where_its_two_sides_are_most_alike() -> None:
+def test_the_loop_is_put_where_its_two_sides_are_most_alike() -> None:
     dull = np.convolve(noise(4.0), np.ones(12) / 4, "same").astype(np.float32)
     wave = np.concatenate([noise(0.5, 1), dull, noise(0.5, 2)])  # bright edges
     wrap = find_wrap(wave, RATE, round(3 * RATE), FADE)
@@ -99,14 +99,14 @@ def test_it_lies_where_its_two_sides_are_most_alike() -> None:
     assert wrap.start + wrap.samples + FADE < 4.6 * RATE
 
 
-def test_a_sound_that_is_too_short_is_told() -> None:
+def test_a_sound_that_is_too_short_is_an_error() -> None:
     with pytest.raises(UserError, match=r"1.00 s of sound: a loop of 1.00 s needs 1.15 s with its crossfade"):
         find_wrap(noise(1.0), RATE, RATE, FADE)
 
 
 @settings(deadline=None, max_examples=12)
 @given(st.integers(0, 1000), st.floats(0.1, 0.9), st.floats(0, 0.2))
-def test_whatever_the_sound_a_loop_is_found_within_it(seed: int, seconds: float, fade: float) -> None:
+def test_a_loop_is_found_within_any_sound(seed: int, seconds: float, fade: float) -> None:
     rng = np.random.default_rng(seed)
     wave = (rng.standard_normal(2 * RATE) * rng.choice([0, 1], 2 * RATE, p=[0.9, 0.1])).astype(np.float32)
     start, samples, faded, alike = find_wrap(wave, RATE, round(seconds * RATE), round(fade * RATE))
@@ -132,7 +132,7 @@ def test_a_loop_is_resampled_as_a_loop() -> None:
 
 
 @pytest.mark.parametrize("rate", [None, 11_025])
-def test_its_recipe_makes_the_same_loop_from_rendering_on(toy: Synth, rate: int | None) -> None:
+def test_the_recipe_of_a_loop_renders_it_again(toy: Synth, rate: int | None) -> None:
     source = loop_source(toy, steady_clip(toy, "Rain", 0), 0.5)
     clip, _ = looped(source, 0.5, rate=rate, rounds=2)
     made = json.loads(json.dumps(clip.recipe.make))
@@ -179,7 +179,9 @@ def test_loop_writes_a_loop_with_its_points_and_three_rounds_and_both_verify(toy
     assert main(["verify", "l", "--instrument", str(toy.folder)]) == 0
 
 
-def test_a_loop_of_our_file_carries_its_recipe_on_and_of_another_file_none(toy: Synth, here: Path, capsys) -> None:
+def test_a_loop_of_a_file_made_by_foleybox_has_a_recipe_and_of_another_file_none(
+    toy: Synth, here: Path, capsys
+) -> None:
     folder = str(toy.folder)
     assert main(["generate", "rain", "--seconds", "2", "--instrument", folder, "-o", "o"]) == 0
     assert main(["loop", "o/Rain/Rain_s0.wav", "--seconds", "0.5", "-o", "own.wav"]) in (0, 1)
@@ -198,7 +200,7 @@ def test_a_loop_of_our_file_carries_its_recipe_on_and_of_another_file_none(toy: 
     assert read_recipe("low.wav") is read_recipe("ogg.wav") is None
 
 
-def test_a_loop_that_may_be_heard_exits_with_1_and_says_so(here: Path, capsys) -> None:
+def test_a_loop_with_an_audible_seam_exits_with_1_and_says_so(here: Path, capsys) -> None:
     write_wave("fading.wav", noise(1.2) * np.geomspace(1, 1e-3, round(1.2 * RATE)).astype(np.float32), RATE)
     assert main(["loop", "fading.wav", "--seconds", "1", "--fade", "0.01", "-o", "x.wav"]) == 1
     assert "may be audible: try another --seed" in capsys.readouterr().out
@@ -217,7 +219,7 @@ def test_a_loop_without_a_length_is_4_s_or_as_long_as_the_file_allows(
     assert expected - 0.05 < len(wave) / made < expected + 0.05
 
 
-def test_the_longest_loop_that_is_named_can_be_made_and_no_longer_one() -> None:
+def test_the_longest_loop_in_the_message_can_be_made_and_no_longer_one() -> None:
     for length, fade, multiple in itertools.product((2_000, 4_000, 9_999), (40, 1_000), (1, 147)):
         seconds = longest(length, RATE, fade, multiple)
         wave = noise(length / RATE)
@@ -254,7 +256,9 @@ def test_a_loop_of_several_channels_says_that_it_is_their_mean(here: Path, capsy
         (["rain", "-o", "theirs.wav"], "theirs_x3.wav exists already"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(toy: Synth, here: Path, capsys, arguments, words) -> None:
+def test_a_mistake_is_an_error_of_one_line_and_nothing_is_written(
+    toy: Synth, here: Path, capsys, arguments, words
+) -> None:
     write_wave("short.wav", noise(0.5), RATE)
     write_wave("shorter.wav", noise(0.1), RATE)
     for name in ("there.wav", "theirs_x3.wav"):
@@ -282,7 +286,7 @@ def test_a_loop_of_what_is_not_steady_says_so(toy: Synth, here: Path, capsys, mo
     assert "none of 16 sounds of Rain is steady" in capsys.readouterr().err
 
 
-def test_neighbours_of_the_other_kind_are_passed_over_but_never_more_than_a_few(monkeypatch) -> None:
+def test_variations_of_the_other_kind_are_rejected_but_at_most_three_in_a_row(monkeypatch) -> None:
     monkeypatch.setattr("foleybox.studio.extend.is_steady", lambda wave, _: bool(wave[0]))
     recipe = Recipe("toy", "", "", 8_000, {"do": "read"})
     flags = [1, 0, 1, 0, 0, 0, 0, 0, 1]

@@ -1,4 +1,4 @@
-"""Rises are found where they are, and the one-shot cut out of a clip is the one that stands out, with its tail."""
+"""Onsets are found at their samples, and a one-shot is the clearest event of a clip, with its tail."""
 
 import numpy as np
 import pytest
@@ -26,12 +26,12 @@ def test_each_click_is_found_within_5_ms_at_any_level_and_nothing_else(gaps, rat
     assert np.abs(found - times).max() < 0.005
 
 
-def test_a_sound_that_begins_with_the_recording_rises_at_its_first_samples() -> None:
+def test_a_sound_that_begins_with_the_recording_has_its_onset_there() -> None:
     (onset,) = find_onsets(clicks([0.0], 0.5), RATE)
     assert onset.sample == 0
 
 
-def test_silence_and_what_is_steady_from_end_to_end_have_no_rises() -> None:
+def test_silence_and_steady_sounds_have_no_onsets() -> None:
     rng = np.random.default_rng(0)
     assert find_onsets(np.zeros(RATE, np.float32), RATE) == []
     assert find_onsets((0.1 * rng.standard_normal(2 * RATE)).astype(np.float32), RATE) == []
@@ -39,18 +39,18 @@ def test_silence_and_what_is_steady_from_end_to_end_have_no_rises() -> None:
     assert find_onsets(np.zeros(0, np.float32), RATE) == []
 
 
-def test_what_rises_slowly_is_found_a_quarter_up_to_its_peak() -> None:
+def test_a_slow_attack_has_its_onset_at_a_quarter_of_its_peak() -> None:
     wave = tone(1000, RATE, 0.5)
     wave[: round(0.03 * RATE)] *= np.linspace(0, 1, round(0.03 * RATE), dtype=np.float32)
     (onset,) = find_onsets(np.concatenate([np.zeros(RATE // 2, np.float32), wave]), RATE)
     assert (onset.sample - RATE // 2) / RATE == pytest.approx(0.03 / 4, abs=0.002)
 
 
-def test_two_rises_within_the_gap_are_one() -> None:
+def test_two_onsets_within_the_gap_are_one() -> None:
     assert len(find_onsets(clicks([0.2, 0.2 + 0.6 * GAP], 0.5), RATE)) == 1
 
 
-def test_the_clearest_event_is_the_loud_one_alone_with_its_tail_up_to_the_next() -> None:
+def test_the_clearest_event_is_the_loudest_and_its_tail_ends_before_the_next() -> None:
     wave = clicks([0.2, 1.0, 1.6], 2.2)
     wave[round(0.9 * RATE) : round(1.5 * RATE)] *= 1.8  # the second
     shot = clearest_event(wave, RATE)
@@ -60,7 +60,7 @@ def test_the_clearest_event_is_the_loud_one_alone_with_its_tail_up_to_the_next()
     assert shot.clarity > 15
 
 
-def test_another_event_soon_after_cuts_the_tail_before_it_rises() -> None:
+def test_another_event_soon_after_cuts_the_tail_before_its_onset() -> None:
     long = np.zeros(RATE, np.float32)
     rng = np.random.default_rng(1)
     for start in (0.1, 0.5):
@@ -72,7 +72,7 @@ def test_another_event_soon_after_cuts_the_tail_before_it_rises() -> None:
     assert shot.stop <= 0.5 * RATE
 
 
-def test_of_two_much_alike_the_one_is_taken_that_dies_away_by_itself() -> None:
+def test_of_two_similar_events_the_one_that_decays_is_chosen() -> None:
     ring = np.zeros(2 * RATE)
     for start, level in ((0.1, 0.3), (0.35, 0.25)):  # the first is louder, but rings on into the second
         tail = np.arange(2 * RATE - round(start * RATE)) / RATE
@@ -81,7 +81,7 @@ def test_of_two_much_alike_the_one_is_taken_that_dies_away_by_itself() -> None:
     assert shot.onset == pytest.approx(0.35 * RATE, abs=20)
 
 
-def test_a_clip_without_an_event_is_taken_from_its_beginning_with_no_clarity() -> None:
+def test_a_clip_without_an_event_gives_its_beginning_with_a_clarity_of_0() -> None:
     steady = (0.1 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
     shot = clearest_event(steady, RATE)
     assert (shot.start, shot.onset, shot.stop, shot.clarity) == (0, 12, RATE, 0.0)  # faded in over 1.5 ms
@@ -99,7 +99,7 @@ def test_a_one_shot_that_begins_with_its_clip_begins_without_a_click() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 3000), st.floats(0, 60))
-def test_a_shot_lies_in_its_clip_whatever_the_clip(seed: int, length: int, steepness: float) -> None:
+def test_a_shot_is_within_its_clip_for_any_clip(seed: int, length: int, steepness: float) -> None:
     rng = np.random.default_rng(seed)
     wave = rng.standard_normal(length) * np.exp(steepness * rng.random(length).cumsum() / length - steepness)
     start, onset, stop, clarity = clearest_event(wave.astype(np.float32), RATE)
@@ -107,7 +107,7 @@ def test_a_shot_lies_in_its_clip_whatever_the_clip(seed: int, length: int, steep
     assert clarity >= 0
 
 
-def test_a_one_shot_begins_and_ends_in_silence_and_is_itself_between() -> None:
+def test_a_one_shot_is_faded_at_both_ends_and_unchanged_between() -> None:
     wave = np.ones(RATE, np.float32)
     piece = cut_one_shot(wave, (100, 124, 4100), RATE)
     assert len(piece) == 4000
@@ -116,7 +116,7 @@ def test_a_one_shot_begins_and_ends_in_silence_and_is_itself_between() -> None:
     np.testing.assert_array_equal(piece[24 : -round(0.08 * RATE)], 1)
 
 
-def test_the_rise_of_a_cut_one_shot_is_where_it_is_found_in_a_recording() -> None:
+def test_the_onset_of_a_cut_one_shot_is_found_again_in_a_recording() -> None:
     wave = clicks([0.5], 1.0, noise_db=-35)
     start, onset, stop, _ = clearest_event(wave, RATE)
     piece = cut_one_shot(wave, (start, onset, stop), RATE)

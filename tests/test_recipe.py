@@ -52,7 +52,7 @@ def test_other_programs_see_title_comment_and_licence(tmp_path: Path) -> None:
         assert len(file.comment) < 200
 
 
-def test_chunks_of_others_stand_beside_the_recipe(tmp_path: Path) -> None:
+def test_other_chunks_are_written_before_the_recipe(tmp_path: Path) -> None:
     write_clip(tmp_path / "x.wav", WAVE, RECIPE, chunks={b"smpl": b"\0" * 36})
     content = (tmp_path / "x.wav").read_bytes()
     assert content.index(b"data") < content.index(b"smpl") < content.index(CHUNK)
@@ -82,7 +82,7 @@ def test_a_recipe_of_version_1_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.ogg"])
-def test_a_file_that_lost_its_recipe_is_said_to_have_lost_it(tmp_path: Path, name: str) -> None:
+def test_a_file_that_lost_its_recipe_is_reported_as_such(tmp_path: Path, name: str) -> None:
     write_wave(tmp_path / name, WAVE, 22_050, tags={"comment": RECIPE.comment()})  # as an editor keeps it
     assert read_recipe(tmp_path / name) is None
     assert "it lost its recipe" in why_no_recipe(tmp_path / name)
@@ -99,7 +99,7 @@ def test_a_sound_of_someone_else_has_no_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [("0.8", "0.9"), ("-1.25", "-1.250"), ("Sneeze", "Rain"), ('"abab', '"cbab'), (", ", ",  ")]
 )
-def test_an_edited_recipe_is_told(old: str, new: str) -> None:
+def test_an_edited_recipe_is_detected(old: str, new: str) -> None:
     text = RECIPE.to_json()
     assert old in text
     with pytest.raises(UserError, match="was edited"):
@@ -135,7 +135,7 @@ def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, content: bytes,
 @pytest.mark.parametrize(
     ("key", "value"), [("make", []), ("rate", "8000"), ("rate", True), ("process", [{"start": 1}])]
 )
-def test_a_recipe_with_a_value_of_another_kind_is_refused(key: str, value: object) -> None:
+def test_a_recipe_with_a_value_of_another_type_is_refused(key: str, value: object) -> None:
     content = {**json.loads(RECIPE.to_json()), key: value}
     del content["checksum"]
     with pytest.raises(UserError, match=f"{key} has the wrong type|what to `do`"):
@@ -173,7 +173,7 @@ def test_a_file_without_sound_has_no_recipe_to_read(tmp_path: Path) -> None:
         read_recipe(tmp_path / "y.wav")
 
 
-def test_json_and_back_is_the_same_recipe_also_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_a_recipe_survives_json_and_a_text_file(tmp_path: Path) -> None:
     assert from_json(RECIPE.to_json()) == RECIPE
     (tmp_path / "x.json").write_text(RECIPE.to_json() + "\n", encoding="utf-8")
     assert read_recipe_text(tmp_path / "x.json") == RECIPE

@@ -1,4 +1,4 @@
-"""A scene: each event rises on its time, as loud as it is struck, and nothing is left out; stems add up to the mix."""
+"""Scenes: every event has its onset on its time, at its velocity; none is dropped; stems add up to the mix."""
 
 import json
 from dataclasses import replace
@@ -27,11 +27,11 @@ STYLE = Style(variations=6)
 
 
 class Clicks(Drawn):
-    """An instrument of known onsets: each clip holds a click, its highest sample first, at a place its noise decides."""
+    """An instrument of known onsets: each clip has one click, which begins with its highest sample, at a random time."""
 
     def draw(self, label: int, z: np.ndarray) -> Wave:
-        place, seed = 0.2 + 0.05 * abs(z[0]), int(abs(z[1]) * 1e6) + label
-        return clicks([place], self.instrument.samples / RATE, seed=seed, noise_db=-75)
+        time, seed = 0.2 + 0.05 * abs(z[0]), int(abs(z[1]) * 1e6) + label
+        return clicks([time], self.instrument.samples / RATE, seed=seed, noise_db=-75)
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Synth:
 
 
 def misses(wave: Wave, times: list[float], rate: int) -> list[float]:
-    """Return how far the nearest rise is from each time, in seconds."""
+    """Return the distance of the nearest onset from each time, in seconds."""
     found = np.array([onset.sample / rate for onset in find_onsets(wave, rate)])
     return [float(np.abs(found - time).min(initial=np.inf)) for time in times]
 
 
-# --- where events rise --------------------------------------------------------------------------------------------
+# --- onsets -----------------------------------------------------------------------------------------------------
 
 # Less than 70 ms behind a loud event a soft one is hidden by it, from the finder as from an ear.
 HITS = st.lists(st.tuples(st.floats(0.08, 0.4), st.floats(0.35, 1)), min_size=1, max_size=10)
@@ -58,7 +58,9 @@ HITS = st.lists(st.tuples(st.floats(0.08, 0.4), st.floats(0.35, 1)), min_size=1,
 
 @settings(deadline=None, max_examples=15)
 @given(HITS, st.integers(0, 2**53 - 100))
-def test_every_event_rises_within_5_ms_of_its_time_and_nothing_else_does(known: Synth, hits, seed: int) -> None:
+def test_every_event_has_its_onset_within_5_ms_of_its_time_and_there_are_no_others(
+    known: Synth, hits, seed: int
+) -> None:
     times = np.cumsum([gap for gap, _ in hits]).tolist()
     scene = perform(known, [Event(t, "rain", v) for t, (_, v) in zip(times, hits)], seed=seed, style=STYLE)
     stem = scene.stem("Rain").wave
@@ -68,7 +70,7 @@ def test_every_event_rises_within_5_ms_of_its_time_and_nothing_else_does(known: 
 
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.floats(0.3, 0.6), min_size=1, max_size=6), st.integers(0, 1000))
-def test_even_of_an_instrument_that_has_no_onsets_every_event_rises_on_its_time(toy: Synth, gaps, seed: int) -> None:
+def test_events_of_an_instrument_of_steady_sounds_have_their_onsets_on_their_times(toy: Synth, gaps, seed: int) -> None:
     times = np.cumsum(gaps).tolist()
     scene = perform(toy, times, "dog_bark", seed=seed, style=STYLE)
     assert max(misses(scene.stem("DogBark").wave, times, toy.instrument.rate)) < 0.005
@@ -81,7 +83,7 @@ def test_the_click_itself_is_on_the_sample_of_its_time(known: Synth) -> None:
         assert np.abs(wave[round(time * RATE) - 30 : round(time * RATE) + 80]).argmax() == 30
 
 
-def test_an_event_at_nought_keeps_its_rise(known: Synth) -> None:
+def test_an_event_at_0_keeps_its_onset(known: Synth) -> None:
     wave = perform(known, [0.0], "rain", style=STYLE).mix().wave
     assert abs(wave[0]) > 0.2
     assert np.abs(wave).argmax() == 0
@@ -93,7 +95,7 @@ def test_times_in_any_order_make_the_same_scene(known: Synth) -> None:
     assert perform(known, reversed(events), "gun", style=STYLE).make == make
 
 
-def test_a_thousand_events_at_one_instant_are_all_there_and_under_the_ceiling(known: Synth) -> None:
+def test_a_thousand_events_at_one_time_are_all_played_and_stay_under_the_ceiling(known: Synth) -> None:
     one, all_ = (perform(known, [0.5] * n, "rain", style=Style(variations=1)) for n in (1, 1000))
     assert len(all_.markers()) == 1000
     np.testing.assert_allclose(all_.mix().wave, one.mix().wave * 1000 * 10 ** (all_.gain_db / 20), rtol=1e-3, atol=1e-5)
@@ -115,7 +117,7 @@ def test_humanise_moves_each_event_by_no_more_than_asked_and_by_its_seed(known: 
 # --- what they sound like -----------------------------------------------------------------------------------------
 
 
-def test_velocity_is_amplitude_and_what_is_soft_is_darker(known: Synth) -> None:
+def test_velocity_is_amplitude_and_soft_sounds_are_darker(known: Synth) -> None:
     hard, soft = (
         perform(known, [Event(0.1, "rain", v)], style=Style(variations=1)).stem("Rain").wave for v in (1, 0.25)
     )
@@ -124,7 +126,7 @@ def test_velocity_is_amplitude_and_what_is_soft_is_darker(known: Synth) -> None:
     assert np.mean(lost[-4:]) > np.mean(lost[:6]) + 3
 
 
-def test_what_is_darkened_loses_of_its_highs_and_nothing_of_its_lows() -> None:
+def test_a_darkened_sound_loses_treble_and_keeps_its_bass() -> None:
     rate, losses = 44_100, []
     for hz in (30, 1_200, 4_000, 20_000):
         tone = np.sin(2 * np.pi * hz * np.arange(30_000) / rate).astype(np.float32)
@@ -142,7 +144,7 @@ def test_all_shots_of_a_label_are_equally_loud(toy: Synth) -> None:
     assert max(levels) - min(levels) < 1.5
 
 
-def test_while_there_are_variations_none_is_heard_twice_within_the_window(known: Synth) -> None:
+def test_no_variation_is_repeated_within_the_window(known: Synth) -> None:
     times = [0.05 * n for n in range(200)]
     for variations, window in ((6, 4), (3, None), (2, 1), (1, None), (8, 0)):
         (track,) = perform(known, times, "rain", style=Style(variations, window)).make["tracks"]
@@ -152,7 +154,7 @@ def test_while_there_are_variations_none_is_heard_twice_within_the_window(known:
         assert set(order) == set(range(variations))
 
 
-def test_few_events_are_each_a_fresh_one(known: Synth) -> None:
+def test_few_events_each_get_a_sound_of_their_own(known: Synth) -> None:
     (track,) = perform(known, [0.1, 0.2, 0.3, 0.4], "rain").make["tracks"]
     assert len(track["shots"]) == 4
     assert len({json.dumps(make) for make, *_ in track["shots"]}) == 4
@@ -168,7 +170,7 @@ def test_an_event_with_a_seed_is_the_clip_of_that_seed(known: Synth) -> None:
     assert [make["seed"] for make, *_ in track["shots"]] == [77]
 
 
-def test_near_one_sound_they_are_more_alike(toy: Synth) -> None:
+def test_variations_of_one_sound_are_more_alike(toy: Synth) -> None:
     spread = []
     for amount in (1.0, 0.1):
         scene = perform(toy, [0.3, 0.6, 0.9, 1.2], "rain", style=replace(STYLE, amount=amount))
@@ -194,7 +196,7 @@ def test_a_surface_lasts_as_long_as_its_curve_and_follows_it(toy: Synth) -> None
     assert not wave[0]
 
 
-def test_a_surface_goes_on_without_a_gap_and_beyond_its_loop(toy: Synth, monkeypatch) -> None:
+def test_a_surface_longer_than_its_loop_has_no_gap(toy: Synth, monkeypatch) -> None:
     monkeypatch.setattr("foleybox.studio.scene.ROUND", 1.0)
     scene = perform(toy, [], surfaces={"rain": 1}, seconds=4.5)
     wave, rate = scene.mix().wave, toy.instrument.rate
@@ -236,7 +238,7 @@ def test_the_same_scene_twice_is_the_same_bytes_and_another_seed_another(toy: Sy
 
 
 @pytest.mark.parametrize(("format", "rate"), [("wav", None), ("flac", None), ("wav", 11_025)])
-def test_every_file_carries_a_recipe_that_makes_it_again(
+def test_every_file_has_a_recipe_that_renders_it_again(
     toy: Synth, tmp_path: Path, format: str, rate: int | None
 ) -> None:
     for path in mixed(toy).save(tmp_path, format, "PCM_24", rate):
@@ -248,13 +250,13 @@ def test_every_file_carries_a_recipe_that_makes_it_again(
         np.testing.assert_allclose(made, wave, atol=2**-22)
 
 
-def test_its_length_is_as_asked_to_the_sample_and_what_still_sounds_is_faded_out(toy: Synth) -> None:
+def test_the_length_is_exact_and_a_sound_at_the_end_is_faded_out(toy: Synth) -> None:
     wave = perform(toy, [0.1, 0.95], "rain", seconds=1.0, style=STYLE).mix().wave
     assert len(wave) == toy.instrument.rate
     assert np.abs(wave[-3:]).max() < 0.02 * np.abs(wave).max()
 
 
-def test_played_from_its_own_markers_it_is_the_same_scene(known: Synth, tmp_path: Path) -> None:
+def test_performing_the_markers_of_a_scene_gives_the_same_scene(known: Synth, tmp_path: Path) -> None:
     events = [Event(0.2, "rain", 100 / 127), Event(0.25, "dog_bark"), Event(0.6, "rain"), Event(1.3, "gun", 0.5, 9)]
     scene = perform(known, events, style=Style(humanise=5))
     scene.save(tmp_path)
@@ -309,15 +311,15 @@ def test_a_wav_marks_its_events_as_cue_points_with_labels_and_other_programs_rea
         ([], {"surfaces": {"piano": 0.5}, "seconds": 1}, "unknown label 'piano'"),
     ],
 )
-def test_what_cannot_be_played_is_told_in_one_line(toy: Synth, events, options, words: str) -> None:
+def test_a_scene_that_cannot_be_played_is_an_error_of_one_line(toy: Synth, events, options, words: str) -> None:
     with pytest.raises(UserError) as caught:
         perform(toy, events, **options)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_order_of_a_label_is_its_own_whatever_else_is_played(known: Synth) -> None:
+def test_the_sounds_of_a_label_do_not_depend_on_other_labels(known: Synth) -> None:
     alone = perform(known, [Event(0.1 * n, "rain") for n in range(5)])
-    beside = perform(known, [Event(0.1 * n, label) for n in range(5) for label in ("rain", "dog_bark")])
-    assert alone.make["tracks"][0] == beside.make["tracks"][0]
+    together = perform(known, [Event(0.1 * n, label) for n in range(5) for label in ("rain", "dog_bark")])
+    assert alone.make["tracks"][0] == together.make["tracks"][0]
     assert all(a < b for a, b in pairwise(event.time for event in alone.markers()))

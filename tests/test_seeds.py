@@ -1,4 +1,4 @@
-"""The specified generator: frozen numbers, and the same numbers from JavaScript."""
+"""Noise of seeds: frozen numbers, and the same numbers from JavaScript."""
 
 import hashlib
 import json
@@ -114,6 +114,6 @@ def test_a_shape_only_arranges_the_numbers_and_a_longer_noise_begins_like_a_shor
 
 
 @pytest.mark.parametrize("seed", [-1, SEEDS, 2**64, 1.0, "1", None, True])
-def test_what_javascript_could_not_carry_is_no_seed(seed) -> None:
+def test_a_number_that_javascript_cannot_represent_is_no_seed(seed) -> None:
     with pytest.raises(UserError, match="expected a whole number from 0 to 9007199254740991"):
         noise(seed, (4,))

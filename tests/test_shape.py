@@ -1,4 +1,4 @@
-"""Shaping does what its knobs say, in their order, and its steps do the same again without measuring."""
+"""Processing does what its options state, in order, and its steps repeat it without measuring."""
 
 from typing import Any
 
@@ -84,7 +84,7 @@ def test_an_event_is_found_to_a_hundredth_of_a_second() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.2, 1.0])
-def test_the_silence_round_an_event_does_not_make_it_quieter(seconds: float) -> None:
+def test_silence_around_an_event_does_not_lower_its_loudness(seconds: float) -> None:
     alone = loudness(tone(500, RATE, seconds), RATE)
     assert event_loudness(burst(0.7, seconds, total=4), RATE) == pytest.approx(alone, abs=0.1)
     if seconds == 0.05:  # what a plain meter says: the gate of 0.4 s is mostly silence
@@ -103,7 +103,7 @@ def test_a_cut_keeps_the_event_and_its_edges_are_quiet() -> None:
 # --- ends ---------------------------------------------------------------------------------------------------------
 
 
-def test_ends_that_click_are_faded_over_a_few_ms_when_asked_and_what_is_between_stays() -> None:
+def test_ends_that_click_are_faded_over_a_few_ms_if_asked_and_the_rest_is_unchanged() -> None:
     wave = tone(500, RATE, 1)
     wave = np.roll(wave, -4)  # begins and ends near its highest sample
     made, _, steps = shaped(wave, RATE, Shape(), declick=True)
@@ -111,7 +111,7 @@ def test_ends_that_click_are_faded_over_a_few_ms_when_asked_and_what_is_between_
     assert abs(made[0]) < 0.01 * abs(wave[0])
     assert abs(made[-1]) < 0.01 * abs(wave[-1])
     np.testing.assert_array_equal(made[12:-40], wave[12:-40])
-    np.testing.assert_array_equal(shaped(wave, RATE, Shape())[0], wave)  # a loop's ends meet: nobody asked
+    np.testing.assert_array_equal(shaped(wave, RATE, Shape())[0], wave)  # as for loops
 
 
 def test_ends_that_do_not_click_stay_as_they_are() -> None:
@@ -122,7 +122,7 @@ def test_ends_that_do_not_click_stay_as_they_are() -> None:
         np.testing.assert_array_equal(made, wave)
 
 
-def test_the_fades_of_a_cut_and_of_a_user_take_the_place_of_those_of_an_end_that_clicks() -> None:
+def test_the_fades_of_a_cut_and_of_the_user_replace_those_of_an_end_that_clicks() -> None:
     wave = np.roll(tone(500, RATE, 1), -4)
     (fade,) = (step for step in shaped(wave, RATE, Shape(fade=0.5), declick=True)[2] if step["do"] == "fade")
     assert (fade["in"], fade["out"]) == (12, RATE // 2)
@@ -130,10 +130,10 @@ def test_the_fades_of_a_cut_and_of_a_user_take_the_place_of_those_of_an_end_that
     assert shaped(cut, RATE, Shape(trim=40), declick=True)[2] == shaped(cut, RATE, Shape(trim=40))[2]
 
 
-# --- the knobs ----------------------------------------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------------------------------------
 
 
-def test_trim_leaves_the_event_with_its_attack() -> None:
+def test_trim_keeps_the_event_with_its_attack() -> None:
     wave = burst(0.5, 0.3)
     made, _, steps = shaped(wave, RATE, Shape(trim=40))
     assert len(made) / RATE == pytest.approx(0.3, abs=0.05)
@@ -157,7 +157,7 @@ def test_a_shorter_length_is_exact_and_ends_in_a_fade() -> None:
     assert steps[-1] == {"do": "fade", "in": 0, "out": round(0.05 * RATE)}
 
 
-def test_what_was_trimmed_is_filled_with_silence_after_the_event() -> None:
+def test_a_trimmed_sound_is_filled_with_silence_after_the_event() -> None:
     made, _, _ = shaped(burst(0.5, 0.3), RATE, Shape(trim=40, seconds=1.0, fade=0.2))
     assert len(made) == RATE
     assert rms_db(made[: RATE // 10]) > -10
@@ -175,14 +175,14 @@ def test_a_fade_is_a_raised_cosine_and_never_longer_than_the_sound() -> None:
     assert made[0] > 0.999 > made[99] >= 0
 
 
-def test_loudness_is_that_of_the_last_rate() -> None:
+def test_loudness_is_measured_at_the_last_rate() -> None:
     made, rate, steps = shaped(burst(0.5, 0.5), RATE, Shape(rate=48_000, lufs=-23))
     assert rate == 48_000
     assert [step["do"] for step in steps] == ["resample", "gain"]
     assert event_loudness(made, rate) == pytest.approx(-23, abs=0.002)
 
 
-def test_the_ceiling_goes_before_the_loudness_and_says_what_it_withheld() -> None:
+def test_the_ceiling_limits_the_loudness_and_the_step_states_by_how_much() -> None:
     click = burst(0.5, 0.02, level=0.1)
     click[round(0.51 * RATE)] = 1.0
     made, _, (gain,) = shaped(click, RATE, Shape(lufs=-3, peak=-6))
@@ -198,7 +198,7 @@ def test_a_ceiling_alone_only_turns_down() -> None:
     assert set(gain) == {"do", "db"}
 
 
-def test_a_sound_turned_up_is_as_much_louder_however_quiet() -> None:
+def test_gain_adds_to_the_loudness_at_any_level() -> None:
     wave = burst(0.5, 0.3, floor=0.003)
     for db in (-80, -40, 0):
         assert event_loudness(wave * np.float32(10 ** (db / 20)), RATE) == pytest.approx(
@@ -228,7 +228,7 @@ def test_silence_stays_silent() -> None:
         (Shape(peak=1), "peak 1: expected -60 to 0 dBTP"),
     ],
 )
-def test_a_knob_out_of_range_is_said(shape: Shape, words: str) -> None:
+def test_an_option_out_of_range_is_an_error(shape: Shape, words: str) -> None:
     with pytest.raises(UserError, match=words):
         check_shape(shape)
     with pytest.raises(UserError, match=f"--{words}"):
@@ -236,6 +236,6 @@ def test_a_knob_out_of_range_is_said(shape: Shape, words: str) -> None:
 
 
 @pytest.mark.parametrize("step", [{"do": "reverb"}, {"do": ""}])
-def test_a_step_of_a_newer_foleybox_is_said(step: dict[str, Any]) -> None:
+def test_an_unknown_step_is_an_error(step: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="does not know: update foleybox"):
         apply([step], np.zeros(9, np.float32), RATE)

@@ -1,4 +1,4 @@
-"""The contact sheet is a valid picture that shows what is there."""
+"""Contact sheets are valid PNG files with correct spectrograms."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_a_single_click_is_never_missed(seconds: float) -> None:
         assert abs(int(columns.argmax()) - share * WIDTH) < 0.05 * RATE / len(wave) * WIDTH + 2
 
 
-def test_silence_is_black_and_whispers_are_dark() -> None:
+def test_silence_is_black_and_very_quiet_noise_is_dark() -> None:
     assert brightness(np.zeros(4 * RATE)).max() <= 4
     assert brightness(1e-6 * np.random.default_rng(0).standard_normal(4 * RATE)).max() < 100
 
@@ -56,13 +56,13 @@ def test_brighter_is_always_louder() -> None:
     assert (np.diff(steps) > 0).all()
 
 
-def test_the_font_has_every_sign_of_a_label_and_a_seed() -> None:
+def test_the_font_has_every_character_of_labels_and_seeds() -> None:
     assert set("".join(label.name for label in LABELS).upper() + "0123456789-._ ") <= set(FONT)
     assert len({FONT[sign] for sign in FONT}) == len(FONT)
     assert all(len(rows) == 5 and set(rows) <= set("01234567") for rows in FONT.values())
 
 
-def test_a_sheet_has_a_row_a_label_and_a_column_a_seed(tmp_path: Path) -> None:
+def test_a_sheet_has_a_row_for_each_label_and_a_column_for_each_seed(tmp_path: Path) -> None:
     sheet = Sheet()
     for label in ("DogBark", "MovingMotorVehicle"):
         for seed in (7, 8, 2**53 - 1):

@@ -1,4 +1,4 @@
-"""Bands hold what sounds in them, flux tells a click, distance tells sounds apart and not their loudness."""
+"""Band levels, flux and distance of sounds with known spectra."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_flux_rises_at_a_click_and_not_at_the_end_of_a_sound() -> None:
     assert flux(band_levels(ending, RATE))[45:].max() < rises.max() / 2
 
 
-def test_distance_is_nought_for_itself_and_for_itself_louder_and_the_same_both_ways() -> None:
+def test_distance_is_0_for_the_same_sound_at_any_level_and_is_symmetric() -> None:
     a, b = band_levels(noise(0.3), RATE), band_levels(tone(500, RATE, 0.4), RATE)
     assert distance(a, a) == 0
     assert distance(a, band_levels(noise(0.3) * np.float32(4), RATE)) == pytest.approx(0, abs=1e-3)

@@ -90,7 +90,7 @@ def test_every_seed_and_every_label_is_another_sound(synth: Synth) -> None:
         assert np.abs(one - other).max() > 0.01
 
 
-def test_the_last_clip_is_longer_than_the_graph_gives_only_by_zeros(tmp_path: Path) -> None:
+def test_a_clip_longer_than_the_graph_gives_is_zero_padded(tmp_path: Path) -> None:
     folder = toy_instrument(tmp_path / "long", samples=FRAMES * HOP + 50)
     wave = Synth.load(folder).render("rain", 0).wave
     assert len(wave) == FRAMES * HOP + 50
@@ -113,7 +113,7 @@ def test_any_spelling_plays(synth: Synth, label: str | int) -> None:
     assert synth.resolve(label) == "DogBark"
 
 
-def test_labels_of_its_own_play_by_their_names(tmp_path: Path) -> None:
+def test_an_instrument_can_have_other_labels(tmp_path: Path) -> None:
     synth = Synth.load(toy_instrument(tmp_path / "own", labels=("Door_Slam", "Rain")))
     assert synth.render("door slam", 0).label == "Door_Slam"
     with pytest.raises(UserError, match="instrument toy plays Door_Slam, rain"):
@@ -167,7 +167,7 @@ def test_a_clip_plays_in_a_notebook_without_being_clipped_or_scripted(synth: Syn
     np.testing.assert_allclose(wave, clip.wave / np.abs(clip.wave).max(), atol=STEP)
 
 
-def test_the_package_offers_the_studio_by_its_own_words(synth: Synth, tmp_path: Path) -> None:
+def test_the_package_exposes_the_studio(synth: Synth, tmp_path: Path) -> None:
     clip = foleybox.load(synth.folder).render("rain", 3)
     assert isinstance(clip, foleybox.Clip)
     foleybox.finished(synth, clip, foleybox.Shape(seconds=0.5, lufs=-30)).save(tmp_path / "x.wav")
@@ -185,12 +185,12 @@ def test_the_package_offers_the_studio_by_its_own_words(synth: Synth, tmp_path: 
         ({"label": "rain", "seed": 0, "temperature": float("nan")}, "temperature nan"),
     ],
 )
-def test_what_cannot_be_rendered_is_said(synth: Synth, arguments: dict, words: str) -> None:
+def test_arguments_that_cannot_be_rendered_are_errors(synth: Synth, arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         synth.render(**arguments)
 
 
-def test_graphs_of_the_wrong_make_are_refused(tmp_path: Path) -> None:
+def test_graphs_with_other_inputs_or_damaged_are_refused(tmp_path: Path) -> None:
     graphs = toy_graphs()
     swapped = {"generator": graphs["vocoder"], "vocoder": graphs["generator"]}
     write_instrument(tmp_path / "swapped", toy_manifest(), swapped, "")
@@ -201,7 +201,7 @@ def test_graphs_of_the_wrong_make_are_refused(tmp_path: Path) -> None:
         Synth.load(tmp_path / "junk").render("rain", 0)
 
 
-def test_an_instrument_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_instrument_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no instrument nowhere"):
         find_instrument("nowhere")
     monkeypatch.setattr("foleybox.instrument.SHIPPED", tmp_path)
@@ -249,7 +249,7 @@ def test_the_shipped_instrument_renders_all_seven_alike_alone_and_together() -> 
         assert 0.001 < np.abs(clip.wave).max() < 4
 
 
-def test_a_silent_draw_is_drawn_anew_from_the_seeds_next_stream(synth: Synth, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_clip_is_drawn_again_from_the_seeds_next_stream(synth: Synth, monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(seed: int, stream: int) -> np.ndarray:
         return next(synth.waves(["Rain"], noise(seed, synth.instrument.latent, stream)[None]))
 
@@ -268,7 +268,7 @@ def test_a_silent_draw_is_drawn_anew_from_the_seeds_next_stream(synth: Synth, mo
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in SHIPPED.glob("*/instrument.json")))
 def test_no_instrument_that_ships_begins_or_ends_a_steady_sound_with_a_click(name: str) -> None:
-    """What a vocoder does at the edges no spectrum sees: one that was rewarded for it clicked there (docs/experiments.md)."""
+    """Spectral losses do not see the edges of a clip, and a vocoder trained with them alone clicked (docs/experiments.md)."""
     edges = []
     for clip in Synth.load(SHIPPED / name).render_many(
         (label, seed) for label in ("rain", "motor") for seed in range(6)

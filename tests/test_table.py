@@ -1,4 +1,4 @@
-"""Tables as spreadsheets save them are read, or refused in one line that names the line."""
+"""Tables as spreadsheets write them are read; mistakes are errors of one line that state the line number."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def table(tmp_path: Path, content: str | bytes):
         '"label","name"\n"rain","Straße im Regen"\n"dog","ö"\n',
     ],
 )
-def test_every_spreadsheet_s_way_of_writing_a_table_is_the_same_table(tmp_path: Path, content: str) -> None:
+def test_a_table_is_the_same_however_a_spreadsheet_writes_it(tmp_path: Path, content: str) -> None:
     found = table(tmp_path, content)
     assert found.columns == ("label", "name")
     assert [row.cells for row in found.rows] == [
@@ -40,7 +40,7 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path: Path) -> None:
     assert [row.line for row in table(tmp_path, 'a,b\n"1\n1",2\n3,4\n').rows] == [3, 4]
 
 
-def test_a_cell_that_is_not_there_is_empty(tmp_path: Path) -> None:
+def test_a_missing_cell_is_empty(tmp_path: Path) -> None:
     (row,) = table(tmp_path, "a,b,c\n1\n").rows
     assert (row["a"], row["b"], row["nowhere"]) == ("1", "", "")
 
@@ -60,14 +60,14 @@ def test_a_cell_that_is_not_there_is_empty(tmp_path: Path) -> None:
         ("a,b\0\n", "is not a text file"),
     ],
 )
-def test_what_is_no_table_is_said(tmp_path: Path, content: str | bytes, words: str) -> None:
+def test_a_file_that_is_no_table_is_an_error(tmp_path: Path, content: str | bytes, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         table(tmp_path, content)
     assert "Tabelle für alle.csv" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*x\.csv: No such file"):
         read_table(tmp_path / "x.csv")
 
@@ -95,19 +95,19 @@ def test_numbers_have_a_point_or_a_comma(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "nan", "inf", "1e999", "1.234,5", "1 000", "0x10", "1_0", "٣", "--1"])
-def test_what_is_no_number_is_said(text: str) -> None:
+def test_a_text_that_is_no_number_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match="expected a number"):
         parse_number(text)
 
 
 @given(st.integers(-(10**17), 10**17))
-def test_whole_numbers_are_read_as_written_or_as_a_spreadsheet_writes_them(value: int) -> None:
+def test_integers_are_read_as_written_or_as_a_spreadsheet_writes_them(value: int) -> None:
     assert (
         parse_whole_number(str(value)) == parse_whole_number(f"{value}.0") == parse_whole_number(f"{value},00") == value
     )
 
 
 @pytest.mark.parametrize("text", ["", "1.5", "1e3", "ten", "9" * 19, "1_000", "٣"])
-def test_what_is_no_whole_number_is_said(text: str) -> None:
+def test_a_text_that_is_no_integer_is_an_error(text: str) -> None:
     with pytest.raises(UserError, match="expected a whole number"):
         parse_whole_number(text)
