@@ -1,9 +1,10 @@
-"""The vocoder's loop: crops that fit their mels, exact resume, an average, losses that fall, one-line refusals."""
+"""The loop of Vocos: crops that fit their mels, presets, exact resume, average, falling losses, one-line refusals."""
 
 import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import accelerate.state
 import pytest
@@ -24,7 +25,7 @@ from foleybox.lab.play.train_vocoder import Redrawing, decode_clips, main
 from foleybox.lab.vocoders import train_vocos as vocoder
 from foleybox.lab.vocoders import vocos
 from foleybox.lab.vocoders.runs import load_vocoder
-from foleybox.lab.vocoders.train_vocos import Crops, TrainVocoder, learning_rate, train
+from foleybox.lab.vocoders.train_vocos import PRESETS, Crops, TrainVocoder, VocosRecipe, learning_rate, train
 from foleybox.lab.vocoders.waves import Decoded, measure
 
 
@@ -46,19 +47,20 @@ def sounds(count: int = 4, frames: int = 40) -> Tensor:
     return (noise * torch.linspace(9000, 900, frames * 256)).clamp(-32768, 32767).to(torch.int16)
 
 
-def settings(out: Path, **changes: object) -> TrainVocoder:
+RECIPE = VocosRecipe(discriminators_from=2, period_width=2, resolution_width=4, discriminated=8, warm_up=2)
+
+
+def settings(out: Path, **changes: Any) -> TrainVocoder:
+    """Tiny settings, with changes of the training, of its RunConfig and of its recipe."""
+    recipe = {each.name: changes.pop(each.name) for each in dataclasses.fields(VocosRecipe) if each.name in changes}
     base = configured(
         TrainVocoder,
         out=out,
         size="small",
         segment=8,
-        judged=8,
         batch=2,
         steps=4,
-        adversarial_from=2,
-        period_width=2,
-        resolution_width=4,
-        warm_up=2,
+        recipe=dataclasses.replace(RECIPE, **recipe),
         device="cpu",
         threads=1,
         log_every=1,
@@ -69,21 +71,25 @@ def settings(out: Path, **changes: object) -> TrainVocoder:
     return changed(base, **changes)
 
 
+def log_of(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def test_repetition_is_a_term_of_the_loss_only_where_it_is_asked_for(tmp_path: Path) -> None:
     for weight in (0.0, 20.0):
         run = tmp_path / f"{weight:g}"
-        train(settings(run, steps=1, segment=40, repetition_weight=weight), sounds(), sounds(2), [])
-        (line,) = (json.loads(each) for each in (run / "log.jsonl").read_text().splitlines())
+        train(settings(run, steps=1, segment=40, repetition=weight), sounds(), sounds(2), [])
+        (line,) = log_of(run)
         assert ("repetition" in line) == (weight > 0)
 
 
-def test_what_was_drawn_again_has_no_attacks_to_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A patch drawn anew begins elsewhere: beside the recording's attack it would teach the vocoder to smear it."""
+def test_attacks_of_redrawn_clips_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A redrawn patch begins at another time: compared with the recording's attack it would teach smeared attacks."""
     rows = []
-    monkeypatch.setattr(vocoder.losses, "attack_distance", lambda real, fake: (rows.append(len(real)), fake.mean())[1])
+    monkeypatch.setattr(vocoder, "attack_distance", lambda real, fake: (rows.append(len(real)), fake.mean())[1])
     mels = LogMel(DCASE)(sounds().float() / 32768)
     decoded = Decoded(torch.cat([mels, mels[:2]]), mels[:2], "0" * 64, torch.tensor([0, 1]))
-    config = settings(tmp_path / "run", steps=2, batch=4, attack_weight=1.0, redrawing=Redrawing(redrawn_share=0.5))
+    config = settings(tmp_path / "run", steps=2, batch=4, attack=1.0, redrawing=Redrawing(redrawn_share=0.5))
     train(config, sounds(), sounds(2), [], decoded)
     assert rows == [2, 2]
 
@@ -97,21 +103,20 @@ def test_an_infinite_step_in_fp16_is_skipped_and_halves_the_scale(
         made.scaler = torch.amp.GradScaler("cpu", init_scale=16.0)  # type: ignore[assignment]
         return made
 
-    really, calls = vocoder.losses.mel_distance, []
+    really, calls = vocoder.mel_distance, []
 
     def mel_distance(real: Tensor, fake: Tensor) -> Tensor:
         calls.append(1)
         return really(real, fake) * (torch.inf if len(calls) == 2 else 1)
 
     monkeypatch.setattr(vocoder, "accelerator_for", halves)
-    monkeypatch.setattr(vocoder.losses, "mel_distance", mel_distance)
-    train(settings(tmp_path / "run", steps=4, adversarial_from=100), sounds(), sounds(2), [])
-    found = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["skipped"] for line in found] == [0, 1, 0, 0]
+    monkeypatch.setattr(vocoder, "mel_distance", mel_distance)
+    train(settings(tmp_path / "run", steps=4, discriminators_from=100), sounds(), sounds(2), [])
+    assert [line["skipped"] for line in log_of(tmp_path / "run")] == [0, 1, 0, 0]
     assert read_state(tmp_path / "run" / "state.pt")["scaler"]["scale"] == 8
 
 
-def test_what_an_autoencoder_heard_is_heard_by_a_vocoder_that_reads_its_mels(tmp_path: Path) -> None:
+def test_the_clips_of_an_autoencoder_are_training_clips_of_a_vocoder_that_reads_its_mels(tmp_path: Path) -> None:
     theirs = [{"clip": "Rain/9.wav 1", "label": "Rain", "tier": "nc", "licence": "CC BY-NC", "source": "them"}]
     form = AutoencoderConfig(latent=6, width=8, fine=8, coarse_layers=1, fine_layers=1, noise=2)
     open_run(tmp_path / "ours", "autoencoder", configured(TrainAutoencoder, model=form), theirs)
@@ -131,14 +136,14 @@ def test_processes_log_at_the_same_steps_whatever_one_of_them_measures(
         monkeypatch.setattr(vocoder.Log, "write", lambda _, step, *rest, of=steps[main_process]: of.append(step))
         monkeypatch.setattr(vocoder, "open_run", lambda *_: None)
         (tmp_path / f"{main_process}").mkdir()
-        config = settings(tmp_path / f"{main_process}", steps=5, log_every=3, sample_every=2, adversarial_from=100)
+        config = settings(tmp_path / f"{main_process}", steps=5, log_every=3, sample_every=2, discriminators_from=100)
         train(config, sounds(), sounds(2), [])
     assert steps[True] == steps[False] == [2, 3, 4, 5]
 
 
 def test_a_crop_too_short_to_repeat_itself_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--segment 11 with --repetition-weight: expected 12 frames"):
-        train(settings(tmp_path / "run", segment=11, repetition_weight=1.0), sounds(), sounds(2), [])
+    with pytest.raises(UserError, match="segment 11 with a repetition loss: expected 12 frames"):
+        train(settings(tmp_path / "run", segment=11, repetition=1.0), sounds(), sounds(2), [])
     assert not (tmp_path / "run").exists()
 
 
@@ -209,21 +214,20 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path)
     for part in ("generator", "average", "critics"):
         for name, value in whole[part].items():
             assert torch.equal(value, halves[part][name]), f"{part}.{name}"
-    steps = [json.loads(line)["step"] for line in (tmp_path / "halves" / "log.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+    assert [line["step"] for line in log_of(tmp_path / "halves")] == [1, 2, 3, 4]
 
 
 def test_thirty_steps_on_two_clips_lower_the_mel_loss(tmp_path: Path) -> None:
     waves = sounds(2, 12)
-    train(settings(tmp_path / "run", steps=30, adversarial_from=100, lr=3e-3), waves, waves, [])
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    train(settings(tmp_path / "run", steps=30, discriminators_from=100, lr=3e-3), waves, waves, [])
+    lines = log_of(tmp_path / "run")
     assert lines[-1]["mel"] < 0.8 * lines[0]["mel"]
 
 
-def test_the_critics_take_the_place_of_the_stft_terms_at_their_step(tmp_path: Path) -> None:
+def test_the_discriminators_replace_the_stft_terms_at_their_step(tmp_path: Path) -> None:
     waves = sounds()
     train(settings(tmp_path / "run"), waves, waves[:1], [])
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    lines = log_of(tmp_path / "run")
     assert ["adversarial_periods" in line for line in lines] == [False, False, True, True]
     assert ["stft_distance" in line for line in lines] == [True, True, False, False]
     terms = [name for name in lines[3] if name.startswith(("adversarial", "matching", "mel"))]
@@ -251,14 +255,45 @@ def test_at_rate_0_no_weight_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert torch.equal(value, state["generator"][name])
 
 
-def test_the_rate_rises_halves_and_starts_anew_with_the_critics() -> None:
-    config = configured(TrainVocoder, lr=1e-3, adversarial_lr=3e-4, half_life=1000, warm_up=10, adversarial_from=2000)
-    assert learning_rate(config, 0) == pytest.approx(1e-4, rel=1e-2)
-    assert learning_rate(config, 1000) == pytest.approx(5e-4)
-    assert learning_rate(config, 1999) == pytest.approx(2.5e-4, rel=1e-2)
-    assert learning_rate(config, 2000) == pytest.approx(3e-5)
-    assert learning_rate(config, 3000) == pytest.approx(1.5e-4)
-    assert learning_rate(dataclasses.replace(config, steps=7), 3000) == learning_rate(config, 3000)
+def test_the_rate_rises_halves_and_starts_anew_with_the_discriminators() -> None:
+    recipe = VocosRecipe(lr=1e-3, adversarial_lr=3e-4, half_life=1000, warm_up=10, discriminators_from=2000)
+    assert learning_rate(recipe, 0) == pytest.approx(1e-4, rel=1e-2)
+    assert learning_rate(recipe, 1000) == pytest.approx(5e-4)
+    assert learning_rate(recipe, 1999) == pytest.approx(2.5e-4, rel=1e-2)
+    assert learning_rate(recipe, 2000) == pytest.approx(3e-5)
+    assert learning_rate(recipe, 3000) == pytest.approx(1.5e-4)
+    never = dataclasses.replace(recipe, discriminators_from=None)
+    assert learning_rate(never, 2000) == pytest.approx(2.5e-4)
+
+
+def test_the_presets_are_those_of_the_released_instruments(tmp_path: Path) -> None:
+    """foley-small's vocoder, foley-open's and sagan-small's: see made_with.vocoder of their instrument.json."""
+    textures, plain, narrow = (PRESETS[name] for name in ("textures", "textures-plain", "adversarial-cpu"))
+    for each in (textures, plain):
+        assert (each.mel, each.stft, each.texture, each.decay, each.discriminators_from) == (4, 0, 10, 0.995, None)
+    assert (textures.repetition, textures.attack, textures.mean_spectrum) == (7, 10, 10)
+    assert (plain.repetition, plain.attack, plain.mean_spectrum, plain.lr, plain.half_life) == (10, 0, 0, 3e-4, 800)
+    assert (narrow.period_width, narrow.resolution_width, narrow.discriminators_from) == (4, 16, 5000)
+
+
+def test_flags_change_a_preset_and_initial_weights_skip_the_first_phase() -> None:
+    assert TrainVocoder().resolved() == VocosRecipe()
+    changed = TrainVocoder(preset="textures", lr=1e-4, half_life=700).resolved()
+    assert changed == dataclasses.replace(PRESETS["textures"], lr=1e-4, half_life=700)
+    again = TrainVocoder(start_from=Path("run"), lr=1e-4).resolved()
+    assert again == VocosRecipe(discriminators_from=0, adversarial_lr=1e-4)
+    assert TrainVocoder(preset="textures", start_from=Path("run")).resolved() == PRESETS["textures"]
+
+
+def test_the_textures_preset_trains_without_discriminators(tmp_path: Path) -> None:
+    config = changed(settings(tmp_path / "run", segment=40, steps=2), recipe=None, preset="textures")
+    train(config, sounds(), sounds(2), [])
+    terms = {"mel", "texture", "long_texture", "repetition", "attack", "mean_spectrum"}
+    others = {"step", "steps_per_second", "loss", "norm", "skipped", "lr"}
+    for line in log_of(tmp_path / "run"):
+        assert line.keys() == terms | others
+        assert line["loss"] == pytest.approx(sum(line[name] for name in terms), rel=1e-5)
+    assert read_state(tmp_path / "run" / "state.pt").keys() == {"step", "generator", "average", "optimizer"}
 
 
 def test_the_loaded_vocoder_is_the_average_with_its_mel(tmp_path: Path) -> None:
@@ -271,12 +306,12 @@ def test_the_loaded_vocoder_is_the_average_with_its_mel(tmp_path: Path) -> None:
         assert torch.equal(model(features), average(features))
 
 
-def test_a_run_starts_from_the_average_of_another_and_from_its_critics(tmp_path: Path) -> None:
+def test_a_run_starts_from_the_average_of_another_and_from_its_discriminators(tmp_path: Path) -> None:
     waves = sounds()
-    heard = {"label": "Rain", "tier": "open", "licence": "CC0", "source": "me"}
-    train(settings(tmp_path / "first"), waves, waves[:1], [{**heard, "clip": "1"}])
-    second = settings(tmp_path / "second", steps=1, adversarial_from=0, start_from=tmp_path / "first", warm_up=10**9)
-    train(second, waves, waves[:1], [{**heard, "clip": "2"}])
+    row = {"label": "Rain", "tier": "open", "licence": "CC0", "source": "me"}
+    train(settings(tmp_path / "first"), waves, waves[:1], [{**row, "clip": "1"}])
+    second = settings(tmp_path / "second", steps=1, discriminators_from=0, start_from=tmp_path / "first", warm_up=10**9)
+    train(second, waves, waves[:1], [{**row, "clip": "2"}])
     before, after = (read_state(tmp_path / name / "state.pt") for name in ("first", "second"))
     for name, value in before["average"].items():
         torch.testing.assert_close(after["generator"][name], value)
@@ -285,15 +320,25 @@ def test_a_run_starts_from_the_average_of_another_and_from_its_critics(tmp_path:
     assert [row["clip"] for row in read_clips(tmp_path / "second")] == ["2", "1"]
 
 
-def test_critics_that_saw_something_else_start_anew(tmp_path: Path) -> None:
+def test_discriminators_of_another_size_or_input_start_anew(tmp_path: Path) -> None:
     waves = sounds()
     train(settings(tmp_path / "first"), waves, waves[:1], [])
-    still = {"steps": 1, "adversarial_from": 0, "start_from": tmp_path / "first", "warm_up": 10**9, "seed": 1}
-    train(settings(tmp_path / "log", resolution_sees="log", **still), waves, waves[:1], [])
-    before, after = (read_state(tmp_path / name / "state.pt") for name in ("first", "log"))
-    torch.testing.assert_close(after["generator"]["head.weight"], before["average"]["head.weight"])
-    name = "1.parts.0.score.parametrizations.weight.original1"
-    assert not torch.allclose(after["critics"][name], before["critics"][name], atol=1e-3)
+    still = {"steps": 1, "discriminators_from": 0, "start_from": tmp_path / "first", "warm_up": 10**9, "seed": 1}
+    before, name = read_state(tmp_path / "first" / "state.pt"), "1.parts.0.score.parametrizations.weight.original1"
+    for changes in ({"resolution_input": "log"}, {"resolution_width": 5}):
+        run = tmp_path / next(iter(changes))
+        train(settings(run, **changes, **still), waves, waves[:1], [])
+        after = read_state(run / "state.pt")
+        torch.testing.assert_close(after["generator"]["head.weight"], before["average"]["head.weight"])
+        assert not after["critics"][name].equal(before["critics"][name])
+
+
+def test_settings_of_discriminators_are_found_in_runs_of_earlier_versions() -> None:
+    old = {"part": "vocoder", "period_width": 4, "resolution_width": 16}
+    assert vocoder.discriminator_sizes(old) == (4, 16, "complex")
+    assert vocoder.discriminator_sizes({**old, "resolution_sees": "log"}) == (4, 16, "log")
+    new = {"part": "vocoder", "recipe": dataclasses.asdict(PRESETS["adversarial-cpu"])}
+    assert vocoder.discriminator_sizes(new) == (4, 16, "log")
 
 
 def test_the_mels_of_our_autoencoder_can_be_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,8 +362,7 @@ def test_a_sample_sheet_and_the_held_out_numbers_come_at_their_step(tmp_path: Pa
     waves = sounds()
     train(settings(tmp_path / "run", sample_every=4, log_every=100), waves, waves[:2], [])
     assert (tmp_path / "run" / "samples" / "step_0000004.png").stat().st_size > 1000
-    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"held_mel", "held_wide", "held_roughness"} <= last.keys()
+    assert {"held_mel", "held_wide", "held_roughness"} <= log_of(tmp_path / "run")[-1].keys()
 
 
 def test_a_perfect_vocoder_measures_0_and_0_and_1_and_0() -> None:

@@ -5,16 +5,21 @@ import math
 import pytest
 import torch
 
-from foleybox.lab.core.losses import feature_matching, mel_distance, squares_discriminator, squares_generator
+from foleybox.lab.core.losses import (
+    feature_matching,
+    mel_distance,
+    repetition,
+    squares_discriminator,
+    squares_generator,
+)
 from foleybox.lab.core.mel import LogMel, MelConfig
 from foleybox.lab.vocoders.losses import (
     attack_distance,
-    more_repetition,
+    excess_repetition,
+    mean_spectrum_distance,
     multi_resolution_stft,
-    own_colour,
-    repetition,
+    spectral_texture_distance,
     texture_distance,
-    texture_of_waves,
 )
 
 
@@ -113,12 +118,12 @@ def test_noise_that_repeats_every_other_hop_is_found_and_other_noise_is_not() ->
     assert repetition(coloured)[0] < 0.06  # colour is no repetition
 
 
-def test_the_texture_of_waves_sees_repetition_that_the_texture_of_mels_does_not() -> None:
+def test_the_spectral_texture_distance_sees_repetition_that_the_texture_of_mels_does_not() -> None:
     torch.manual_seed(4)
     noise, another = 0.1 * torch.randn(2, 4, 16_384)
     pattern = 0.1 * torch.randn(4, 512).repeat(1, 32)
-    assert texture_of_waves(noise, pattern) > 10 * texture_of_waves(noise, another)
-    assert texture_of_waves(noise, noise) == 0
+    assert spectral_texture_distance(noise, pattern) > 10 * spectral_texture_distance(noise, another)
+    assert spectral_texture_distance(noise, noise) == 0
     mel = LogMel(MelConfig(22_050, 256, 64, 40, 0, 11_025))
     assert texture_distance(mel(noise), mel(pattern)) < 3 * texture_distance(mel(noise), mel(another))
 
@@ -127,19 +132,19 @@ def test_only_what_repeats_itself_more_than_the_real_wave_costs_and_the_gradient
     torch.manual_seed(0)
     noise, another = torch.randn(2, 1, 16_384)
     buzz = (0.7 * torch.randn(1, 1, 256).expand(1, 64, 256).flatten(1) + 0.7 * another).requires_grad_()
-    cost = more_repetition(noise, buzz)
-    assert float(more_repetition(noise, another)) < 0.02 < 0.2 < float(cost.detach())
-    assert more_repetition(buzz.detach(), noise) == 0  # less than the real one's is no gain
+    cost = excess_repetition(noise, buzz)
+    assert float(excess_repetition(noise, another)) < 0.02 < 0.2 < float(cost.detach())
+    assert excess_repetition(buzz.detach(), noise) == 0  # less than the real one's is no gain
     (slope,) = torch.autograd.grad(cost, buzz)
     better = buzz.detach() - 0.02 * slope * buzz.detach().norm() / slope.norm()
-    assert float(more_repetition(noise, better)) < float(cost.detach()) - 0.001
+    assert float(excess_repetition(noise, better)) < float(cost.detach()) - 0.001
 
 
 def test_a_buzz_that_comes_back_after_a_tenth_of_a_second_costs_too() -> None:
     torch.manual_seed(0)
     noise, pattern = torch.randn(1, 16_384), torch.randn(1, 1, 4096)
     assert float(repetition(pattern.expand(1, 4, 4096).flatten(1))) < 0.1  # `repetition` itself ends before
-    assert float(more_repetition(noise, pattern.expand(1, 4, 4096).flatten(1))) > 0.5
+    assert float(excess_repetition(noise, pattern.expand(1, 4, 4096).flatten(1))) > 0.5
 
 
 @pytest.mark.parametrize("place", [slice(0, 1), slice(511, 513), slice(8000, 8001), slice(0, 250)])
@@ -151,7 +156,7 @@ def test_no_click_and_no_burst_hides_a_repetition(place: slice) -> None:
     loud = buzz.clone()
     loud[:, place] = 300.0 if place.stop - place.start < 3 else 20 * loud[:, place]
     assert float(repetition(loud)) < 0.6 * float(repetition(buzz))
-    assert float(more_repetition(noise, loud)) > 0.9 * float(more_repetition(noise, buzz))
+    assert float(excess_repetition(noise, loud)) > 0.9 * float(excess_repetition(noise, buzz))
 
 
 def test_no_lag_is_longer_than_the_crop() -> None:
@@ -159,7 +164,7 @@ def test_no_lag_is_longer_than_the_crop() -> None:
     torch.manual_seed(0)
     white = torch.randn(8, 12 * 256)
     soft = torch.nn.functional.avg_pool1d(torch.randn(8, 1, 12 * 256 + 1023), 1024, 1)[:, 0]
-    assert float(more_repetition(white, soft)) == float(more_repetition(white, soft, longest=12 * 256))
+    assert float(excess_repetition(white, soft)) == float(excess_repetition(white, soft, longest=12 * 256))
 
 
 # --- attacks ------------------------------------------------------------------------------------------------------
@@ -211,13 +216,15 @@ def test_a_ripple_of_all_sounds_costs_its_mean_depth_and_other_noise_next_to_not
     """A cosine of depth 0.25 in the logarithm of the amplitude is one of 0.5 in that of the power: 0.5 x 2 / pi on average."""
     torch.manual_seed(2)
     noise, another = 0.1 * torch.randn(2, 16, 16_384)
-    assert float(own_colour(noise, noise)) == 0
-    assert float(own_colour(noise, rippled(noise, 0.25))) == pytest.approx(0.5 * 2 / math.pi, rel=0.05)
-    assert float(own_colour(noise, another)) < 0.06
+    assert float(mean_spectrum_distance(noise, noise)) == 0
+    assert float(mean_spectrum_distance(noise, rippled(noise, 0.25))) == pytest.approx(0.5 * 2 / math.pi, rel=0.05)
+    assert float(mean_spectrum_distance(noise, another)) < 0.06
 
 
 def test_a_colour_that_one_of_the_sounds_has_by_itself_is_not_the_vocoders() -> None:
     torch.manual_seed(3)
     noise = 0.1 * torch.randn(16, 16_384)
     one = torch.cat([rippled(noise[:1], 0.25), noise[1:]])
-    assert float(own_colour(noise, one)) == pytest.approx(float(own_colour(noise[:1], one[:1])) / 16, rel=1e-3)
+    assert float(mean_spectrum_distance(noise, one)) == pytest.approx(
+        float(mean_spectrum_distance(noise[:1], one[:1])) / 16, rel=1e-3
+    )

@@ -129,7 +129,7 @@ def test_the_exported_graph_is_the_model_at_another_length_and_batch(tmp_path: P
     np.testing.assert_allclose(wave, expected, atol=1e-5)
 
 
-def test_the_discriminator_hears_phase_and_returns_a_list_for_each_resolution() -> None:
+def test_the_discriminator_depends_on_phase_and_returns_a_list_for_each_resolution() -> None:
     torch.manual_seed(4)
     critic = MultiResolutionDiscriminator(ResolutionConfig(width=4, windows=(512, 256)))
     wave = torch.randn(2, 2048, requires_grad=True)
@@ -144,9 +144,9 @@ def test_the_discriminator_hears_phase_and_returns_a_list_for_each_resolution() 
 
 
 @torch.no_grad()
-def test_a_judge_of_logarithms_hears_no_phase_and_soft_as_well_as_loud() -> None:
+def test_a_discriminator_of_log_magnitudes_ignores_phase_and_weighs_soft_sounds_as_loud_ones() -> None:
     torch.manual_seed(6)
-    parts, logs = (MultiResolutionDiscriminator(ResolutionConfig(width=4, sees=sees)) for sees in ("complex", "log"))
+    parts, logs = (MultiResolutionDiscriminator(ResolutionConfig(width=4, input=each)) for each in ("complex", "log"))
     wave = 0.1 * torch.randn(1, 8192)
     for one, moves in ((parts, True), (logs, False)):
         (scores, _), (upside_down, _) = one(wave), one(-wave)

@@ -1,15 +1,21 @@
-"""Checkpoints of earlier versions: which weights have another name now.
+"""Runs of earlier versions: weights that have another name now, and settings that were removed.
 
 A module whose weights were renamed declares `OLD_NAMES`, {old: new} beginnings of names inside it, and calls
-`accept_old_names` in its constructor. Loading a state dict with old names then works as with new ones.
+`accept_old_names` in its constructor. Loading a state dict with old names then works as with new ones. A dataclass of
+settings declares `REMOVED`, {name: the value that this version implies}.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from foleybox.errors import UserError
+
 V = TypeVar("V")
+_ABSENT = object()
 
 
 def accept_old_names(module: nn.Module) -> None:
@@ -31,3 +37,18 @@ def with_current_names(module: nn.Module, weights: Mapping[str, V]) -> dict[str,
         if hasattr(part, "OLD_NAMES"):
             _rename(part, renamed, f"{name}." if name else "")
     return renamed
+
+
+def read_settings(kind: type[V], stored: Mapping[str, Any], where: str | Path) -> V:
+    """Return the dataclass `kind` with the settings that are stored `where`: a run, an instrument.
+
+    Settings that were removed are dropped if they have the value in `kind.REMOVED`. Raises UserError for all others.
+    """
+    known, removed = {each.name for each in fields(kind)}, getattr(kind, "REMOVED", {})  # pyright: ignore[reportArgumentType]
+    for name, value in stored.items():
+        if name not in known and removed.get(name, _ABSENT) != value:
+            raise UserError(
+                f"{where} was trained with {name} = {value!r}, which this version of foleybox does not have: use the "
+                "version that made it"
+            )
+    return kind(**{name: value for name, value in stored.items() if name in known})

@@ -37,12 +37,12 @@ def roughness(mel: Tensor) -> Tensor:
     return (mel[..., 1:] - mel[..., :-1]).abs().mean()
 
 
-def mean_around(x: Tensor, reach: int) -> Tensor:
-    """Return the mean of each place of x [..., N] and the `reach` places before and behind it, as far as there are any."""
+def moving_mean(x: Tensor, reach: int) -> Tensor:
+    """Return the mean of each element of x [..., N] and the `reach` elements on both sides, fewer at the ends."""
     N = x.shape[-1]
-    place = torch.arange(N, device=x.device)
-    first, last = (place - reach).clamp(min=0), (place + reach + 1).clamp(max=N)
-    sums = F.pad(x.double().cumsum(-1), (1, 0))  # a window of 2,001 costs no more than one of 3; float32 would cancel
+    index = torch.arange(N, device=x.device)
+    first, last = (index - reach).clamp(min=0), (index + reach + 1).clamp(max=N)
+    sums = F.pad(x.double().cumsum(-1), (1, 0))  # the cost does not depend on `reach`; float32 would lose digits
     return ((sums[..., last] - sums[..., first]) / (last - first)).to(x.dtype)
 
 
@@ -55,6 +55,5 @@ def repetition(wave: Tensor, shortest: int = 200, longest: int = 2000) -> Tensor
     """
     x = wave - wave.mean(1, keepdim=True)
     power = torch.fft.rfft(x, 2 * x.shape[1]).abs().square()
-    around = mean_around(power, 1000)
-    same = torch.fft.irfft(power / around.clamp(min=1e-12))
-    return same[:, shortest:longest].abs().amax(1) / same[:, 0].clamp(min=1e-6)
+    correlation = torch.fft.irfft(power / moving_mean(power, 1000).clamp(min=1e-12))
+    return correlation[:, shortest:longest].abs().amax(1) / correlation[:, 0].clamp(min=1e-6)

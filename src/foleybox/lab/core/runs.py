@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 import tyro
@@ -26,6 +26,9 @@ from foleybox.files import write_bytes, write_text
 CLIPS = "clips.jsonl"
 NUMBERED = "one of those of "
 "prefix of a clip's name in a run restored from an instrument: only the collection of such a clip is known"
+T = TypeVar("T")
+PythonOnly = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
+"a setting that can be changed from Python and is no flag of a command"
 _ABSENT = object()
 MAY_CHANGE = {
     "steps",
@@ -41,6 +44,7 @@ MAY_CHANGE = {
     "out",
     "data",
     "tracker",
+    "snapshots",
 }
 "settings that may differ when a run is resumed: they affect neither the model nor its batches"
 

@@ -1,21 +1,17 @@
-"""The latents of our own system: principal components of patches of a log-mel, and a decoder that adds the grain.
+"""The latents of our own system: principal components of patches of a log-mel, and a decoder that adds fine structure.
 
 Letters: B batch, M mel bands, T frames, P frames of a patch, N = T / P patches, C channels, D latent width.
 
-A patch of 4 frames of 100 bands is 400 numbers, most of them the grain of noise, which nobody can predict and nobody
-hears as this or that. Its first 64 principal components hold 98 % of the variance; they are the latents. A network turns
-them back into a mel, knowing the neighbours, with a grain of its own that is drawn from noise channels and judged by a
-discriminator. So the model that draws latents (models/patches.py) has a sixth of the numbers to draw, and not the part
-that made the prototypes' rain smooth.
+A patch of 4 frames of 100 bands is 400 numbers, most of them the fine structure of noise, which cannot be predicted and
+need not be reproduced exactly. Its first 64 principal components, the latents, hold 98 % of the variance. A network turns
+them back into a mel and adds the missing fine structure, which it makes of input noise and learns against a
+discriminator. The model that draws latents (transformer.py) therefore has a sixth of the numbers to draw.
 
-The analysis is linear and fixed at the first step: a learned encoder (ConvNeXt, latents of unit variance with noise) was
-tried first and was still behind it after a thousand steps (docs/experiments.md).
-
-Longer patches can share a decoder with shorter ones: their components give a mel, from which the components that the
-decoder knows are taken, all of it linear.
+The analysis is linear and fitted at the first step. A learned encoder (ConvNeXt, noisy latents of unit variance) was
+still worse after a thousand steps (docs/experiments.md).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -28,38 +24,38 @@ from foleybox.lab.core.compat import accept_old_names
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The size of the autoencoder."""
+    """Sizes of the autoencoder."""
 
     bands: int = 100
-    "M: of the `wide` mel"
+    "M: those of the `wide` mel"
     patch: int = 4
-    "P: frames that one latent stands for"
+    "P: frames per latent"
     latent: int = 64
-    "D: numbers of a latent"
+    "D: numbers per latent"
     width: int = 256
-    "channels at the rate of the patches"
+    "channels at the patch rate"
     fine: int = 192
-    "channels at the rate of the frames"
+    "channels at the frame rate"
     coarse_layers: int = 4
-    "blocks at the rate of the patches"
+    "blocks at the patch rate"
     fine_layers: int = 3
-    "blocks at the rate of the frames, in the decoder"
+    "blocks at the frame rate"
     noise: int = 8
-    "channels of noise that the decoder is given at every frame: what it makes the grain of"
-    decoder_patch: int = 0
-    "frames of the patches whose components the decoder reads; 0: P"
-    decoder_latent: int = 0
-    "numbers of those components; 0: D"
+    "noise channels per frame, the decoder's input for the fine structure"
 
-    @property
-    def read(self) -> "AutoencoderConfig":
-        """The same with the patches that the decoder reads."""
-        patch, latent = self.decoder_patch or self.patch, self.decoder_latent or self.latent
-        return replace(self, patch=patch, latent=latent, decoder_patch=0, decoder_latent=0)
+    REMOVED: ClassVar = {"decoder_patch": 0, "decoder_latent": 0}
+    "settings of earlier versions, with the value that this version implies"
+
+
+SIZES = {
+    "base": AutoencoderConfig(),
+    "tiny": AutoencoderConfig(latent=8, width=16, fine=16, coarse_layers=1, fine_layers=1, noise=2),
+}
+"base: the released instruments'; tiny: to try the commands"
 
 
 class Block(nn.Module):
-    """ConvNeXt in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
+    """ConvNeXt block in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
 
     OLD_NAMES: ClassVar = {"rise.": "fc1.", "fall.": "fc2."}
 
@@ -92,17 +88,16 @@ def fold(x: Tensor, patch: int) -> Tensor:
 
 
 def unfold(x: Tensor, patch: int) -> Tensor:
-    """Lay the P frames of each patch side by side again: [B, P C, N] to [B, C, T]."""
+    """Undo `fold`: [B, P C, N] to [B, C, T]."""
     B, _, N = x.shape
     return x.reshape(B, patch, -1, N).permute(0, 2, 3, 1).reshape(B, -1, N * patch)
 
 
 class Components(nn.Module):
-    """Natural-log mels [B, M, T] to latents [B, N, D] and, as far as D components can, back. T is a multiple of P.
+    """Principal components of patches: log-mels [B, M, T] to latents [B, N, D] and back. T is a multiple of P.
 
-    Component k has the standard deviation s_k of the patches along its axis; it is divided by sqrt(s_k) times a number
-    common to all, so that latents have variance 1 on average and those that matter more are still the larger: the flow
-    settles them first.
+    Component k has a standard deviation s_k over the patches. It is divided by sqrt(s_k) times a common factor: latents
+    have variance 1 on average, and components of more variance stay larger, so the flow determines them first.
     """
 
     mean: Tensor
@@ -117,15 +112,15 @@ class Components(nn.Module):
         self.register_buffer("scale", torch.ones(config.latent))
 
     @torch.no_grad()
-    def start(self, mels: Tensor) -> None:
-        """Find the components of the patches of mels [B, M, T]; patches of digital silence do not count."""
+    def fit(self, mels: Tensor) -> None:
+        """Compute the components of the patches of mels [B, M, T], without patches of digital silence."""
         patches = fold(mels, self.patch).transpose(1, 2).flatten(0, 1)
         patches = patches[patches.amax(1) > patches.min() + 0.1].double()
         self.mean.copy_(patches.mean(0))
         variance, axes = torch.linalg.eigh((patches - self.mean).T @ (patches - self.mean) / len(patches))
         D = len(self.scale)
         axes, deviation = axes[:, -D:].flip(1), variance[-D:].flip(0).clamp(min=1e-6).sqrt()
-        self.axes.copy_(axes * axes.sum(0).sign())  # an axis has no sign of its own: let louder be more
+        self.axes.copy_(axes * axes.sum(0).sign())  # the sign of an axis is arbitrary: louder is positive
         self.scale.copy_(deviation.sqrt() * deviation.mean().sqrt())
 
     def encode(self, mel: Tensor) -> Tensor:
@@ -136,7 +131,7 @@ class Components(nn.Module):
 
 
 class MelDecoder(nn.Module):
-    """Latents [B, N, D] and noise [B, T, noise] to what the components lack of a natural-log mel [B, M, T]; any N, B."""
+    """Latents [B, N, D] and noise [B, T, noise] to the residual [B, M, T] that the components lack; any N, B."""
 
     OLD_NAMES: ClassVar = {"grain.": "noise_embed."}
 
@@ -164,42 +159,31 @@ class MelDecoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Components and decoder."""
+    """The components and the decoder."""
 
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = config or AutoencoderConfig()
         self.components = Components(self.config)
-        self.read = Components(self.config.read) if self.config.read != self.config else None
-        self.decoder = MelDecoder(self.config.read)
-
-    def start(self, mels: Tensor) -> None:
-        """Find all components of the patches of mels [B, M, T]."""
-        for components in (self.components, self.read):
-            if components is not None:
-                components.start(mels)
+        self.decoder = MelDecoder(self.config)
 
     def encode(self, mel: Tensor) -> Tensor:
         """Return the latents [B, N, D] of natural-log mels [B, M, T]."""
         return self.components.encode(mel)
 
     def forward(self, latents: Tensor, noise: Tensor) -> Tensor:
-        """Return natural-log mels [B, M, T], the grain from `noise` [B, T, noise]: standard normal numbers."""
-        mel = self.components.decode(latents)
-        if self.read is not None:
-            latents = self.read.encode(mel)
-            mel = self.read.decode(latents)
-        return mel + self.decoder(latents, noise)
+        """Return natural-log mels [B, M, T] of latents [B, N, D] and standard normal `noise` [B, T, noise]."""
+        return self.components.decode(latents) + self.decoder(latents, noise)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return natural-log mels [B, M, T] with a grain drawn from torch's generator."""
+        """Return natural-log mels [B, M, T], their fine structure made of noise from torch's generator."""
         B, N, _ = latents.shape
         noise = torch.randn(B, N * self.config.patch, self.config.noise, device=latents.device)
         return self(latents, noise)
 
     @torch.no_grad()
     def reconstruct(self, mels: Tensor, batch: int = 16) -> Tensor:
-        """Return natural-log mels [N, M, T] as their latents give them back, on the CPU, `batch` at a time."""
+        """Return the reconstructions of natural-log mels [N, M, T], on the CPU, computed `batch` at a time."""
         device = next(self.parameters()).device
         return torch.cat([self.decode(self.encode(part.to(device))).cpu() for part in mels.split(batch)])
 
@@ -209,17 +193,17 @@ class Autoencoder(nn.Module):
 
 @dataclass(frozen=True)
 class MelDiscriminatorConfig:
-    """The size of the discriminator of mels."""
+    """Size of the mel discriminator."""
 
     width: int = 24
     "channels of the first layer; the others have 2, 4 and 4 times as many"
 
 
 class MelDiscriminator(nn.Module):
-    """Judge patches of a mel [B, M, T] as a picture: (scores [B, 1, M', T'], the activations before them).
+    """PatchGAN discriminator of mels [B, M, T] (Isola et al. 2017): (scores [B, 1, M', T'], the activations before them).
 
-    PatchGAN (Isola et al. 2017). A second channel holds the place of each band, since low bands are not like high ones.
-    Each score sees 54 frames (0.63 s) of 54 bands: grain and edges, not whole clips.
+    A second input channel holds the position of each band, since low and high bands differ. A score depends on 54
+    frames (0.63 s) of 54 bands: on fine structure and edges, not on whole clips.
     """
 
     def __init__(self, config: MelDiscriminatorConfig | None = None) -> None:
@@ -235,10 +219,10 @@ class MelDiscriminator(nn.Module):
 
     def forward(self, mel: Tensor) -> tuple[Tensor, list[Tensor]]:
         B, M, T = mel.shape
-        place = torch.linspace(-1, 1, M, device=mel.device, dtype=mel.dtype)[None, :, None].expand(B, M, T)
-        x = torch.stack([(mel + 6) / 3, place], 1)  # [B, 2, M, T]
-        seen = []
+        position = torch.linspace(-1, 1, M, device=mel.device, dtype=mel.dtype)[None, :, None].expand(B, M, T)
+        x = torch.stack([(mel + 6) / 3, position], 1)  # [B, 2, M, T]
+        activations = []
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.2)
-            seen.append(x)
-        return self.score(x), seen
+            activations.append(x)
+        return self.score(x), activations

@@ -9,24 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# --- the autoencoder of our own system -------------------------------------------------------------------------------
-
 
 def pooled_mel_distance(real: Tensor, fake: Tensor, frames: int = 4, bands: int = 5) -> Tensor:
-    """Return the mean absolute difference of log-mels [B, M, T] averaged over `frames` by `bands`, every half of either.
+    """Return the mean absolute difference of log-mels [B, M, T] averaged over `bands` x `frames`, with half overlap.
 
-    What is left of noise after averaging is its level and colour; its grain, which cannot be known, hardly counts.
+    The average of noise is its level and spectrum; its fine structure, which cannot be predicted, hardly counts.
     """
     size, step = (bands, frames), (max(bands // 2, 1), max(frames // 2, 1))
     return (F.avg_pool2d(real, size, step) - F.avg_pool2d(fake, size, step)).abs().mean()
 
 
 def flow_matching(
-    speed: Callable[[Tensor, Tensor], Tensor], target: Tensor, said: Tensor, time: Tensor, noise: Tensor
+    velocity: Callable[[Tensor, Tensor], Tensor], target: Tensor, conditioning: Tensor, time: Tensor, noise: Tensor
 ) -> Tensor:
-    """Return mean |v(x_t, said) - (target - noise)|^2 at x_t = (1 - t) noise + t target (Lipman et al. 2023).
+    """Return mean |v(x_t, c) - (target - noise)|^2 at x_t = (1 - t) noise + t target (Lipman et al. 2023).
 
-    `target` and `noise` [R, D], `time` [R] in 0 to 1; `said` [R, ...] is what the speed is told of each row.
+    It is conditional flow matching on the straight (optimal transport) path, with sigma = 0. `target` and `noise` [R, D],
+    `time` [R] from 0 to 1, `conditioning` c [R, ...].
     """
     point = torch.lerp(noise, target, time[:, None])
-    return (speed(point, said).float() - (target - noise)).square().mean()
+    return (velocity(point, conditioning).float() - (target - noise)).square().mean()

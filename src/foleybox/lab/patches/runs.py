@@ -3,37 +3,40 @@
 from pathlib import Path
 
 from foleybox.errors import UserError
+from foleybox.lab.core.compat import read_settings
 from foleybox.lab.core.runs import fill_part, fingerprint, read_trained
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.transformer import Patches, PatchesConfig
 
 
 def load_autoencoder(run: Path) -> tuple[Autoencoder, int]:
-    """Return (the frozen, averaged autoencoder of a run, the step). Raises UserError for a bad run."""
+    """Return (the averaged autoencoder of a run in eval mode, without gradients; its step). Raises UserError for a bad run."""
     settings, state = read_trained(run, "autoencoder")
-    autoencoder = Autoencoder(AutoencoderConfig(**settings["model"]))
+    autoencoder = Autoencoder(read_settings(AutoencoderConfig, settings["model"], run))
     fill_part(autoencoder, "average", state, run / "state.pt")
     return autoencoder.eval().requires_grad_(False), int(state["step"])
 
 
 def load_patches(run: Path) -> tuple[Patches, str, int]:
-    """Return (the averaged model in eval mode, the fingerprint of the autoencoder whose latents it draws, the step).
+    """Return (the averaged model in eval mode, without gradients; the fingerprint of its autoencoder; its step).
 
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "patches")
-    model = Patches(PatchesConfig(**settings["model"]))
+    model = Patches(read_settings(PatchesConfig, settings["model"], run))
     fill_part(model, "average", state, run / "state.pt")
     return model.eval().requires_grad_(False), settings["autoencoder"], int(state["step"])
 
 
 def load_patches_and_autoencoder(run: Path, autoencoder_run: Path) -> tuple[Patches, Autoencoder, tuple[int, int]]:
-    """Return (the averaged patches, the autoencoder whose latents they draw, the step of each), both in eval mode.
+    """Return (the averaged patches, the autoencoder of their latents, the step of each), both in eval mode.
 
-    Raises UserError for a bad run or a partial checkpoint, and for patches of another autoencoder's latents.
+    Raises UserError for a bad run or a partial checkpoint, and for patches trained on another autoencoder's latents.
     """
     model, wanted, step = load_patches(run)
     autoencoder, autoencoder_step = load_autoencoder(autoencoder_run)
     if fingerprint(autoencoder.components) != wanted:
-        raise UserError(f"{run} draws latents of another autoencoder than {autoencoder_run}: name that")
+        raise UserError(
+            f"{run} draws latents of another autoencoder than {autoencoder_run}: name the one it was trained with"
+        )
     return model, autoencoder, (step, autoencoder_step)

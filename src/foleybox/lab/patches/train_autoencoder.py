@@ -1,15 +1,16 @@
-"""Train the decoder of our own latents: mels through few numbers and back, with a grain that a critic believes.
+"""Train the mel decoder of our own system; one visible loop.
 
-`foleybox train autoencoder FOLDER ... -o RUN`. Any sound helps, with a label or without.
+`foleybox train autoencoder FOLDER ... -o RUN`. It learns from any sounds, with or without a label.
 
-The distance of whole mels alone would smooth noise, since the best guess of an unknown grain is none. So the distance
-of averaged mels holds level and colour, and the grain is the discriminator's business (squares and feature matching).
+The L1 distance of mels alone would smooth noise, since its best estimate of unknown fine structure is none. A distance of
+averaged mels therefore holds level and spectrum, and a discriminator teaches the fine structure (least squares and
+feature matching).
 """
 
 import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -25,18 +26,37 @@ from foleybox.lab.core.loop import (
     at_least,
     batch_indices,
     due,
+    evenly_spaced,
     seed_step,
     share,
-    spread,
     update_average,
 )
 from foleybox.lab.core.losses import feature_matching, mel_distance, roughness, squares_discriminator, squares_generator
 from foleybox.lab.core.mel import SILENCE, WIDE
-from foleybox.lab.core.runs import RunConfig, merge_rows, open_run, read_clips, resume, save_state
+from foleybox.lab.core.runs import PythonOnly, RunConfig, merge_rows, open_run, read_clips, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
-from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig, MelDiscriminator, MelDiscriminatorConfig
+from foleybox.lab.patches.autoencoder import (
+    SIZES,
+    Autoencoder,
+    AutoencoderConfig,
+    MelDiscriminator,
+    MelDiscriminatorConfig,
+)
 from foleybox.lab.patches.losses import pooled_mel_distance
 from foleybox.lab.patches.runs import load_autoencoder
+
+
+@dataclass(frozen=True)
+class AutoencoderWeights:
+    """Weights of the losses."""
+
+    mel: float = 2.0
+    "L1 distance of mels"
+    pooled: float = 4.0
+    "L1 distance of averaged mels"
+    matching: float = 2.0
+    "feature matching"
+    adversarial: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,47 +67,43 @@ class TrainAutoencoder:
     """
 
     data: tyro.conf.Positional[tuple[str, ...]] = ()
-    "folders of recordings, `folder:split` for one split; any sound helps, with a label or without"
+    "folders of recordings, `folder:split` for one split; with or without labels"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/autoencoder")
-    "the run folder: checkpoint, log, sheets of reconstructions"
+    "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
     held_out: float = 0.04
-    "share of the recordings never trained on, for the held-out numbers"
-    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    decoder_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run whose decoder to start with, at its own sizes: for patches of other lengths; --steps 0 leaves it as it is"
-    judge_width: int = MelDiscriminatorConfig.width
-    "channels of the discriminator's first layer"
+    "share of the recordings that is not trained on, for the held-out measurements"
+    size: Literal["base", "tiny"] = "base"
+    "base: that of the released instruments; tiny: to try the command"
+    start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "a run of the same size: its components are kept, its averaged decoder is trained on"
     segment: int = 128
     "frames of a crop"
     batch: int = 32
-    "crops a step, over all processes"
-    sigma: float = 0.1
-    "each crop's latents get noise of a standard deviation drawn evenly from 0 to this; they have 1 on average"
-    gain: float = 8.0
-    "dB, up or down, drawn for each crop"
-    mel_weight: float = 2.0
-    "of the distance of mels"
-    pooled_weight: float = 4.0
-    "of the distance of averaged mels"
-    matching_weight: float = 2.0
-    "of the feature matching"
-    adversarial_weight: float = 1.0
-    adversarial_from: int = 500
+    "crops per step, over all processes"
+    discriminator_from: int = 500
     "step at which the discriminator joins"
     lr: float = 7e-4
-    lr_judge: float = 5e-4
-    warm_up: int = 100
-    "steps of linear rise to the learning rates"
     half_life: int = 4000
-    "steps after which both learning rates have halved"
-    decay: float = 0.99
-    "of the average of the weights, which is what is used"
-    clip_norm: float = 5.0
-    "gradients longer than this are shortened"
+    "steps after which the learning rates have halved"
     steps: int = 20_000
-    "in all, those of earlier sittings included"
+    "in total, including those of earlier sittings"
+    model: PythonOnly[AutoencoderConfig | None] = None
+    "sizes, instead of `size`"
+    weights: PythonOnly[AutoencoderWeights] = field(default_factory=AutoencoderWeights)
+    discriminator: PythonOnly[MelDiscriminatorConfig] = field(default_factory=MelDiscriminatorConfig)
+    latent_noise: PythonOnly[float] = 0.1
+    "noise added to a crop's latents: standard deviation, uniform from 0 to this"
+    gain: PythonOnly[float] = 8.0
+    "dB, random gain of each crop, up or down"
+    lr_discriminator: PythonOnly[float] = 5e-4
+    warm_up: PythonOnly[int] = 100
+    "steps of linear rise to the learning rates"
+    decay: PythonOnly[float] = 0.99
+    "of the moving average of the weights, which is what is used"
+    clip_norm: PythonOnly[float] = 5.0
+    "largest norm of a gradient"
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -101,16 +117,16 @@ def main(config: TrainAutoencoder) -> int:
 
 
 def learning_rate(config: TrainAutoencoder, peak: float, step: int) -> float:
-    """Return the rate of a step: a rise, then a half-life; it does not depend on `steps`, which may be raised later."""
+    """Return the learning rate of a step: linear rise, then exponential decay. `steps` does not matter: it may be raised."""
     return peak * min(1.0, (step + 1) / config.warm_up) * 0.5 ** (step / config.half_life)
 
 
 def crop(mels: Tensor, segment: int) -> Tensor:
-    """Return a crop [B, M, segment] of each mel [B, M, T]: the louder of two random places, as much of a clip is silence."""
+    """Return a random crop [B, M, segment] of each mel [B, M, T]: the louder of two, as clips contain much silence."""
     T = mels.shape[2]
     starts = torch.randint(T - segment + 1, (2, len(mels)))
-    places = starts[..., None] + torch.arange(segment)  # [2, B, segment]
-    both = torch.stack([mels.gather(2, each[:, None].expand(-1, mels.shape[1], -1)) for each in places])
+    frames = starts[..., None] + torch.arange(segment)  # [2, B, segment]
+    both = torch.stack([mels.gather(2, each[:, None].expand(-1, mels.shape[1], -1)) for each in frames])
     louder = both.mean((2, 3)).argmax(0)
     return both[louder, torch.arange(len(mels))]
 
@@ -118,35 +134,35 @@ def crop(mels: Tensor, segment: int) -> Tensor:
 def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
     """Train on `clips` without those held out; return the averaged model in eval mode.
 
-    Raises UserError for settings that do not go together, too few clips, or a run folder of another configuration.
+    Raises UserError for settings out of range, too few clips, or a run folder of another configuration.
     """
-    given = load_autoencoder(config.decoder_from)[0] if config.decoder_from else None
-    if given is not None:
-        config = replace(config, model=with_decoder_of(given, config.model))
-    positive = dict.fromkeys(("warm_up", "half_life"), 1)
-    at_least(config, segment=config.model.patch, batch=2, steps=0 if given else 1, **positive)
-    at_least(config, adversarial_from=0, sigma=0, gain=0)
+    size = config.model or SIZES[config.size]
+    at_least(config, segment=size.patch, batch=2, steps=1, warm_up=1, half_life=1)
+    at_least(config, discriminator_from=0, latent_noise=0, gain=0)
     kept, held = split_by_recording(clips, config.held_out)
     if not kept or not held:
         raise UserError(f"{len(kept)} clips to train on and {len(held)} held out: expected some of each")
-    if config.model.bands != WIDE.bands or config.segment % config.model.patch or config.segment > WIDE.frames(88_200):
+    if size.bands != WIDE.bands or config.segment % size.patch or config.segment > WIDE.frames(88_200):
         raise UserError(
-            f"--bands {config.model.bands}, --segment {config.segment}: expected {WIDE.bands} bands, and a segment of "
-            f"at most {WIDE.frames(88_200)} frames that is a multiple of --patch {config.model.patch}"
+            f"--segment {config.segment} with {size.bands} bands: expected {WIDE.bands} bands, and a multiple of "
+            f"{size.patch} frames, at most {WIDE.frames(88_200)}"
         )
     accelerator = accelerator_for(config.run, "no", config.out)
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    torch.manual_seed(config.run.seed)
+    model = Autoencoder(size).to(device)
+    given = load_autoencoder(config.start_from)[0] if config.start_from else None
+    if given is not None and given.config != size:
+        raise UserError(f"--start-from {config.start_from} has {given.config}: expected {size}")
     with accelerator.main_process_first():
-        before = read_clips(config.decoder_from) if config.decoder_from else []
-        open_run(config.out, "autoencoder", config, merge_rows(training_rows(kept), before))
+        rows = merge_rows(training_rows(kept), read_clips(config.start_from) if config.start_from else [])
+        open_run(config.out, "autoencoder", replace(config, model=size), rows, config.start_from)
         mels, held_mels = load_mels(kept, WIDE), load_mels(held, WIDE)
 
-    torch.manual_seed(config.run.seed)
-    model = Autoencoder(config.model).to(device)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    critic = MelDiscriminator(MelDiscriminatorConfig(config.judge_width)).to(device)
+    critic = MelDiscriminator(config.discriminator).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.8, 0.99))
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), config.lr_judge, (0.8, 0.99))
+    critic_optimizer = torch.optim.AdamW(critic.parameters(), config.lr_discriminator, (0.8, 0.99))
     parts = {
         "autoencoder": model,
         "average": average,
@@ -156,14 +172,13 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
     }
     start = resume(config.out / "state.pt", parts)
     if not start:
-        places = torch.randperm(len(mels))[:500]
-        model.start(mels[places].to(device))
-        if given is not None:
-            model.decoder.load_state_dict(given.decoder.state_dict())
-            (model.read or model.components).load_state_dict(given.components.state_dict())
+        if given is None:
+            model.components.fit(mels[torch.randperm(len(mels))[:500]].to(device))
+        else:
+            model.load_state_dict(given.state_dict())
         average.load_state_dict(model.state_dict())
     model, optimizer = accelerator.prepare(model, optimizer)
-    judge, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
+    discriminate, critic_optimizer = accelerator.prepare(critic, critic_optimizer)
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
     with Log(config.out, accelerator, start, config.steps) as log:
@@ -171,43 +186,41 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             seed_step(config.run.seed, step, rank)
             bare.train()
             optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr, step)
-            critic_optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr_judge, step)
+            critic_optimizer.param_groups[0]["lr"] = learning_rate(config, config.lr_discriminator, step)
 
             indices = share(batch_indices(step, config.batch, len(mels), config.run.seed), rank, world)
             real = crop(mels[indices], config.segment).to(device)
-            louder = torch.empty(len(real), device=device).uniform_(-config.gain, config.gain) * NEPER_PER_DB
-            real = gain(real[:, None], louder, SILENCE)[:, 0]
+            gains = torch.empty(len(real), device=device).uniform_(-config.gain, config.gain) * NEPER_PER_DB
+            real = gain(real[:, None], gains, SILENCE)[:, 0]
             latents = bare.encode(real)
             with accelerator.autocast():
-                sigma = config.sigma * torch.rand(len(real), 1, 1, device=device)
-                noise = torch.randn(len(real), config.segment, config.model.noise, device=device)
+                sigma = config.latent_noise * torch.rand(len(real), 1, 1, device=device)
+                noise = torch.randn(len(real), config.segment, size.noise, device=device)
                 fake = model(latents + sigma * torch.randn_like(latents), noise).float()
 
             terms = {
-                "mel": config.mel_weight * mel_distance(real, fake),
-                "pooled": config.pooled_weight * pooled_mel_distance(real, fake),
+                "mel": config.weights.mel * mel_distance(real, fake),
+                "pooled": config.weights.pooled * pooled_mel_distance(real, fake),
             }
             numbers = {"roughness": roughness(fake.detach()) / roughness(real)}
-            if step >= config.adversarial_from:
+            if step >= config.discriminator_from:
                 critic.requires_grad_(True)
                 with accelerator.autocast():
-                    real_score, seen = judge(real)
-                    fake_score, _ = judge(fake.detach())
-                judged = squares_discriminator([real_score.float()], [fake_score.float()])
+                    real_score, target = discriminate(real)
+                    fake_score, _ = discriminate(fake.detach())
+                numbers["critic"] = squares_discriminator([real_score.float()], [fake_score.float()])
                 critic_optimizer.zero_grad()
-                accelerator.backward(judged)
+                accelerator.backward(numbers["critic"])
                 critic_norm = nn.utils.clip_grad_norm_(critic.parameters(), config.clip_norm)
                 if torch.isfinite(critic_norm):
                     critic_optimizer.step()
-                numbers["critic"] = judged.detach()
 
                 critic.requires_grad_(False)
                 with accelerator.autocast():
-                    fake_score, seen_fake = judge(fake)
-                target = [layer.detach().float() for layer in seen]
-                matching = feature_matching([target], [[layer.float() for layer in seen_fake]])
-                terms["matching"] = config.matching_weight * matching
-                terms["adversarial"] = config.adversarial_weight * squares_generator([fake_score.float()])
+                    fake_score, activations = discriminate(fake)
+                matching = feature_matching([[x.float() for x in target]], [[x.float() for x in activations]])
+                terms["matching"] = config.weights.matching * matching
+                terms["adversarial"] = config.weights.adversarial * squares_generator([fake_score.float()])
 
             optimizer.zero_grad()
             accelerator.backward(torch.stack(list(terms.values())).sum())
@@ -215,40 +228,25 @@ def train(config: TrainAutoencoder, clips: list[ClipFile]) -> Autoencoder:
             if torch.isfinite(norm):  # a step that is not finite is skipped and counted, and never reaches a checkpoint
                 optimizer.step()
                 update_average(average, bare, config.decay, step)
-            numbers |= {"norm": norm, "skipped": (~torch.isfinite(norm)).float()}
 
             done = step + 1
-            log.add({**terms, **numbers})
+            log.add({**terms, **numbers, "norm": norm, "skipped": (~torch.isfinite(norm)).float()})
             log.advance(done)
             extra = {}
             if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
                 extra = measure(average, held_mels)
-                sheet(config.out / "samples" / f"step-{done:06d}.png", average, held_mels[spread(len(held), 12)])
+                sheet = config.out / "samples" / f"step-{done:06d}.png"
+                reconstruction_sheet(sheet, average, held_mels[evenly_spaced(len(held), 12)])
             if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, extra)
             if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(config.out / "state.pt", done, parts)
-    if start == config.steps == 0 and accelerator.is_main_process:  # of a run that has gone on, nothing is said anew
-        save_state(config.out / "state.pt", 0, parts)
     return average
-
-
-def with_decoder_of(given: Autoencoder, wanted: AutoencoderConfig) -> AutoencoderConfig:
-    """Return the sizes of an autoencoder of the `wanted` patches and latents, everything else as the `given` one has it.
-
-    Raises UserError if the given one's decoder reads the components of another's already.
-    """
-    if given.read is not None:
-        raise UserError("--decoder-from: this run has its decoder from another one: name that")
-    theirs = given.config
-    return replace(
-        theirs, patch=wanted.patch, latent=wanted.latent, decoder_patch=theirs.patch, decoder_latent=theirs.latent
-    )
 
 
 @torch.no_grad()
 def measure(model: Autoencoder, mels: Tensor, batch: int = 16) -> dict[str, float]:
-    """Return means over held-out log-mels [N, M, T] and their reconstructions: distances, and roughness over the real one."""
+    """Return distances of held-out log-mels [N, M, T] to their reconstructions, and their roughness over the real one's."""
     torch.manual_seed(0)
     made = model.reconstruct(mels, batch)
     return {
@@ -259,8 +257,7 @@ def measure(model: Autoencoder, mels: Tensor, batch: int = 16) -> dict[str, floa
 
 
 @torch.no_grad()
-def sheet(path: Path, model: Autoencoder, mels: Tensor) -> None:
-    """Draw mels, each beside its reconstruction."""
-    made = model.reconstruct(mels)
-    pairs = torch.stack([mels, made], 1).flatten(0, 1)
-    mel_sheet(path, pairs, ["real", "made"] * len(mels), columns=4)
+def reconstruction_sheet(path: Path, model: Autoencoder, mels: Tensor) -> None:
+    """Draw mels [N, M, T], each next to its reconstruction."""
+    pairs = torch.stack([mels, model.reconstruct(mels)], 1).flatten(0, 1)
+    mel_sheet(path, pairs, ["real", "reconstructed"] * len(mels), columns=4)

@@ -1,16 +1,17 @@
-"""Causal patches, our own system: a transformer reads the latents so far, a small flow draws the next one.
+"""Causal patches, our own system: a transformer over latents, with a flow-matching head that draws the next latent.
 
-Letters: B batch, N latents (patches) of a sequence, D latent width, C width of the transformer, H heads, E width of the
-head, R rows of the head.
+Letters: B batch, N latents (patches) of a sequence, D latent width, C width of the transformer, H attention heads,
+E width of the flow head, R rows of the flow head (B or B N).
 
-A clip is a row of N = 86 latents of 46 ms (models/autoencoder.py). The transformer turns the latents before place n into
-a context; the head, a few residual layers told the context and the time t, moves noise at t = 0 to the latent at t = 1
-along the flow whose speed it has learned (flow matching: Lipman et al. 2023, equation 21 with sigma = 0; a head for each
-token: Li et al. 2024, arXiv 2406.11838). So timing is decided event by event, as sounds happen, and any duration, the
-continuation of a given clip and endless rain cost nothing more.
+A clip is a sequence of N = 86 latents of 46 ms each (autoencoder.py). The transformer turns the latents before position
+n into a context. The head, a few residual layers conditioned on the context and the time t, predicts the velocity of a
+flow that moves noise at t = 0 to the latent at t = 1 (flow matching on straight paths: Lipman et al. 2023; a head that
+draws one continuous token: Li et al. 2024, arXiv 2406.11838). The model therefore decides the timing event by event, and it can
+draw any duration, or the continuation of a given clip, at no extra cost.
 
-The first of a sequence has no latent before it but one of two learned ones: START, a clip begins here, and AMID, it has
-been going on. Places are relative (rotary), so a window that slides on needs no others.
+The label enters in `Patches.forward` (`Stream.context` when sampling): its embedding is added to the input of every
+position. The input of position 0 is a learned start token: START for a sequence that begins where its clip does, MID_CLIP
+for one that begins in the middle of a clip. Positions are relative (rotary embedding), so a sliding window needs no others.
 """
 
 import itertools
@@ -24,58 +25,63 @@ from torch import Tensor, nn
 
 from foleybox.lab.core.compat import accept_old_names
 
-START, AMID = 0, 1
+START, MID_CLIP = 0, 1
+"ids of the start tokens"
 
-# Of each label, in their order; chosen by the distance of drawn sounds to training clips.
+# Defaults of sampling, in the order of the labels; chosen by the distance of generated sounds to training clips.
 GUIDANCE = (1.5, 1.25, 1.75, 1.0, 1.3, 1.0, 1.75)
-"above 1 more of what the label says; steady sounds lose their grain by it"
+"classifier-free guidance: 1 is none; more makes events clearer and steady sounds too smooth"
 TEMPERATURE = (1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.15)
-"what the noise of latents is scaled by; some labels come out too much alike without"
+"scale of the noise; some labels are not varied enough at 1"
 GUIDED_FROM = 0.3
-"the time of the flow from which latents are guided: earlier, guidance only makes sounds more alike"
+"time of the flow from which on guidance acts; acting earlier, it reduces variety"
 
 
 @dataclass(frozen=True)
 class PatchesConfig:
-    """The size of the model."""
+    """Sizes of the model. Training sets `latent` and `labels` itself."""
 
     latent: int = 64
-    "D: numbers of a latent, as the autoencoder has them"
+    "D: numbers per latent, those of the autoencoder"
     labels: int = 7
-    "a further label means: none; it is drawn for guidance"
+    "one more embedding stands for no label; guidance needs it"
     width: int = 256
     "C"
     layers: int = 6
     heads: int = 4
-    "H: width / heads numbers each"
+    "H: attention heads of width / heads numbers each"
     dropout: float = 0.1
     "in the transformer; the head has none"
     head_width: int = 384
     "E"
     head_layers: int = 3
-    told: bool = False
-    "it is told how each training clip was changed, so that it draws sounds as they were recorded"
+
+    REMOVED: ClassVar = {"told": False}
+    "settings of earlier versions, with the value that this version implies"
 
 
-CHANGES = 7
-"numbers that say how a clip was changed, 0 being not at all: its speed, its bands, five points of its colour"
+SIZES = {
+    "base": PatchesConfig(),
+    "tiny": PatchesConfig(width=16, heads=2, layers=1, head_width=16, head_layers=1),
+}
+"base: the released instruments'; tiny: to try the commands, its sounds are noise"
 
 
 # --- the transformer ----------------------------------------------------------------------------------------------
 
 
-def rotate(x: Tensor, places: Tensor) -> Tensor:
-    """Turn pairs of channels of [B, H, N, C / H] by their `places` [N] (Su et al. 2021): attention sees distances."""
+def rotate(x: Tensor, positions: Tensor) -> Tensor:
+    """Apply the rotary position embedding (Su et al. 2021) for `positions` [N] to x [B, H, N, C / H]."""
     half = x.shape[-1] // 2
-    speeds = torch.exp(torch.arange(half, device=x.device) * (-math.log(1000.0) / half))
-    angles = places[:, None].float() * speeds  # [N, C / 2H]
+    frequencies = torch.exp(torch.arange(half, device=x.device) * (-math.log(1000.0) / half))
+    angles = positions[:, None].float() * frequencies  # [N, C / 2H]
     cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
 class Layer(nn.Module):
-    """Attention over the past and a gated linear unit, each after a norm (Shazeer 2020): [B, N, C] to the same."""
+    """Causal attention and a SwiGLU (Shazeer 2020), each after a layer norm: [B, N, C] to the same."""
 
     OLD_NAMES: ClassVar = {"fall.": "down."}
 
@@ -99,28 +105,28 @@ class Layer(nn.Module):
         return query, key, value
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """Return the layer's result of its input [B, N, C] and what attention gave, [B, H, N, C / H]."""
+        """Return the layer's output for its input [B, N, C] and the output of attention [B, H, N, C / H]."""
         attended = attended.transpose(1, 2).flatten(2)
         x = x + F.dropout(self.out(attended), self.dropout, self.training)
         up, gate = self.gate(self.norm_gate(x)).chunk(2, -1)
         return x + F.dropout(self.down(up * F.silu(gate)), self.dropout, self.training)
 
-    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         query, key, value = self.project(x)
-        query, key = rotate(query, places), rotate(key, places)
+        query, key = rotate(query, positions), rotate(key, positions)
         return self.finish(x, F.scaled_dot_product_attention(query, key, value, is_causal=True))
 
 
-# --- the head -----------------------------------------------------------------------------------------------------
+# --- the flow head ------------------------------------------------------------------------------------------------
 
 
 class FlowHead(nn.Module):
-    """The speed [R, D] of the flow at points [R, D].
+    """Predict the velocity [R, D] of the flow at points [R, D].
 
-    Residual layers that are scaled, shifted and gated by what the context and the time say (Peebles & Xie 2023). Both say
-    it once for all layers, each of which adds numbers of its own (Chen et al. 2023, arXiv 2310.00426), and the two are
-    summed and not joined in a network: the former is worked out once a latent, the latter once a time, and a step of the
-    flow costs the layers alone. That makes training twice as fast and twelve steps affordable on a laptop.
+    Residual layers whose input is scaled and shifted and whose output is gated by the conditioning (adaLN: Peebles & Xie
+    2023). One conditioning serves all layers, and each adds learned numbers of its own (Chen et al. 2023, arXiv
+    2310.00426). It is the sum of an embedding of the context and one of the time: the former is computed once per latent,
+    the latter once per time, and a step of the solver costs the residual layers only.
     """
 
     OLD_NAMES: ClassVar = {
@@ -148,27 +154,27 @@ class FlowHead(nn.Module):
         accept_old_names(self)
 
     def time_embedding(self, time: Tensor) -> Tensor:
-        """Return what times [K] say, [K, 3 E]."""
-        waves = torch.exp(torch.arange(32, device=time.device) * (math.log(1000.0) / 31))
-        angles = time[:, None].float() * waves
+        """Return the embedding [K, 3 E] of times [K] from 0 to 1."""
+        frequencies = torch.exp(torch.arange(32, device=time.device) * (math.log(1000.0) / 31))
+        angles = time[:, None].float() * frequencies
         return self.time_mlp(torch.cat([angles.cos(), angles.sin()], -1).to(self.embed.weight.dtype))
 
-    def forward(self, point: Tensor, said: Tensor) -> Tensor:
-        """`said` [R, 3 E]: `context_mlp` of the context plus `time_embedding` of the time, row by row."""
+    def forward(self, point: Tensor, conditioning: Tensor) -> Tensor:
+        """`conditioning` [R, 3 E]: `context_mlp` of the context plus `time_embedding` of the time."""
         x = self.embed(point)
-        shift, scale, gate = said.chunk(3, -1)
-        own = self.modulation.to(said.dtype).chunk(3, -1)  # [layers + 1, E] each
-        for index, (rise, fall) in enumerate(zip(self.fc1, self.fc2, strict=True)):
-            y = torch.addcmul(shift + own[0][index], self.norm(x), scale + (own[1][index] + 1))
-            x = x + (gate + own[2][index]) * fall(F.silu(rise(y)))
-        return self.velocity(torch.addcmul(shift + own[0][-1], self.norm(x), scale + (own[1][-1] + 1)))
+        shift, scale, gate = conditioning.chunk(3, -1)
+        shifts, scales, gates = self.modulation.to(conditioning.dtype).chunk(3, -1)  # [layers + 1, E] each
+        for index, (fc1, fc2) in enumerate(zip(self.fc1, self.fc2, strict=True)):
+            y = torch.addcmul(shift + shifts[index], self.norm(x), scale + (scales[index] + 1))
+            x = x + (gate + gates[index]) * fc2(F.silu(fc1(y)))
+        return self.velocity(torch.addcmul(shift + shifts[-1], self.norm(x), scale + (scales[-1] + 1)))
 
 
 # --- both ---------------------------------------------------------------------------------------------------------
 
 
 class Patches(nn.Module):
-    """Latents and a label to contexts; contexts and noise to the next latents."""
+    """The transformer and its head: latents and a label to contexts, contexts and noise to the next latents."""
 
     OLD_NAMES: ClassVar = {"first.": "start_token."}
 
@@ -179,7 +185,6 @@ class Patches(nn.Module):
         self.label = nn.Embedding(config.labels + 1, C)
         self.start_token = nn.Embedding(2, C)
         self.embed = nn.Linear(config.latent, C)
-        self.told = nn.Linear(CHANGES, C, bias=False) if config.told else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(C, bias=False)
         self.head = FlowHead(config)
@@ -190,82 +195,77 @@ class Patches(nn.Module):
         nn.init.normal_(self.label.weight, std=0.02)
         nn.init.normal_(self.start_token.weight, std=0.02)
         accept_old_names(self)
-        if self.told is not None:
-            nn.init.zeros_(self.told.weight)
 
     @property
     def no_label(self) -> int:
-        """The label that stands for none."""
+        """The id of the embedding that stands for no label."""
         return self.config.labels
 
-    def forward(self, latents: Tensor, label: Tensor, first: Tensor, changes: Tensor | None = None) -> Tensor:
-        """Return the context [B, N, C] of each place: place n knows latents 0 to n - 1 of [B, N, D], and no others.
+    def forward(self, latents: Tensor, label: Tensor, start: Tensor) -> Tensor:
+        """Return the context [B, N, C] of each position: that of position n depends on latents 0 to n - 1 of [B, N, D].
 
-        `label` int64 [B], `first` int64 [B]: START or AMID. `changes` [B, 7] say how clips were changed, to a model that is
-        told; without them, and in every draw, they were not (Karras et al. 2022, arXiv 2206.00364, appendix F.2).
+        `label` int64 [B]; `start` int64 [B]: START or MID_CLIP.
         """
-        before = torch.cat([self.start_token(first)[:, None], self.embed(latents[:, :-1])], 1)
+        before = torch.cat([self.start_token(start)[:, None], self.embed(latents[:, :-1])], 1)
         x = before + self.label(label)[:, None]
-        if self.told is not None and changes is not None:
-            x = x + self.told(changes)[:, None]
-        places = torch.arange(x.shape[1], device=x.device)
+        positions = torch.arange(x.shape[1], device=x.device)
         for layer in self.layers:
-            x = layer(x, places)
+            x = layer(x, positions)
         return self.norm(x)
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------------------
 
 
 class Stream:
-    """A sequence being drawn, latent after latent; keys and values of the last `window` places are kept."""
+    """The state of B sequences that are drawn latent by latent: keys and values of the last `window` positions."""
 
-    def __init__(self, model: Patches, label: Tensor, first: int = START, window: int = 86) -> None:
-        """Begin B sequences, `label` int64 [B]."""
+    def __init__(self, model: Patches, label: Tensor, start: int = START, window: int = 86) -> None:
+        """Begin B sequences with `label` int64 [B]."""
         self.model, self.label, self.window = model, label, window
-        self.kept: list[tuple[Tensor, Tensor]] = []
-        self.place = 0
-        self.next = model.start_token(torch.full_like(label, first))  # [B, C]: what the next place is told
+        self.cache: list[tuple[Tensor, Tensor]] = []
+        self.position = 0
+        self.input = model.start_token(torch.full_like(label, start))  # [B, C]: of the next position
 
     @torch.no_grad()
     def context(self) -> Tensor:
-        """Return the context [B, C] of the next place."""
-        model, place = self.model, torch.tensor([self.place], device=self.label.device)
-        x = (self.next + model.label(self.label))[:, None]  # [B, 1, C]
-        kept = []
+        """Return the context [B, C] of the next position."""
+        model, position = self.model, torch.tensor([self.position], device=self.label.device)
+        x = (self.input + model.label(self.label))[:, None]  # [B, 1, C]
+        cache = []
         for index, layer in enumerate(model.layers):
             assert isinstance(layer, Layer)
             query, key, value = layer.project(x)
-            query, key = rotate(query, place), rotate(key, place)
-            if self.kept:
-                before_key, before_value = self.kept[index]
+            query, key = rotate(query, position), rotate(key, position)
+            if self.cache:
+                before_key, before_value = self.cache[index]
                 key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
             key, value = key[:, :, -self.window :], value[:, :, -self.window :]
-            kept.append((key, value))
+            cache.append((key, value))
             x = layer.finish(x, F.scaled_dot_product_attention(query, key, value))
-        self.kept = kept
+        self.cache = cache
         return model.norm(x)[:, 0]
 
     @torch.no_grad()
     def add(self, latent: Tensor) -> None:
-        """Tell the stream the latent [B, D] of the place whose context was asked last."""
-        self.next = self.model.embed(latent)
-        self.place += 1
+        """Append the latent [B, D] of the position whose context was computed last."""
+        self.input = self.model.embed(latent)
+        self.position += 1
 
 
-def times(steps: int) -> list[float]:
-    """Return the steps + 1 times of the flow, 0 to 1: evenly spaced, then bent so that the last steps are short."""
+def flow_times(steps: int) -> list[float]:
+    """Return the steps + 1 times of the solver, from 0 to 1: sin(pi/2 k/steps), so that the last steps are short."""
     return [math.sin(math.pi / 2 * step / steps) for step in range(steps + 1)]
 
 
-def leads(steps: int) -> list[tuple[float, float]]:
-    """Return for each step how far this speed and the last one lead the point on (Adams and Bashforth's second order).
+def step_coefficients(steps: int) -> list[tuple[float, float]]:
+    """Return for each step the factors of this velocity and of the last one (Adams-Bashforth of second order).
 
-    The first step has no last speed and is Euler's.
+    The first step has no last velocity and is Euler's.
     """
-    lengths = [then - now for now, then in itertools.pairwise(times(steps))]
-    bends = [0.0, *(length / before / 2 for before, length in itertools.pairwise(lengths))]
-    return [(length * (1 + bend), -length * bend) for length, bend in zip(lengths, bends)]
+    lengths = [then - now for now, then in itertools.pairwise(flow_times(steps))]
+    corrections = [0.0, *(length / before / 2 for before, length in itertools.pairwise(lengths))]
+    return [(length * (1 + c), -length * c) for length, c in zip(lengths, corrections)]
 
 
 def flow(
@@ -275,35 +275,35 @@ def flow(
     unlabelled: Tensor | None = None,
     guidance: float | Tensor = 1.0,
     steps: int = 12,
-    since: Tensor | None = None,
+    start_time: Tensor | None = None,
     guided_from: float = 0.0,
 ) -> Tensor:
-    """Move noise [R, D] to latents [R, D] in `steps` steps of Adams and Bashforth's second order.
+    """Integrate the flow from noise [R, D] to latents [R, D] in `steps` steps of second-order Adams-Bashforth.
 
-    A step leads on from the last two speeds and costs what Euler's costs. Euler's, twelve of them, draw a Gaussian with 0.87
-    of its spread, whatever the network has learned, and so rain too smooth; these draw 0.98 (tests/test_patches.py).
+    A step costs one evaluation of the head, as Euler's does. Twelve Euler steps draw a Gaussian with 0.87 of its standard
+    deviation, so rain becomes too smooth; these draw 0.98 (tests/test_patches.py).
 
-    With `unlabelled`, the contexts [R, C] of the same sequences without their label, the speed is that without label
-    plus `guidance` (or [R, 1]) times the difference that the label makes (Ho & Salimans 2022), in the steps that begin at
-    the time `guided_from` or later (Kynkaanniemi et al. 2024, arXiv 2404.07724): what kind of sound it becomes is decided
-    early, and is more various where nothing pushes.
+    `unlabelled`, the contexts [R, C] of the same sequences without their label, turns on classifier-free guidance (Ho &
+    Salimans 2022): the velocity is that without label plus `guidance` (or [R, 1]) times the difference the label makes,
+    in the steps that begin at the time `guided_from` or later (Kynkaanniemi et al. 2024, arXiv 2404.07724).
 
-    With `since`, times [R] from 0 to below 1, `noise` are points that are there already, and the rest of the way is gone.
+    With `start_time` [R], from 0 to below 1, `noise` are points of the flow at those times, and only the rest of the way
+    is integrated.
     """
-    point, before = noise, torch.zeros_like(noise)
-    said = head.context_mlp(context)
-    said_without = head.context_mlp(unlabelled) if unlabelled is not None else None
-    begun = torch.zeros(1, device=noise.device) if since is None else since
-    left = (1 - begun)[:, None]
-    clock = begun + (1 - begun) * torch.tensor(times(steps)[:-1], device=noise.device)[:, None]  # [steps, 1 or R]
-    said_of_times = head.time_embedding(clock.flatten()).unflatten(0, clock.shape)
-    for (lead, lead_of_last), now, time in zip(leads(steps), clock[..., None], said_of_times):
-        speed = head(point, said + time)
-        if said_without is not None:
-            without = head(point, said_without + time)
-            speed = without + torch.where(now >= guided_from, guidance, 1.0) * (speed - without)
-        point = point + left * (lead * speed + lead_of_last * before)
-        before = speed
+    point, last = noise, torch.zeros_like(noise)
+    conditioning = head.context_mlp(context)
+    conditioning_unlabelled = head.context_mlp(unlabelled) if unlabelled is not None else None
+    begin = torch.zeros(1, device=noise.device) if start_time is None else start_time
+    remaining = (1 - begin)[:, None]
+    clock = begin + (1 - begin) * torch.tensor(flow_times(steps)[:-1], device=noise.device)[:, None]  # [steps, 1 or R]
+    embeddings = head.time_embedding(clock.flatten()).unflatten(0, clock.shape)
+    for (factor, factor_of_last), now, embedding in zip(step_coefficients(steps), clock[..., None], embeddings):
+        velocity = head(point, conditioning + embedding)
+        if conditioning_unlabelled is not None:
+            without = head(point, conditioning_unlabelled + embedding)
+            velocity = without + torch.where(now >= guided_from, guidance, 1.0) * (velocity - without)
+        point = point + remaining * (factor * velocity + factor_of_last * last)
+        last = velocity
     return point
 
 
@@ -317,26 +317,25 @@ def draw(
     guidance: float = 1.0,
     guided_from: float = 0.0,
     given: Tensor | None = None,
-    first: int = START,
+    start: int = START,
     window: int = 86,
 ) -> Tensor:
-    """Draw latents [B, N, D] for `label` int64 [B] from `noise` [B, N, D], times a temperature if wanted; N is free.
+    """Draw latents [B, N, D] for `label` int64 [B] from standard normal `noise` [B, N, D], for any N.
 
-    `given` [B, G, D] are latents to go on from; they are not returned. `guidance` 1 is none; it doubles the work.
+    `given` [B, G, D] are latents to continue; they are not returned. `guidance` other than 1 doubles the cost.
     """
-    guided = guidance != 1.0
-    streams = [Stream(model, label, first, window)]
-    if guided:
-        streams.append(Stream(model, torch.full_like(label, model.no_label), first, window))
+    streams = [Stream(model, label, start, window)]
+    if guidance != 1.0:
+        streams.append(Stream(model, torch.full_like(label, model.no_label), start, window))
     for latent in given.unbind(1) if given is not None else ():
         for stream in streams:
             stream.context()
             stream.add(latent)
     drawn = []
-    for place in noise.unbind(1):
+    for noise_here in noise.unbind(1):
         context, *without = [stream.context() for stream in streams]
         latent = flow(
-            model.head, place, context, without[0] if without else None, guidance, steps, guided_from=guided_from
+            model.head, noise_here, context, without[0] if without else None, guidance, steps, guided_from=guided_from
         )
         for stream in streams:
             stream.add(latent)
@@ -349,7 +348,7 @@ def redraw(
     model: Patches,
     latents: Tensor,
     label: Tensor,
-    since: Tensor,
+    start_time: Tensor,
     *,
     guidance: Tensor,
     guided_from: float,
@@ -357,21 +356,21 @@ def redraw(
     noise: float = 0.15,
     steps: int = 6,
 ) -> Tensor:
-    """Return real latents [B, N, D] as the model draws them when it is told a part of each: neither real nor free.
+    """Return latents [B, N, D] that resemble the real ones given and have the errors of generated ones.
 
-    Every place is drawn from the time `since` [B] of the flow on, where its latent is still among the noise, and knows the
-    real latents before it, with noise of a deviation drawn from 0 to `noise`. So what is drawn stays beside the recording
-    and has the model's own faults: what a vocoder should have read. `guidance`, `guided_from` and `temperature` are those
-    of a draw, the first and the last [B]; all numbers come from torch's generator.
+    Each latent is mixed with noise as at `start_time` [B] of the flow, and the flow is integrated from there, in the
+    context of the real latents before it plus noise (standard deviation uniform from 0 to `noise` for each sequence). A
+    vocoder can be trained on the result, as the recording that belongs to it is known. `guidance` [B], `guided_from` and
+    `temperature` [B] are those of sampling. Random numbers come from torch's generator.
     """
     B, N, _ = latents.shape
-    told = latents + noise * torch.rand(B, 1, 1, device=latents.device) * torch.randn_like(latents)
-    first = torch.full_like(label, START)
+    noisy = latents + noise * torch.rand(B, 1, 1, device=latents.device) * torch.randn_like(latents)
+    start = torch.full_like(label, START)
     context, without = (
-        model(told, each, first).flatten(0, 1) for each in (label, torch.full_like(label, model.no_label))
+        model(noisy, each, start).flatten(0, 1) for each in (label, torch.full_like(label, model.no_label))
     )
-    since, guidance, temperature = (each.repeat_interleave(N) for each in (since, guidance, temperature))
+    start_time, guidance, temperature = (each.repeat_interleave(N) for each in (start_time, guidance, temperature))
     rows = latents.flatten(0, 1)
-    point = torch.lerp(torch.randn_like(rows) * temperature[:, None], rows, since[:, None])
-    drawn = flow(model.head, point, context, without, guidance[:, None], steps, since, guided_from)
+    point = torch.lerp(torch.randn_like(rows) * temperature[:, None], rows, start_time[:, None])
+    drawn = flow(model.head, point, context, without, guidance[:, None], steps, start_time, guided_from)
     return drawn.unflatten(0, (B, N))

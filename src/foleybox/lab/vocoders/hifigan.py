@@ -2,12 +2,11 @@
 
 Letters: B batch, M mel bands, T frames, C channels, L = T hop samples, P period.
 
-The baseline of DCASE 2023 Task 7 renders with V1; here it is that system's vocoder and the yardstick beside Vocos.
-Also here: the multi-period discriminator, which both vocoders train against, the multi-scale discriminator, and the
-names that the official checkpoints have for our weights.
+V1 is the vocoder of the DCASE 2023 Task 7 baseline. Also here: the multi-period discriminator, which Vocos is trained
+against too, the multi-scale discriminator, and the names of our weights in the official checkpoints.
 
-Layers start at torch's default. The official code draws N(0, 0.01), but into tensors that its weight norm makes anew
-from their true parts at the first forward pass: its networks started at the default too.
+Layers have torch's default initialisation. The official code draws N(0, 0.01) into tensors that its weight norm
+overwrites at the first forward pass, so its networks begin with the default too.
 """
 
 import math
@@ -26,20 +25,20 @@ from foleybox.lab.core.compat import accept_old_names
 
 @dataclass(frozen=True)
 class HifiganConfig:
-    """Sizes of a generator. Defaults: V1, 13,936,130 parameters with weight norm, 13,926,017 without."""
+    """Sizes of the generator. Defaults: V1, 13,936,130 parameters with weight norm, 13,926,017 without."""
 
     bands: int = 80
     width: int = 512
-    "channels before the first upsampling; halved by each"
+    "channels before the first upsampling, which halves them, as does each further one"
     rates: tuple[int, ...] = (8, 8, 2, 2)
     "upsampling factors; their product is the hop"
     kernels: tuple[int, ...] = (16, 16, 4, 4)
     "of the transposed convolutions"
     residual_kernels: tuple[int, ...] = (3, 7, 11)
     dilations: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    "of the stack of each residual kernel"
+    "of each residual kernel's stack"
     plain: bool = True
-    "a plain convolution after each dilated one: the official resblock 1; without: resblock 2"
+    "a plain convolution after each dilated one (the official resblock 1); False: resblock 2"
 
     @property
     def hop(self) -> int:
@@ -66,7 +65,7 @@ def _conv(channels: int, kernel: int, dilation: int = 1) -> nn.Module:
 
 
 class ResidualStack(nn.Module):
-    """[B, C, T] to the same: for each dilation a dilated and a plain convolution (the official "resblock 1")."""
+    """[B, C, T] to the same: a dilated and a plain convolution per dilation (the official resblock 1)."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ class ResidualStack(nn.Module):
 
 
 class LightStack(nn.Module):
-    """[B, C, T] to the same: a dilated convolution for each dilation (the official "resblock 2")."""
+    """[B, C, T] to the same: a dilated convolution per dilation (the official resblock 2)."""
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
@@ -133,7 +132,7 @@ class Hifigan(nn.Module):
 
 
 def official_names(config: HifiganConfig) -> dict[str, str]:
-    """Return the name of each weight of a generator with weight norm -> its name in an official checkpoint."""
+    """Return {name of a weight of a generator with weight norm: its name in an official checkpoint}."""
     layers = {"first": "conv_pre", "last": "conv_post"}
     kinds = {"dilated": "convs1", "plain": "convs2"} if config.plain else {"dilated": "convs"}
     for i in range(len(config.rates)):
@@ -142,7 +141,7 @@ def official_names(config: HifiganConfig) -> dict[str, str]:
             theirs = f"resblocks.{i * len(config.dilations) + j}"
             for mine, kind in kinds.items():
                 layers |= {f"stacks.{i}.{j}.{mine}.{n}": f"{theirs}.{kind}.{n}" for n in range(len(dilations))}
-    values = {  # the length and the direction of the weight norm, and the bias
+    values = {  # length and direction of the weight norm, and the bias
         "parametrizations.weight.original0": "weight_g",
         "parametrizations.weight.original1": "weight_v",
         "bias": "bias",
@@ -164,7 +163,7 @@ class PeriodConfig:
 
 
 class PeriodDiscriminator(nn.Module):
-    """Judge a wave [B, L] folded into columns of one period: (scores [B, 1, L', P], the activations before them)."""
+    """Discriminate a wave [B, L] folded into rows of one period: (scores [B, 1, L', P], the activations before them)."""
 
     def __init__(self, period: int, width: int) -> None:
         super().__init__()
@@ -180,15 +179,15 @@ class PeriodDiscriminator(nn.Module):
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = F.pad(wave[:, None], (0, -wave.shape[-1] % self.period), mode="reflect")
         x = x.reshape(len(x), 1, -1, self.period)  # [B, 1, L / P, P]
-        seen = []
+        activations = []
         for conv in self.convs:
             x = F.leaky_relu(conv(x), SLOPE)
-            seen.append(x)
-        return self.score(x), seen
+            activations.append(x)
+        return self.score(x), activations
 
 
 class MultiPeriodDiscriminator(nn.Module):
-    """Several periods of one wave [B, L]: (list of scores, list of lists of activations)."""
+    """Discriminate a wave [B, L] at several periods: (list of scores, list of lists of activations)."""
 
     def __init__(self, config: PeriodConfig | None = None) -> None:
         super().__init__()
@@ -196,8 +195,8 @@ class MultiPeriodDiscriminator(nn.Module):
         self.parts = nn.ModuleList(PeriodDiscriminator(period, self.config.width) for period in self.config.periods)
 
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        scores, seen = zip(*(part(wave) for part in self.parts), strict=True)
-        return list(scores), list(seen)
+        scores, activations = zip(*(part(wave) for part in self.parts), strict=True)
+        return list(scores), list(activations)
 
 
 # --- the multi-scale discriminator --------------------------------------------------------------------------------
@@ -210,11 +209,11 @@ class ScaleConfig:
     width: int = 128
     "channels of the first layer; the layers have 1, 1, 2, 4, 8, 8 and 8 times as many"
     scales: int = 3
-    "the wave as it is, and means of it at a half and a quarter of the rate"
+    "the wave, and averages of it at a half and a quarter of the rate"
 
 
 class ScaleDiscriminator(nn.Module):
-    """Judge a wave [B, L] by grouped convolutions of long reach: (scores [B, 1, L / 64], the activations before them)."""
+    """Discriminate a wave [B, L] by long grouped convolutions: (scores [B, 1, L / 64], the activations before them)."""
 
     def __init__(self, width: int, norm: Callable[[nn.Module], nn.Module]) -> None:
         super().__init__()
@@ -234,17 +233,17 @@ class ScaleDiscriminator(nn.Module):
 
     def forward(self, wave: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = wave[:, None]
-        seen = []
+        activations = []
         for conv in self.convs:
             x = F.leaky_relu(conv(x), SLOPE)
-            seen.append(x)
-        return self.score(x), seen
+            activations.append(x)
+        return self.score(x), activations
 
 
 class MultiScaleDiscriminator(nn.Module):
-    """Several scales of one wave [B, L]: (list of scores, list of lists of activations).
+    """Discriminate a wave [B, L] at several scales: (list of scores, list of lists of activations).
 
-    The first, which hears the wave itself, has spectral norms, which keep its training stable; the others weight norms.
+    The first scale, the wave itself, has spectral norm, which keeps the training stable; the others have weight norm.
     """
 
     def __init__(self, config: ScaleConfig | None = None) -> None:
@@ -254,11 +253,11 @@ class MultiScaleDiscriminator(nn.Module):
         self.parts = nn.ModuleList(ScaleDiscriminator(self.config.width, norm) for norm in norms)
 
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        scores, seen = [], []
-        for place, part in enumerate(self.parts):
-            if place:
+        scores, activations = [], []
+        for index, part in enumerate(self.parts):
+            if index:
                 wave = F.avg_pool1d(wave[:, None], 4, 2, padding=2)[:, 0]
             score, layers = part(wave)
             scores.append(score)
-            seen.append(layers)
-        return scores, seen
+            activations.append(layers)
+        return scores, activations

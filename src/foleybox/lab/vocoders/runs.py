@@ -1,4 +1,4 @@
-"""Trained vocoders, read from their run folders, and weights to start from."""
+"""Trained vocoders, read from their run folders, and initial weights."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from foleybox.lab.vocoders.vocos import SIZES, Vocos, VocosConfig
 def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
     """Return (the vocoder of a run in eval mode, the mel it reads, the step): mel [B, M, T] -> wave [B, T hop].
 
-    Of a Vocos it is the averaged one; of a HiFi-GAN, which has no average, the last, its weight norms folded in.
+    A Vocos has its averaged weights; a HiFi-GAN, of which there is no average, the last ones, without weight norm.
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "vocoder")
-    mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs do not say, and are Vocos
+    mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs have no such setting
     if kind == "vocos":
         model = Vocos(vocos_config(mel, settings["size"]))
         fill_part(model, "average", state, run / "state.pt")
@@ -30,12 +30,12 @@ def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
 
 
 def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
-    """Return the settings of a vocoder of that size for that mel."""
+    """Return the settings of a Vocos of a size (a key of `vocos.SIZES`) for a mel."""
     return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
 
 
 def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> HifiganConfig:
-    """Return the settings of a HiFi-GAN for that mel. Raises UserError for a width that its rises cannot halve."""
+    """Return the settings of a HiFi-GAN for a mel. Raises UserError for a width that its upsamplers cannot halve."""
     config = dataclasses.replace(VERSIONS[version], bands=mel.bands)
     halved = 2 ** len(config.rates)
     if width is not None and (width < halved or width % halved):
@@ -43,13 +43,13 @@ def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> Hi
     return config if width is None else dataclasses.replace(config, width=width)
 
 
-# --- weights to start from ----------------------------------------------------------------------------------------
+# --- initial weights ----------------------------------------------------------------------------------------------
 
 
-def start_vocoder(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
-    """Give parts the weights that the checkpoint of a vocoder's run has under those names, strictly.
+def load_initial_weights(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
+    """Load the weights that the checkpoint of a vocoder's run has under these names, strictly.
 
-    A vocoder that was restored from an instrument has no critics: they stay as they are.
+    Discriminators ("critics") that it lacks, as a run restored from an instrument does, keep their random weights.
     """
     _, state = read_trained(run, "vocoder")
     for name, part in parts:
@@ -59,9 +59,9 @@ def start_vocoder(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
 
 
 def read_official_hifigan(path: Path, generator: Hifigan) -> None:
-    """Give a generator, with its weight norms, the weights of an official checkpoint (`g_...` of jik876/hifi-gan).
+    """Load an official checkpoint (`g_...` of jik876/hifi-gan) into a generator with weight norm.
 
-    Raises UserError for a file that is none, and for any weight that is missing, surplus or of another shape.
+    Raises UserError for another file, and for a weight that is missing, unknown or of another shape.
     """
     content = read_state(path, "expected an official HiFi-GAN generator, such as g_02500000")
     theirs = content.get("generator") if isinstance(content, Mapping) else None
@@ -74,6 +74,6 @@ def read_official_hifigan(path: Path, generator: Hifigan) -> None:
         has = f"has {surplus[0]} ({len(surplus)} in all)" if surplus else ""
         raise UserError(
             f"{path} does not fit this generator: it {' and '.join(filter(None, (lacks, has)))}; "
-            "expected the version and width that it was trained with, weight norms not yet removed"
+            "expected the version and width that it was trained with, weight norms not removed"
         )
     fill_part(generator, "generator", {"generator": {mine: theirs[name] for mine, name in names.items()}}, path)

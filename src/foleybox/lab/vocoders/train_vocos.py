@@ -1,15 +1,18 @@
-"""Train a vocoder: real waves, their mels, and one loop that lowers the difference.
+"""Train a Vocos vocoder: mel in, wave out; one visible loop. `foleybox train vocoder FOLDER ... -o RUN`.
 
-Phase A, up to `adversarial_from`: L1 of the log-mel (to 11 kHz, above what the vocoder is given) and multi-resolution
-STFT. In phase B multi-period and multi-resolution discriminators with feature matching take the place of the latter:
-the fine structure of noise cannot be known from its mel, so the best guess of any distance is its median, smooth and
-metallic (rain reached 0.78 of its roughness); a discriminator asks that noise be rough, and not how.
+Two kinds of losses teach the fine structure of noise, which cannot be known from its mel, so that a plain distance
+smooths it and makes rain sound metallic:
+
+* `adversarial`: after a first phase with distances of mels and of multi-resolution STFTs, multi-period and
+  multi-resolution discriminators with feature matching replace the latter (HiFi-GAN, Vocos);
+* `textures`: distances of local statistics, of repetition, of attacks and of the mean spectrum, without discriminators.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,106 +24,163 @@ from foleybox.lab.core import augment
 from foleybox.lab.core.loop import Log, accelerator_for, at_least, batch_indices, due, seed_step, share, update_average
 from foleybox.lab.core.losses import feature_matching, mel_distance, squares_discriminator, squares_generator
 from foleybox.lab.core.mel import MELS, SILENCE, LogMel, MelConfig
-from foleybox.lab.core.runs import RunConfig, merge_rows, open_run, read_clips, read_run_config, resume, save_state
+from foleybox.lab.core.runs import (
+    PythonOnly,
+    RunConfig,
+    merge_rows,
+    open_run,
+    read_clips,
+    read_run_config,
+    resume,
+    save_state,
+)
 from foleybox.lab.vocoders.hifigan import MultiPeriodDiscriminator, PeriodConfig
 from foleybox.lab.vocoders.losses import (
     attack_distance,
-    more_repetition,
+    excess_repetition,
+    mean_spectrum_distance,
     multi_resolution_stft,
-    own_colour,
+    spectral_texture_distance,
     texture_distance,
-    texture_of_waves,
 )
-from foleybox.lab.vocoders.runs import start_vocoder, vocos_config
+from foleybox.lab.vocoders.runs import load_initial_weights, vocos_config
 from foleybox.lab.vocoders.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
-from foleybox.lab.vocoders.waves import Decoded, Redrawing, cut_frames, draw, measure, rows_of_start
+from foleybox.lab.vocoders.waves import Decoded, Redrawing, cut_frames, measure, rows_of_start, vocoder_sheet
 
-HEARS_REPETITION = 12
-"frames, of which `losses.more_repetition` has lags of 91 ms left"
+REPETITION_FRAMES = 12
+"shortest crop for `losses.excess_repetition`: it has lags up to 91 ms"
+
+
+@dataclass(frozen=True)
+class VocosRecipe:
+    """What a preset decides: the weights of the losses, the schedule and the discriminators."""
+
+    mel: float = 45.0
+    "weight of the L1 distance of log-mels"
+    stft: float = 2.0
+    "weight of the multi-resolution STFT distances; 0 once the discriminators have joined"
+    texture: float = 0.0
+    "weight of the texture distances, of mels and of spectra in long windows"
+    repetition: float = 0.0
+    "weight of the repetition in excess of the real crop's"
+    attack: float = 0.0
+    "weight of the distance of fine levels around attacks"
+    mean_spectrum: float = 0.0
+    "weight of the deviation of the spectrum that all crops of a batch have in common"
+    lr: float = 1e-3
+    half_life: int = 20_000
+    "steps after which the learning rate has halved"
+    warm_up: int = 200
+    "steps of linear rise to the learning rate"
+    decay: float = 0.999
+    "of the moving average of the weights, which is what is exported"
+    discriminators_from: int | None = 15_000
+    "step at which the discriminators join; None: never, and the settings below have no effect"
+    adversarial_mel: float = 12.0
+    "weight `mel` from then on: with 45 its gradient is ten times that of narrow discriminators, and rain stays smooth"
+    adversarial_lr: float = 3e-4
+    "learning rate from then on, of generator and discriminators"
+    matching: float = 2.0
+    "weight of the feature matching"
+    period_width: int = 32
+    "channels of the multi-period discriminator's first layer"
+    resolution_width: int = 32
+    "channels of the multi-resolution discriminator"
+    resolution_input: Literal["complex", "log"] = "complex"
+    "input of the multi-resolution discriminator: complex spectra, or log magnitudes"
+    discriminated: int = 32
+    "frames of a crop that the discriminators are given, at a random position"
+
+
+PRESETS = {
+    "adversarial": VocosRecipe(),
+    "adversarial-cpu": VocosRecipe(
+        half_life=6_000,
+        discriminators_from=5_000,
+        period_width=4,
+        resolution_width=16,
+        resolution_input="log",
+        discriminated=16,
+    ),
+    "textures": VocosRecipe(
+        mel=4.0, stft=0.0, texture=10.0, repetition=7.0, attack=10.0, mean_spectrum=10.0,
+        lr=4e-4, half_life=1_500, decay=0.995, discriminators_from=None,
+    ),
+    "textures-plain": VocosRecipe(
+        mel=4.0, stft=0.0, texture=10.0, repetition=10.0,
+        lr=3e-4, half_life=800, warm_up=50, decay=0.995, discriminators_from=None,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainVocoder:
-    """Train a Vocos vocoder on any recordings: mel in, wave out. The same command again resumes.
+    """Train a Vocos vocoder on any recordings: mel in, wave out. The same command resumes.
 
     Example: foleybox train vocoder sounds/ more_sounds:train --out runs/vocoder
     """
 
     data: tyro.conf.Positional[tuple[str, ...]] = ()
-    "folders of recordings, `folder:split` for one split; any sound helps, with a label or without"
+    "folders of recordings, `folder:split` for one split; with or without labels"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vocoder")
     "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
-    vocoder: tyro.conf.Suppress[Literal["vocos"]] = "vocos"
-    "recorded in the run; `train hifigan` records its own"
+    preset: Literal["adversarial", "adversarial-cpu", "textures", "textures-plain"] = "adversarial"
+    """losses and schedule. adversarial: discriminators join after 15,000 steps; -cpu: narrow ones after 5,000. textures: none,
+    to train on with --start-from, foley-small's; -plain: without the losses of attacks and mean spectrum, foley-open's"""
+    vocoder: PythonOnly[Literal["vocos"]] = "vocos"
+    "recorded in the run, as `train hifigan` records its own"
     mel: Literal["dcase", "wide"] = "dcase"
-    "the mel that the vocoder reads"
+    "the mel that the vocoder reads: 80 bands up to 8 kHz, or 100 up to 11 kHz (patches)"
     size: Literal["small", "medium", "base"] = "medium"
     "1.65, 2.0 or 13.5 million weights"
-    seconds: float = 4.0
-    "clips are cut or zero-padded to this length"
     held_out: float = 0.04
-    "share of the recordings never trained on; the logged held-out numbers are theirs"
+    "share of the recordings that is not trained on, for the held-out measurements"
     mels_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `train vqvae` or `train autoencoder`: read the clips' mels as it gives them back, and make the real waves of them"
+    "a run of `train vqvae` or `train autoencoder`: read its reconstructions of the mels; the target stays the real waves"
     redrawing: Redrawing = field(default_factory=Redrawing)
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `train vocoder` of the same sizes, whose weights to start with; --adversarial-from 0 goes on in phase B"
-    segment: int = 64
-    "frames of a crop"
+    "a run of the same mel and size, whose averaged weights are the initial ones; discriminators join at once"
     batch: int = 16
     steps: int = 200_000
-    adversarial_from: int = 15_000
-    "step at which the discriminators join"
-    lr: float = 1e-3
-    "in phase A"
-    adversarial_lr: float = 3e-4
-    "in phase B, of both sides"
-    half_life: int = 20_000
-    "steps after which the learning rate has halved"
-    warm_up: int = 200
-    "steps of linear rise to the learning rate"
-    mel_weight: float = 45.0
-    "in phase A"
-    adversarial_mel_weight: float = 12.0
-    "in phase B: with HiFi-GAN's 45 and narrow discriminators the mel's gradient was ten times theirs, and rain smooth"
-    stft_weight: float = 2.0
-    "in phase A only"
-    texture_weight: float = 0.0
-    "of the distance of local statistics, in both phases: noise as rough as it should be, without discriminators"
-    repetition_weight: float = 0.0
-    "of how much more than the real one a crop repeats itself, in both phases: noise that buzzes, which no mel shows"
-    attack_weight: float = 0.0
-    "of the distance of fine levels around attacks, in both phases: clicks and steps that begin when they sound, not before"
-    colour_weight: float = 0.0
-    "of the colour that all crops are given alike, in both phases: no ripples of the vocoder's own"
-    matching_weight: float = 2.0
-    period_width: int = 32
-    "channels of the multi-period discriminator's first layer: 4 on a CPU"
-    resolution_width: int = 32
-    "channels of the multi-resolution discriminator: 16 on a CPU"
-    resolution_sees: Literal["complex", "log"] = "complex"
-    "what the multi-resolution discriminator is shown: complex spectra, or the logarithm of their magnitudes"
-    judged: int = 32
-    "frames of a crop that the discriminators hear, at a random place: they cost most of a step of phase B"
-    gain_db: tuple[float, float] = (-12.0, 6.0)
-    "each crop is made this much louder, drawn evenly, as far as full scale allows: a vocoder should know every level"
-    silent_share: float = 0.1
-    "share of the crops drawn from anywhere, digital silence included; the others hold sound"
-    clip_norm: float = 10.0
-    "gradients longer than this are shortened"
-    decay: float = 0.999
-    "of the average of the weights, which is what is exported"
+    "in total, including those of earlier sittings"
+    lr: float | None = None
+    "initial learning rate, if not the preset's"
+    half_life: int | None = None
+    "steps after which the learning rate has halved, if not the preset's"
+    recipe: PythonOnly[VocosRecipe | None] = None
+    "losses and schedule, instead of `preset`"
+    segment: PythonOnly[int] = 64
+    "frames of a crop"
+    seconds: PythonOnly[float] = 4.0
+    "clips are cut or zero-padded to this length"
+    gain_db: PythonOnly[tuple[float, float]] = (-12.0, 6.0)
+    "random gain of each crop, as far as full scale allows"
+    silent_share: PythonOnly[float] = 0.1
+    "share of the crops drawn from anywhere, digital silence included; the others contain sound"
+    clip_norm: PythonOnly[float] = 10.0
+    "largest norm of a gradient"
     run: RunConfig = field(default_factory=RunConfig)
 
+    def resolved(self) -> VocosRecipe:
+        """Return the recipe: `recipe` as it is, or that of the preset and the flags."""
+        if self.recipe is not None:
+            return self.recipe
+        chosen = PRESETS[self.preset]
+        if self.start_from and chosen.discriminators_from is not None:  # the first phase is for random weights
+            chosen = replace(chosen, discriminators_from=0)
+        if self.lr is not None:
+            chosen = replace(chosen, **{"adversarial_lr" if chosen.discriminators_from == 0 else "lr": self.lr})
+        return chosen if self.half_life is None else replace(chosen, half_life=self.half_life)
 
-SOUND = 33  # of 32768, -60 dBFS: a frame with a larger sample holds sound
-CONTEXT = 2  # frames on each side of a crop, so that its mel is cut from the clip's mel and not made anew
+
+SOUND = 33  # of 32768, -60 dBFS: a frame with a larger sample contains sound
+CONTEXT = 2  # frames on each side of a crop, so that its mel equals that part of the clip's mel
 
 
 class Crops:
-    """Random crops of clips, int16 [N, L], as waves with the very mel frames that the whole clip has there.
+    """Random crops of clips, int16 [N, L], as waves with the mel frames that the whole clip has there.
 
     With `mels` [N, M, T], the frames are cut from those.
     """
@@ -134,13 +194,13 @@ class Crops:
             raise UserError(f"clips of {self.frames} frames, crops of {segment}: expected a crop no longer than a clip")
         peaks = waves[:, : self.frames * mel.hop].reshape(len(waves), self.frames, mel.hop).abs().amax(2)
         self.sounding = (peaks >= SOUND).float()  # [N, T]
-        self.sounding[self.sounding.sum(1) == 0] = 1  # a clip of silence has no better places
+        self.sounding[self.sounding.sum(1) == 0] = 1  # in a silent clip all positions are equal
         margin = CONTEXT * mel.hop
         self.padded = F.pad(waves.float(), (margin, margin), mode="reflect").to(torch.int16)
         self.front_end = LogMel(mel)
 
     def starts(self, clips: Tensor) -> Tensor:
-        """Draw first frames, int64 [B], from torch's generator: most crops hold a frame with sound."""
+        """Draw first frames, int64 [B], from torch's generator: most crops contain a frame with sound."""
         anywhere = torch.rand(len(clips)) < self.silent_share
         weights = torch.where(anywhere[:, None], torch.ones(()), self.sounding[clips])
         chosen = torch.multinomial(weights, 1)[:, 0]
@@ -149,13 +209,13 @@ class Crops:
 
     def cut(self, clips: Tensor, starts: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (wave [B, segment hop], its log-mel [B, M, segment]); `gain` [B] is a factor of the amplitude."""
-        hop, long = self.mel.hop, self.segment + 2 * CONTEXT
-        places = starts[:, None] * hop + torch.arange(long * hop)
-        wave = self.padded[clips[:, None], places].float() / 32768
+        hop, length = self.mel.hop, self.segment + 2 * CONTEXT
+        samples = starts[:, None] * hop + torch.arange(length * hop)
+        wave = self.padded[clips[:, None], samples].float() / 32768
         factor = torch.ones(len(clips))
         if gain is not None:
-            room = 1 / wave.abs().amax(1).clamp(min=1e-4)
-            factor = torch.minimum(gain, room.clamp(min=1))
+            full_scale = 1 / wave.abs().amax(1).clamp(min=1e-4)
+            factor = torch.minimum(gain, full_scale.clamp(min=1))
         wave = wave * factor[:, None]
         if self.mels is None:
             mel = self.front_end(wave)[:, :, CONTEXT:-CONTEXT]
@@ -165,11 +225,12 @@ class Crops:
         return wave[:, CONTEXT * hop : -CONTEXT * hop], mel
 
 
-def learning_rate(config: TrainVocoder, step: int) -> float:
-    """Return the rate of a step: a rise, then a half-life; it does not depend on `steps`, which may be raised later."""
-    adversarial = step >= config.adversarial_from
-    start, peak = (config.adversarial_from, config.adversarial_lr) if adversarial else (0, config.lr)
-    return peak * min(1.0, (step - start + 1) / config.warm_up) * 0.5 ** ((step - start) / config.half_life)
+def learning_rate(recipe: VocosRecipe, step: int) -> float:
+    """Return the learning rate of a step: linear rise, then exponential decay, anew when the discriminators join."""
+    start, peak = 0, recipe.lr
+    if recipe.discriminators_from is not None and step >= recipe.discriminators_from:
+        start, peak = recipe.discriminators_from, recipe.adversarial_lr
+    return peak * min(1.0, (step - start + 1) / recipe.warm_up) * 0.5 ** ((step - start) / recipe.half_life)
 
 
 def train(
@@ -177,76 +238,69 @@ def train(
 ) -> Vocos:
     """Train on `waves`, measure on `held`, both int16 [N, L] at the mel's rate; return the averaged model.
 
-    `clips` is `data.heard` of what the waves are, for the run's record; `decoded` are mels to read in place of the
-    waves' own. Raises UserError for clips shorter than a crop, a run folder of another configuration, or weights to
-    start from that do not fit.
+    `clips` are `clips.training_rows` of the waves; `decoded` are mels to read instead of the waves' own. Raises UserError
+    for settings out of range, clips shorter than a crop, a run folder of another configuration, or initial weights that
+    do not fit.
     """
-    positive = dict.fromkeys(("segment", "batch", "steps", "judged"), 1)
-    at_least(config, **positive, half_life=1, warm_up=1, adversarial_from=0)
-    if config.repetition_weight and config.segment < HEARS_REPETITION:
-        raise UserError(
-            f"--segment {config.segment} with --repetition-weight: expected {HEARS_REPETITION} frames or more, which have room "
-            "for a repetition"
-        )
-    count = len(waves)
-    again = decoded.again if decoded else torch.zeros(0, dtype=torch.int64)
-    beside = round(config.redrawing.redrawn_share * config.batch) if len(again) else 0
+    recipe = config.resolved()
+    at_least(config, segment=1, batch=1, steps=1)
+    at_least(recipe, half_life=1, warm_up=1, discriminated=1)
+    if recipe.repetition and config.segment < REPETITION_FRAMES:
+        raise UserError(f"segment {config.segment} with a repetition loss: expected {REPETITION_FRAMES} frames or more")
+    n_clips = len(waves)
+    redrawn = decoded.redrawn if decoded else torch.zeros(0, dtype=torch.int64)
+    n_redrawn = round(config.redrawing.redrawn_share * config.batch) if len(redrawn) else 0
     mels = decoded.mels if decoded else None
-    crops = Crops(torch.cat([waves, waves[again]]), MELS[config.mel], config.segment, config.silent_share, mels)
-    record = config
-    if decoded:  # what the weights were, not where they lay
-        theirs = Path(decoded.fingerprint) if config.redrawing.redrawn_by else None
-        record = replace(
-            config, mels_from=Path(decoded.fingerprint), redrawing=replace(config.redrawing, redrawn_by=theirs)
-        )
-    makers = (config.mels_from, config.redrawing.redrawn_by)  # what they heard is in the mels that they make
-    known = merge_rows(clips, rows_of_start(config.start_from), *(read_clips(run) for run in makers if run))
+    crops = Crops(torch.cat([waves, waves[redrawn]]), MELS[config.mel], config.segment, config.silent_share, mels)
+    rate, hop = crops.mel.rate, crops.mel.hop
+    record = replace(config, recipe=recipe)
+    if decoded:  # the fingerprint of the weights instead of their path
+        theirs = Path(decoded.fingerprint)
+        redrawing = replace(config.redrawing, redrawn_by=theirs if config.redrawing.redrawn_by else None)
+        record = replace(record, mels_from=theirs, redrawing=redrawing)
+    makers = [run for run in (config.mels_from, config.redrawing.redrawn_by) if run]  # their clips are in their mels
+    rows = merge_rows(clips, rows_of_start(config.start_from), *map(read_clips, makers))
     accelerator = accelerator_for(config.run, "no", config.out)
     device = accelerator.device
-    judge_mel = LogMel(MelConfig(crops.mel.rate, 1024, 256, 100, 0, crops.mel.rate / 2)).to(device)
-
-    rate, sizes = crops.mel.rate, ((512, 80), (256, 40))  # noise is rough at these resolutions too
-    finer_mels = [LogMel(MelConfig(rate, n_fft, n_fft // 4, bands, 0, rate / 2)).to(device) for n_fft, bands in sizes]
+    sizes = ((1024, 256, 100), (512, 128, 80), (256, 64, 40))  # the roughness of noise shows at several resolutions
+    spectra = [LogMel(MelConfig(rate, n_fft, step, bands, 0, rate / 2)).to(device) for n_fft, step, bands in sizes]
 
     torch.manual_seed(config.run.seed)
     generator = Vocos(vocos_config(MELS[config.mel], config.size))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
-    periods = MultiPeriodDiscriminator(PeriodConfig(config.period_width))
-    resolutions = MultiResolutionDiscriminator(ResolutionConfig(config.resolution_width, sees=config.resolution_sees))
-    critics = nn.ModuleList([periods, resolutions])
-    optimizer = torch.optim.AdamW(generator.parameters(), config.lr, (0.8, 0.99))
-    critics_optimizer = torch.optim.AdamW(critics.parameters(), config.adversarial_lr, (0.8, 0.99))
-    parts = {
-        "generator": generator,
-        "average": average,
-        "critics": critics,
-        "optimizer": optimizer,
-        "critics_optimizer": critics_optimizer,
-    }
+    optimizer = torch.optim.AdamW(generator.parameters(), recipe.lr, (0.8, 0.99))
+    parts: dict[str, Any] = {"generator": generator, "average": average, "optimizer": optimizer}
+    critics, critics_optimizer = nn.ModuleList(), None
+    if recipe.discriminators_from is not None:
+        resolution = ResolutionConfig(recipe.resolution_width, input=recipe.resolution_input)
+        critics.append(MultiPeriodDiscriminator(PeriodConfig(recipe.period_width)))
+        critics.append(MultiResolutionDiscriminator(resolution))
+        critics_optimizer = torch.optim.AdamW(critics.parameters(), recipe.adversarial_lr, (0.8, 0.99))
+        parts |= {"critics": critics, "critics_optimizer": critics_optimizer}
     if accelerator.scaler is not None:
-        parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
+        parts["scaler"] = accelerator.scaler  # fp16: part of the state of a resumed run
     if config.start_from and not (config.out / "state.pt").is_file():
         weights: list[tuple[str, nn.Module]] = [("average", generator), ("average", average)]
-        seen = read_run_config(config.start_from).get("resolution_sees", "complex")
-        if seen == config.resolution_sees:  # critics of another sight have learned nothing that is of use
+        if len(critics) and discriminator_sizes(read_run_config(config.start_from)) == discriminator_sizes(
+            vars(recipe)
+        ):
             weights.append(("critics", critics))
-        start_vocoder(config.start_from, weights)
+        load_initial_weights(config.start_from, weights)
     with accelerator.main_process_first():
-        open_run(config.out, "vocoder", record, known, config.start_from)
+        open_run(config.out, "vocoder", record, rows, config.start_from)
     start = resume(config.out / "state.pt", parts)
     vocode, optimizer = accelerator.prepare(generator, optimizer)
-    *judges, critics_optimizer = accelerator.prepare(periods, resolutions, critics_optimizer)
+    discriminators: list[nn.Module] = []
+    if critics_optimizer is not None:
+        *discriminators, critics_optimizer = accelerator.prepare(*critics, critics_optimizer)
 
     with Log(config.out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
             seed_step(config.run.seed, step, accelerator.process_index)
-            adversarial = step >= config.adversarial_from
-            for chosen in (optimizer, critics_optimizer):
-                chosen.param_groups[0]["lr"] = learning_rate(config, step)
-
-            indices = batch_indices(step, config.batch - beside, count, config.run.seed)
-            if beside:
-                indices = torch.cat([indices, count + batch_indices(step, beside, len(again), config.run.seed)])
+            optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
+            indices = batch_indices(step, config.batch - n_redrawn, n_clips, config.run.seed)
+            if n_redrawn:
+                indices = torch.cat([indices, n_clips + batch_indices(step, n_redrawn, len(redrawn), config.run.seed)])
             indices = share(indices, accelerator.process_index, accelerator.num_processes)
             low, high = config.gain_db
             gain = 10 ** ((low + (high - low) * torch.rand(len(indices))) / 20)
@@ -255,78 +309,86 @@ def train(
             terms: dict[str, Tensor] = {}
             numbers: dict[str, Tensor] = {}
 
+            adversarial = recipe.discriminators_from is not None and step >= recipe.discriminators_from
             if adversarial:
-                # The critics hear a part of each pair, all at one level: soft sounds are judged as closely as loud.
+                assert critics_optimizer is not None
+                critics_optimizer.param_groups[0]["lr"] = learning_rate(recipe, step)
+                # The discriminators get a part of each crop, all at one level: soft sounds count as much as loud ones.
                 level = 0.1 / real.square().mean(1, keepdim=True).sqrt().clamp(min=1e-3)
-                hop, long = crops.mel.hop, min(config.judged, config.segment)
-                first = int(torch.randint(config.segment - long + 1, ())) * hop
-                real_part, fake_part = ((level * wave)[:, first : first + long * hop] for wave in (real, fake))
+                length = min(recipe.discriminated, config.segment)
+                first = int(torch.randint(config.segment - length + 1, ())) * hop
+                real_part, fake_part = ((level * wave)[:, first : first + length * hop] for wave in (real, fake))
 
                 critics.requires_grad_(True)
-                judged = torch.zeros((), device=device)
-                seen_real = []
-                for judge in judges:
-                    real_scores, seen = judge(real_part)
-                    fake_scores, _ = judge(fake_part.detach())
-                    judged = judged + squares_discriminator(real_scores, fake_scores)
-                    seen_real.append([[layer.detach() for layer in part] for part in seen])
+                critics_loss = torch.zeros((), device=device)
+                targets = []
+                for discriminate in discriminators:
+                    real_scores, activations = discriminate(real_part)
+                    fake_scores, _ = discriminate(fake_part.detach())
+                    critics_loss = critics_loss + squares_discriminator(real_scores, fake_scores)
+                    targets.append([[layer.detach() for layer in part] for part in activations])
                 critics_optimizer.zero_grad()
-                accelerator.backward(judged)
-                numbers["discriminator"] = judged.detach()
+                accelerator.backward(critics_loss)
                 accelerator.unscale_gradients(critics_optimizer)
                 norm = nn.utils.clip_grad_norm_(critics.parameters(), config.clip_norm)
                 if torch.isfinite(norm) or accelerator.scaler is not None:  # the scaler skips such a step itself
                     critics_optimizer.step()
-                numbers["discriminator_norm"] = norm
+                numbers |= {"discriminator": critics_loss, "discriminator_norm": norm}
 
                 critics.requires_grad_(False)
-                for judge, target, name in zip(judges, seen_real, ("periods", "resolutions"), strict=True):
-                    fake_scores, seen = judge(fake_part)
+                for discriminate, target, name in zip(discriminators, targets, ("periods", "resolutions"), strict=True):
+                    fake_scores, activations = discriminate(fake_part)
                     terms[f"adversarial_{name}"] = squares_generator(fake_scores)
-                    terms[f"matching_{name}"] = config.matching_weight * feature_matching(target, seen)
+                    terms[f"matching_{name}"] = recipe.matching * feature_matching(target, activations)
 
-            mel_weight = config.adversarial_mel_weight if adversarial else config.mel_weight
-            pair = judge_mel(real), judge_mel(fake)
-            terms["mel"] = mel_weight * mel_distance(*pair)
-            if config.texture_weight:
-                pairs = [pair, *((each(real), each(fake)) for each in finer_mels)]
-                textures = [texture_distance(*each) for each in pairs]
-                terms["texture"] = config.texture_weight * torch.stack(textures).mean()
-                terms["long_texture"] = config.texture_weight * texture_of_waves(real, fake)
-            if config.repetition_weight:
-                terms["repetition"] = config.repetition_weight * more_repetition(real, fake)
-            if config.attack_weight:
-                own = int((indices < count).sum())  # what was drawn again has attacks of its own
-                terms["attack"] = config.attack_weight * attack_distance(real[:own], fake[:own])
-            if config.colour_weight:
-                terms["colour"] = config.colour_weight * own_colour(real, fake)
-            if config.stft_weight and not adversarial:
+            pairs = [(spectra[0](real), spectra[0](fake))]
+            terms["mel"] = (recipe.adversarial_mel if adversarial else recipe.mel) * mel_distance(*pairs[0])
+            if recipe.stft and not adversarial:
                 convergence, distance = multi_resolution_stft(real, fake)
-                terms["stft_convergence"] = config.stft_weight * convergence
-                terms["stft_distance"] = config.stft_weight * distance
+                terms |= {"stft_convergence": recipe.stft * convergence, "stft_distance": recipe.stft * distance}
+            if recipe.texture:
+                pairs += [(spectrum(real), spectrum(fake)) for spectrum in spectra[1:]]
+                terms["texture"] = recipe.texture * torch.stack([texture_distance(*pair) for pair in pairs]).mean()
+                terms["long_texture"] = recipe.texture * spectral_texture_distance(real, fake)
+            if recipe.repetition:
+                terms["repetition"] = recipe.repetition * excess_repetition(real, fake)
+            if recipe.attack:
+                n_real = int((indices < n_clips).sum())  # redrawn mels have their attacks at other times
+                terms["attack"] = recipe.attack * attack_distance(real[:n_real], fake[:n_real])
+            if recipe.mean_spectrum:
+                terms["mean_spectrum"] = recipe.mean_spectrum * mean_spectrum_distance(real, fake)
             loss = torch.stack(list(terms.values())).sum()
 
             optimizer.zero_grad()
             accelerator.backward(loss)
             accelerator.unscale_gradients(optimizer)
             norm = nn.utils.clip_grad_norm_(generator.parameters(), config.clip_norm)
-            # A step that is not finite is skipped, by the scaler where there is one, and counted; no checkpoint has it.
+            # A step that is not finite is skipped, by the scaler if there is one, and counted; no checkpoint has it.
             if torch.isfinite(norm) or accelerator.scaler is not None:
                 optimizer.step()
-                update_average(average, generator, config.decay, step)
-            numbers |= {"norm": norm, "skipped": (~torch.isfinite(norm)).float()}
+                update_average(average, generator, recipe.decay, step)
 
-            log.add({"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}, **numbers})
             done = step + 1
+            log.add({"loss": loss, **terms, **numbers, "norm": norm, "skipped": (~torch.isfinite(norm)).float()})
             extra: dict[str, float] = {}
             if done % config.run.sample_every == 0 and accelerator.is_main_process:
                 held_mels = decoded.held if decoded else None
                 extra = measure(average, held, crops.mel, held_mels)
                 sheet = config.out / "samples" / f"step_{done:07d}.png"
-                draw(average, held[:8], crops.mel, sheet, None if held_mels is None else held_mels[:8])
+                vocoder_sheet(sheet, average, held[:8], crops.mel, None if held_mels is None else held_mels[:8])
             if due(done, config.steps, config.run.log_every, config.run.sample_every):
-                log.write(done, {**extra, "lr": learning_rate(config, step)})
+                log.write(done, {**extra, "lr": learning_rate(recipe, step)})
             if accelerator.is_main_process and due(done, config.steps, config.run.save_every):
                 save_state(config.out / "state.pt", done, parts)
             log.advance(done)
     return average
+
+
+def discriminator_sizes(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what must agree for the weights of discriminators to be used: of a recipe, or of a run's settings.
+
+    Runs of earlier versions have these settings at the top level, the input as `resolution_sees`.
+    """
+    values = settings.get("recipe") or settings
+    seen = values.get("resolution_input", values.get("resolution_sees", "complex"))
+    return values.get("period_width"), values.get("resolution_width"), seen

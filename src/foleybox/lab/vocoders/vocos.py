@@ -2,9 +2,9 @@
 
 Letters: B batch, M mel bands, T frames, C channels, N FFT size, K = N/2 + 1 frequencies, L = T hop samples.
 
-All layers work at the frame rate (86 Hz), so it renders some thirty times faster than a network that climbs to the
-sample rate. 344 frames of the `dcase` mel give exactly 344 x 256 = 88,064 samples, aligned with frames cut without
-centring: frame t is centred on sample t hop + hop / 2. Also here: the multi-resolution discriminator.
+All layers work at the frame rate (86 Hz), so it renders faster than a network that upsamples to the sample rate
+(docs/experiments.md). 344 frames of the `dcase` mel give exactly 344 x 256 = 88,064 samples: frame t is centred on sample
+t hop + hop / 2. Also here: the multi-resolution discriminator.
 """
 
 import math
@@ -25,24 +25,24 @@ from foleybox.lab.core.compat import accept_old_names
 def overlap_add(frames: Tensor, hop: int) -> Tensor:
     """Add frames [B, T, N] at every `hop` samples and trim (N - hop) / 2 at both ends: [B, T hop].
 
-    N must be a multiple of `hop`. Hop-sized slices are shifted and summed, which any runtime does with plain additions.
+    N must be a multiple of `hop`. Slices of `hop` samples are shifted and added, which exports to plain additions.
     """
     B, T, N = frames.shape
     count = N // hop
     slices = frames.reshape(B, T, count, hop)
     wave = F.pad(slices[:, :, 0], (0, 0, 0, count - 1))
-    for place in range(1, count):
-        wave = wave + F.pad(slices[:, :, place], (0, 0, place, count - 1 - place))  # [B, T + count - 1, hop]
+    for index in range(1, count):
+        wave = wave + F.pad(slices[:, :, index], (0, 0, index, count - 1 - index))  # [B, T + count - 1, hop]
     margin = (N - hop) // 2
     return wave.reshape(B, -1)[:, margin : margin + T * hop]
 
 
 class InverseSTFT(nn.Module):
-    """Real and imaginary parts [B, T, K] to the wave [B, T hop] whose STFT they are (`features.LogMel`'s framing).
+    """Real and imaginary parts [B, T, K] to the wave [B, T hop] whose STFT they are (framed as by `mel.LogMel`).
 
-    The inverse of each frame is two real products of K x K: the even half of a frame comes from the cosines, the odd
-    half from the sines, and frame[N - n] = even[n] - odd[n]. That is half the numbers and half the work of the full
-    basis. While training the same frames come from `torch.fft.irfft`, which is faster there but cannot be exported.
+    The inverse of each frame is two real matrix products of K x K: the even part of a frame comes from the cosines, the
+    odd part from the sines, and frame[N - n] = even[n] - odd[n]. That is half the size and half the work of the full
+    basis. In training the frames come from `torch.fft.irfft`, which is faster but cannot be exported.
     """
 
     window: Tensor
@@ -58,19 +58,19 @@ class InverseSTFT(nn.Module):
         k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
         angles = 2 * math.pi / n_fft * k[:, None] * k  # [K, K]: frequency by sample 0 .. N/2
         weight = torch.full((len(k), 1), 2.0 / n_fft, dtype=torch.float64)
-        weight[0] = weight[-1] = 1 / n_fft  # 0 Hz and Nyquist occur once, the others with their conjugates
+        weight[0] = weight[-1] = 1 / n_fft  # 0 Hz and Nyquist have no conjugate
         half = window[: len(k)]
         self.register_buffer("window", window.float(), persistent=False)
         self.register_buffer("cosines", (weight * torch.cos(angles) * half).float(), persistent=False)
         self.register_buffer("sines", (-weight * torch.sin(angles) * half).float(), persistent=False)
 
     def frames_by_products(self, real: Tensor, imaginary: Tensor) -> Tensor:
-        """Return the windowed frames [B, T, N]: the path that is exported."""
+        """Return the windowed frames [B, T, N] by matrix products, as in the exported graph."""
         even, odd = real @ self.cosines, imaginary @ self.sines  # [B, T, K] each
         return torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1)
 
     def frames_by_fft(self, real: Tensor, imaginary: Tensor) -> Tensor:
-        """Return the windowed frames [B, T, N]: the path of training."""
+        """Return the windowed frames [B, T, N] by FFT, as in training."""
         return torch.fft.irfft(torch.complex(real, imaginary), n=self.n_fft) * self.window
 
     def forward(self, real: Tensor, imaginary: Tensor) -> Tensor:
@@ -84,11 +84,11 @@ class InverseSTFT(nn.Module):
 
 @dataclass(frozen=True)
 class VocosConfig:
-    """What a vocoder reads and how large it is. Defaults: the `dcase` mel, the small size."""
+    """The input and the size of a vocoder. Defaults: the `dcase` mel, the small size."""
 
     bands: int = 80
     n_fft: int = 1024
-    "samples in a window of the inverse STFT"
+    "samples per window of the inverse STFT"
     hop: int = 256
     "samples between frames"
     width: int = 192
@@ -103,13 +103,13 @@ class VocosConfig:
 
 
 SMALL = VocosConfig()  # 1,650,882 parameters
-MEDIUM = VocosConfig(width=256, inner=512)  # 2,002,690 parameters: the shipped instrument's
-BASE = VocosConfig(width=512, inner=1536, layers=8)  # 13,459,970 parameters: the paper's size
+MEDIUM = VocosConfig(width=256, inner=512)  # 2,002,690 parameters: the released instruments'
+BASE = VocosConfig(width=512, inner=1536, layers=8)  # 13,459,970 parameters: the published size
 SIZES = {"small": SMALL, "medium": MEDIUM, "base": BASE}
 
 
 class Block(nn.Module):
-    """ConvNeXt in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
+    """ConvNeXt block in one dimension, [B, C, T] to the same (Liu et al. 2022): depthwise over time, then per frame."""
 
     OLD_NAMES: ClassVar = {"rise.": "fc1.", "fall.": "fc2."}
 
@@ -154,7 +154,7 @@ class Vocos(nn.Module):
         x = self.norm_out(x.transpose(1, 2))  # [B, T, C]
         kind = mel.device.type
         precise = torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-        with precise:  # eight bits of mantissa are too few for a phase
+        with precise:  # bfloat16 is too coarse for a phase
             log_magnitude, phase = self.head(x.float()).chunk(2, -1)  # [B, T, K] each
             # A Hann window sums to N / 2: no wave in [-1, 1] has a larger magnitude.
             magnitude = torch.exp(log_magnitude.clamp(max=math.log(self.config.n_fft / 2)))
@@ -169,28 +169,28 @@ class ResolutionConfig:
     """Settings of the multi-resolution discriminator."""
 
     width: int = 32
-    "channels"
+    "channels of each layer"
     windows: tuple[int, ...] = (2048, 1024, 512)
     "FFT sizes, samples; the hop is a quarter"
-    sees: Literal["complex", "log"] = "complex"
-    "real and imaginary parts, or the logarithm of the magnitude"
+    input: Literal["complex", "log"] = "complex"
+    "complex: real and imaginary parts; log: the logarithm of the magnitude, and the position of each frequency"
 
 
 class ResolutionDiscriminator(nn.Module):
-    """Judge one complex spectrogram of a wave [B, L]: (scores [B, 1, T, K'], the activations before them).
+    """Discriminate one spectrogram of a wave [B, L]: (scores [B, 1, T, K'], the activations before them).
 
-    UnivNet's stack (Jang et al. 2021) on real and imaginary parts as in EnCodec (Defossez et al. 2022): phase is heard.
-    Or on the logarithm of the magnitude and the place of each frequency: no phase, and soft is heard as well as loud. A
-    narrow one learns from that in a hundred steps what it does not learn from parts in a thousand (docs/experiments.md).
+    UnivNet's layers (Jang et al. 2021), on real and imaginary parts as in EnCodec (Defossez et al. 2022), or on log
+    magnitudes: without phase, and soft sounds count as much as loud ones. A narrow discriminator learns within a hundred
+    steps on log magnitudes, and not within a thousand on real and imaginary parts (docs/experiments.md).
     """
 
     window: Tensor
 
-    def __init__(self, n_fft: int, width: int, sees: Literal["complex", "log"] = "complex") -> None:
+    def __init__(self, n_fft: int, width: int, input: Literal["complex", "log"] = "complex") -> None:
         super().__init__()
-        self.n_fft, self.sees = n_fft, sees
+        self.n_fft, self.input = n_fft, input
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        strides = (2, 2, 2, 2)  # over frequency; UnivNet starts with 1, at twice the cost
+        strides = (2, 2, 2, 2)  # over frequency; UnivNet begins with 1, at twice the cost
         self.convs = nn.ModuleList(
             weight_norm(nn.Conv2d(2 if i == 0 else width, width, (3, 9), (1, stride), padding=(1, 4)))
             for i, stride in enumerate(strides)
@@ -202,29 +202,29 @@ class ResolutionDiscriminator(nn.Module):
         spectrum = torch.stft(
             wave, self.n_fft, self.n_fft // 4, window=self.window, normalized=True, return_complex=True
         )  # [B, K, T]
-        if self.sees == "log":
-            loud = (spectrum.abs().clamp(min=1e-4).log() + 4) / 2
-            place = torch.linspace(-1, 1, loud.shape[1], device=wave.device)[:, None].expand_as(loud)
-            x = torch.stack([loud, place], 1)
+        if self.input == "log":
+            level = (spectrum.abs().clamp(min=1e-4).log() + 4) / 2
+            position = torch.linspace(-1, 1, level.shape[1], device=wave.device)[:, None].expand_as(level)
+            x = torch.stack([level, position], 1)
         else:
             x = torch.stack([spectrum.real, spectrum.imag], 1)
         x = x.transpose(2, 3)  # [B, 2, T, K]
-        seen = []
+        activations = []
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.1)
-            seen.append(x)
-        return self.score(x), seen
+            activations.append(x)
+        return self.score(x), activations
 
 
 class MultiResolutionDiscriminator(nn.Module):
-    """Several resolutions of one wave [B, L]: (list of scores, list of lists of activations)."""
+    """Discriminate several resolutions of a wave [B, L]: (list of scores, list of lists of activations)."""
 
     def __init__(self, config: ResolutionConfig | None = None) -> None:
         super().__init__()
         self.config = config or ResolutionConfig()
-        width, sees = self.config.width, self.config.sees
-        self.parts = nn.ModuleList(ResolutionDiscriminator(n_fft, width, sees) for n_fft in self.config.windows)
+        width, input = self.config.width, self.config.input
+        self.parts = nn.ModuleList(ResolutionDiscriminator(n_fft, width, input) for n_fft in self.config.windows)
 
     def forward(self, wave: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        scores, seen = zip(*(part(wave) for part in self.parts), strict=True)
-        return list(scores), list(seen)
+        scores, activations = zip(*(part(wave) for part in self.parts), strict=True)
+        return list(scores), list(activations)

@@ -1,4 +1,7 @@
-"""What the vocoders' loops share: the clips they hear, decoded mels to read, held-out numbers and sample sheets."""
+"""What the vocoders' training loops share: their clips, the mels of other models, held-out measurements, sample sheets.
+
+Letters: N clips, L samples, M mel bands, T frames.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,20 +13,19 @@ import tyro
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
-from foleybox.files import atomic_path
 from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording
-from foleybox.lab.core.losses import mel_distance
+from foleybox.lab.core.losses import mel_distance, repetition
 from foleybox.lab.core.mel import LogMel, MelConfig
-from foleybox.lab.core.runs import read_clips
-from foleybox.lab.vocoders.losses import repetition
+from foleybox.lab.core.runs import PythonOnly, read_clips
+from foleybox.lab.core.sheets import mel_sheet
 
 
 def find_sources(
     data: tuple[str, ...], tiers: tuple[str, ...], held_out: float
 ) -> tuple[list[ClipFile], list[ClipFile]]:
-    """Return (clips to train on, clips held out by recording) of all folders; of the latter, one of each label first.
+    """Return (clips to train on, clips held out by recording) of all folders; the latter begin with one of each label.
 
-    Raises UserError if there are none.
+    Raises UserError if either is empty.
     """
     if not data:
         raise UserError("no data: name one or more folders of recordings, such as `foleybox train vocoder sounds/`")
@@ -41,7 +43,10 @@ def find_sources(
 
 
 def rows_of_start(start_from: Path | None) -> list[dict[str, str]]:
-    """Return the rows of `data.heard` that weights to start from bring along; a file does not say what it heard."""
+    """Return the rows of the training clips (`clips.training_rows`) of initial weights: a run, or an official checkpoint.
+
+    What a checkpoint was trained on is not known: its one row has the tier `unclear`.
+    """
     if start_from is None:
         return []
     if start_from.is_dir():
@@ -52,67 +57,66 @@ def rows_of_start(start_from: Path | None) -> list[dict[str, str]]:
         )
     digest = hashlib.sha256(start_from.read_bytes()).hexdigest()
     row = {"clip": f"weights {digest[:12]}", "label": "(other)", "tier": "unclear", "licence": "not stated"}
-    return [{**row, "source": f"what the weights in {start_from.name} heard"}]
+    return [{**row, "source": f"training data of the weights in {start_from.name}"}]
 
 
-# --- mels that a model made ---------------------------------------------------------------------------------------
+# --- mels made by a model -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Redrawing:
-    """Which training clips the patches model draws again for a vocoder to read.
+    """Which training clips the patches model redraws (`transformer.redraw`) as further input of a vocoder.
 
-    The vocoder then learns from mels with the faults of drawn ones, next to those of real clips.
+    The vocoder is then also trained on mels with the errors of generated ones.
     """
 
     redrawn_by: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `train patches` on the latents of --mels-from"
-    redrawn_clips: int = 90
+    "a run of `train patches` on the latents of --mels-from: also train on clips that it redraws, with its errors"
+    redrawn_clips: PythonOnly[int] = 90
     "of each label, at most"
-    redrawn_share: float = 0.35
+    redrawn_share: PythonOnly[float] = 0.35
     "of a batch"
-    redrawn_since: tuple[float, float] = (0.1, 0.7)
-    "range of flow times from which clips are drawn again: from 0 they would be other sounds, from 1 the clips themselves"
+    redrawn_since: PythonOnly[tuple[float, float]] = (0.1, 0.7)
+    "range of the flow times from which clips are redrawn: 0 would give other sounds, 1 the clips themselves"
 
 
 class Decoded(NamedTuple):
-    """The clips' mels as a VQ-VAE or an autoencoder gives them back: what a vocoder reads when it renders what was drawn."""
+    """The clips' mels as a VQ-VAE or an autoencoder reconstructs them: what a vocoder reads when sounds are generated."""
 
     mels: Tensor
-    "[N, M, T] of the clips to train on, then [K, M, T] that patches drew again"
+    "[N, M, T] of the training clips, then [K, M, T] that the patches redrew"
     held: Tensor
-    "[H, M, T] of those held out"
+    "[H, M, T] of the held-out clips"
     fingerprint: str
     "of the weights"
-    again: Tensor = torch.zeros(0, dtype=torch.int64)
-    "[K]: which of the N clips each of the mels that were drawn again is of"
+    redrawn: Tensor = torch.zeros(0, dtype=torch.int64)
+    "[K]: the training clip of each redrawn mel"
 
 
 def cut_frames(mels: Tensor, clips: Tensor, starts: Tensor, count: int) -> Tensor:
-    """Return `count` frames of mels [N, M, T] from each place: clips and first frames int64 [B] -> [B, M, count]."""
+    """Return `count` frames of mels [N, M, T]: clips and first frames int64 [B] -> [B, M, count]."""
     return mels[clips[:, None], :, starts[:, None] + torch.arange(count)].transpose(1, 2)
 
 
-# --- looking ------------------------------------------------------------------------------------------------------
+# --- measurements and sample sheets -------------------------------------------------------------------------------
+
+
+def _half_rate_mel(mel: MelConfig) -> LogMel:
+    """Return a front end of 100 bands up to half the rate."""
+    return LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2))
 
 
 @torch.no_grad()
 def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None) -> dict[str, float]:
-    """Return what the vocoder does to whole clips, int16 [N, L]: distances of log-mels, and the ratio of roughness.
+    """Return measurements of vocoded clips, int16 [N, L], against the clips. The vocoder reads `mels` [N, M, T] or theirs.
 
-    It reads the clips' own mels, or `mels` [N, M, T] in their place.
-
-    `held_mel` is the L1 of the kind of mel that it reads, `held_wide` of one to half the rate, `held_roughness` the mean
-    change between frames of 12 ms (a mel much finer than the one given), fake over real: below 1 is too smooth.
-    `held_repetition` is how much more the fakes repeat themselves than the real ones: above 0 noise buzzes.
+    `held_mel` is the L1 distance of the mels that it reads, `held_wide` of mels up to half the rate, `held_roughness` the
+    ratio, fake over real, of the mean change between frames of 12 ms (below 1 is too smooth), `held_repetition` the
+    difference of `losses.repetition` (above 0 buzzes).
     """
     device = next(model.parameters()).device
-    fine = MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)
-    front_ends = {
-        "held_mel": LogMel(mel).to(device),
-        "held_wide": LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device),
-    }
-    rough = LogMel(fine).to(device)
+    fine = LogMel(MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)).to(device)
+    front_ends = {"held_mel": LogMel(mel).to(device), "held_wide": _half_rate_mel(mel).to(device)}
     sums = dict.fromkeys((*front_ends, "real", "fake", "repetition"), 0.0)
     for first, chunk in zip(range(0, len(waves), 8), waves.split(8)):
         real = chunk.to(device).float() / 32768
@@ -120,35 +124,19 @@ def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None
         fake = model(front_ends["held_mel"](real) if mels is None else mels[first : first + 8].to(device))
         for name, front_end in front_ends.items():
             sums[name] += float(mel_distance(front_end(real), front_end(fake))) * len(chunk) / len(waves)
-        more = repetition(fake) - repetition(real)
-        sums["repetition"] += float(more.sum()) / len(waves)
+        sums["repetition"] += float((repetition(fake) - repetition(real)).sum()) / len(waves)
         for name, wave in (("real", real), ("fake", fake)):
-            sums[name] += float(rough(wave).diff(dim=-1).abs().sum())
+            sums[name] += float(fine(wave).diff(dim=-1).abs().sum())
     found = {name: sums[name] for name in front_ends}
     return {**found, "held_roughness": sums["fake"] / sums["real"], "held_repetition": sums["repetition"]}
 
 
 @torch.no_grad()
-def draw(model: nn.Module, waves: Tensor, mel: MelConfig, path: Path, mels: Tensor | None = None) -> None:
-    """Write a sample sheet: the mel to half the rate of each clip, int16 [N, L], beside that of its vocoded self.
-
-    The vocoder reads the clips' own mels, or `mels` [N, M, T] in their place.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def vocoder_sheet(path: Path, model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None) -> None:
+    """Draw the mel up to half the rate of each clip, int16 [N, L], next to that of its vocoded version."""
     device = next(model.parameters()).device
-    wide = LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2)).to(device)
+    front_end = _half_rate_mel(mel).to(device)
     real = waves.to(device).float() / 32768
     fake = model(LogMel(mel).to(device)(real) if mels is None else mels.to(device))
-    figure = Figure(figsize=(12, 1.7 * len(waves)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(waves), 2, squeeze=False, sharex=True, sharey=True)
-    for row, pair in enumerate(zip(real, fake, strict=True)):
-        for column, wave in enumerate(pair):
-            axes[row, column].imshow(wide(wave).cpu().numpy(), origin="lower", aspect="auto", vmin=-11.5, vmax=2)
-    axes[0, 0].set_title("real")
-    axes[0, 1].set_title("mel -> vocoder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as beside:
-        figure.savefig(beside, dpi=70)
+    pairs = torch.stack([front_end(real[:, : fake.shape[1]]), front_end(fake)], 1).flatten(0, 1)
+    mel_sheet(path, pairs, ["real", "vocoded"] * len(waves), columns=4)
