@@ -5,12 +5,13 @@ VENV_LAB ?= .venv-lab
 OUT ?= out
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check results clean
 
 help:
 	@echo "make demo    install the torch-free core into $(VENV), render all seven labels into $(OUT)/"
 	@echo "make test    install the lab and dev extras into $(VENV_LAB), run the whole suite"
 	@echo "make check   ruff and pyright, as a change should pass them"
+	@echo "make results write the pages of results/ that are made from committed records"
 	@echo "make clean   remove both environments and $(OUT)/"
 
 demo: $(VENV)/installed
@@ -23,6 +24,11 @@ check: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/ruff format --check .
 	$(VENV_LAB)/bin/ruff check .
 	$(VENV_LAB)/bin/pyright --pythonpath $(VENV_LAB)/bin/python
+
+results: $(VENV_LAB)/installed
+	$(VENV_LAB)/bin/foleybox report results/systems -o results/systems.md
+	$(VENV_LAB)/bin/python benchmarks/learning_curve.py
+	$(VENV_LAB)/bin/python benchmarks/speed.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foleybox needs Python 3.11 or newer; $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11")'

@@ -45,7 +45,7 @@ Store = dict[str, Any]
 class Benchmark:
     """Measure copies of a run at several steps, add them to a line, and write the page of all lines."""
 
-    shared: tyro.conf.Positional[Path]
+    shared: tyro.conf.Positional[Path] = Path("../shared")
     "folder with data/foley and weights"
     line: str = ""
     "the line to which the points are added; a point of the same clips seen is replaced"
@@ -218,7 +218,7 @@ def page(store: Store, picture_name: str) -> str:
     found = [extrapolation(name, line, metric) for name, line in store["lines"].items() for metric in SHOWN]
     parts = [
         "# Distance against clips seen",
-        "Written by `python benchmarks/learning_curve.py ../shared` from [learning_curve.json](learning_curve.json). "
+        "Written by `python benchmarks/learning_curve.py` from [learning_curve.json](learning_curve.json). "
         "Reference `dev`, embedding mn04, seeds from 0, intervals of 95 % over the sounds; the column `sounds` is their "
         "number a label. Real clips: `train` clips of the licence tiers that a line was trained on. Held-out error: of the "
         "flow. Clips seen: clips in all batches, including the runs that a run was started from; with `--others` a part of "
