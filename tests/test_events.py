@@ -210,12 +210,12 @@ def test_a_pattern_is_sixteenths_with_three_velocities_and_can_be_repeated() -> 
 @pytest.mark.parametrize(
     ("bpm", "pattern", "repeat", "words"),
     [
-        (0, "x", 1, "--bpm 0: expected 1 to 1000"),
-        (float("nan"), "x", 1, "--bpm nan"),
+        (0, "x", 1, "bpm 0: expected 1 to 1000"),
+        (float("nan"), "x", 1, "bpm nan"),
         (100, "....", 1, "has no hits"),
         (100, "", 1, "has no hits"),
         (100, "x.y", 1, "has the character 'y'"),
-        (100, "x", 0, "--repeat 0"),
+        (100, "x", 0, "repeat 0"),
     ],
 )
 def test_a_pattern_that_cannot_be_played_is_an_error(bpm: float, pattern: str, repeat: int, words: str) -> None:

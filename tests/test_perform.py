@@ -1,4 +1,4 @@
-"""`foleybox perform` from end to end: what the flags say is played, and a mistake is one line before anything is made."""
+"""`foleybox perform` from end to end: what its flags do, and one line for a mistake before anything is written."""
 
 import json
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
         (["--surface", "rain=1", "rain=0.5"], "expected each label once"),
         (["--surface", "rain=1", "Rain=0.5"], "two surfaces of one label"),
         (["--surface", "rain=0.5"], "has no end: name its seconds"),
-        (["--bpm", "0", "--label", "rain"], "--bpm 0"),
+        (["--bpm", "0", "--label", "rain"], "bpm 0: expected 1 to 1000"),
         (["a.csv", "--label", "rain", "--rate", "5"], "--rate 5: expected 1000"),
         (["a.csv", "--label", "rain", "--variations", "0"], "variations 0: expected 1"),
         (["a.csv", "--label", "rain", "--amount", "-1"], "amount -1"),
@@ -156,7 +156,9 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
         (["a.csv", "--label", "rain", "-o", "a.csv"], "a.csv"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(here: Path, toy: str, capsys, arguments, words) -> None:
+def test_a_mistake_is_reported_in_one_line_and_nothing_is_written(
+    here: Path, toy: str, capsys, arguments, words
+) -> None:
     (here / "a.csv").write_text("time\n2\n0.1\n")
     (here / "empty.csv").write_text("time,label\n")
     (here / "bad.csv").write_text("time,label\n1,rain\n0.5,piano\n")
@@ -176,7 +178,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(here: Path, toy: s
     ]  # not a folder either
 
 
-def test_a_curve_with_a_bad_line_is_told_with_it(tmp_path: Path) -> None:
+def test_a_curve_with_a_bad_line_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("time,intensity\n0,1\n1,much\n")
     with pytest.raises(UserError, match=r"c.csv, line 3: 'much': expected a number"):
         read_curve(tmp_path / "c.csv")

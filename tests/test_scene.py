@@ -301,7 +301,7 @@ def test_a_wav_marks_its_events_as_cue_points_with_labels_and_other_programs_rea
         (
             [0.1],
             {"label": "rain", "style": Style(2, 5)},
-            "no-repeat 5 of 2 variations: expected fewer than there are sounds",
+            "no-repeat 5 of 2 variations: expected 0 to 1, fewer than there are sounds",
         ),
         ([0.1], {"label": "rain", "style": Style(humanise=float("nan"))}, "humanise nan"),
         ([0.1], {"label": "rain", "style": Style(amount=2)}, "amount 2"),

@@ -204,7 +204,7 @@ def note_labels(pairs: Sequence[str]) -> dict[int, str]:
     for pair in pairs:
         note, _, label = pair.partition("=")
         if not (note.isdecimal() and int(note) < 128 and label):
-            raise UserError(f"--notes {pair}: expected a MIDI note from 0 to 127 and a label, such as 36=footstep")
+            raise UserError(f"notes {pair}: expected a MIDI note from 0 to 127 and a label, such as 36=footstep")
         labels[int(note)] = label
     return labels
 
@@ -229,17 +229,17 @@ def pattern_events(bpm: float, pattern: str, repeat: int = 1) -> list[Event]:
     [0.0, 0.375, 0.5, 0.875]
     """
     if not 1 <= bpm <= 1000:
-        raise UserError(f"--bpm {bpm:g}: expected 1 to 1000 beats a minute")
+        raise UserError(f"bpm {bpm:g}: expected 1 to 1000 beats a minute")
     if not 1 <= repeat <= 100_000:
-        raise UserError(f"--repeat {repeat}: expected 1 to 100000")
+        raise UserError(f"repeat {repeat}: expected 1 to 100000")
     steps = [step for step in pattern if step not in "| "]
     unknown = next((step for step in steps if step not in HITS and step not in RESTS), None)
     if unknown is not None:
         raise UserError(
-            f"--pattern {pattern!r} has the character {unknown!r}: expected {', '.join(HITS)} for hits, . for rests"
+            f"pattern {pattern!r} has the character {unknown!r}: expected {', '.join(HITS)} for hits, . for rests"
         )
     sixteenth = 60 / bpm / 4
     hits = [(index, HITS[step]) for index, step in enumerate(steps * repeat) if step in HITS]
     if not hits:
-        raise UserError(f"--pattern {pattern!r} has no hits: expected an x or more, such as x..x..x.")
+        raise UserError(f"pattern {pattern!r} has no hits: expected an x or more, such as x..x..x.")
     return [Event(index * sixteenth, velocity=velocity) for index, velocity in hits]

@@ -268,42 +268,32 @@ def _check(style: Style, seconds: float | None, seed: int) -> None:
     check_temperature(style.temperature)
     if seconds is not None and not 0 < seconds <= LATEST:
         raise UserError(f"a scene of {seconds} s: expected above 0, up to {LATEST:g}")
-    for name, value, low, high in (
-        ("variations", style.variations, 1, 10_000),
-        ("no_repeat", style.no_repeat or 0, 0, 10_000),
-        ("humanise", style.humanise, 0, 10_000),
-    ):
-        if not low <= value <= high:
-            raise UserError(f"{name.replace('_', '-')} {value}: expected {low} to {high}")
-    if style.no_repeat is not None and style.no_repeat >= style.variations:
+    for name, value, low in (("variations", style.variations, 1), ("humanise", style.humanise, 0)):
+        if not low <= value <= 10_000:
+            raise UserError(f"{name} {value}: expected {low} to 10000")
+    if not 0 <= (style.no_repeat or 0) < style.variations:
         raise UserError(
-            f"no-repeat {style.no_repeat} of {style.variations} variations: expected fewer than there are sounds "
-            f"(0 to {style.variations - 1})"
+            f"no-repeat {style.no_repeat} of {style.variations} variations: expected 0 to {style.variations - 1}, "
+            "fewer than there are sounds"
         )
 
 
 def _labelled(synth: Synth, event: Event | float, label: str | None, seconds: float | None) -> Event:
     """Return an event with the instrument's name of its label. Raises UserError for one that cannot be placed."""
     event = event if isinstance(event, Event) else Event(float(event))
+    at, name = f"event at {event.time:g} s", event.label or label
     try:
-        return _checked(synth, event, label, seconds)
+        if not 0 <= event.time <= LATEST:
+            raise UserError(f"an {at}: expected 0 to {LATEST:g}")
+        if seconds is not None and event.time >= seconds:
+            raise UserError(f"an {at}, beyond the {seconds:g} s of the scene: make it longer, or remove the event")
+        if not 0 < event.velocity <= 1:
+            raise UserError(f"an event of velocity {event.velocity:g}: expected above 0, up to 1")
+        if not name:
+            raise UserError(f"the {at} has no label: name one for all that have none")
+        return replace(event, label=synth.resolve(name))
     except UserError as error:
         raise UserError(f"{event.where}: {error}" if event.where else str(error)) from None
-
-
-def _checked(synth: Synth, event: Event, label: str | None, seconds: float | None) -> Event:
-    if not 0 <= event.time <= LATEST:
-        raise UserError(f"an event at {event.time:g} s: expected 0 to {LATEST:g}")
-    if seconds is not None and event.time >= seconds:
-        raise UserError(
-            f"an event at {event.time:g} s, beyond the {seconds:g} s of the scene: make it longer, or remove the event"
-        )
-    if not 0 < event.velocity <= 1:
-        raise UserError(f"an event of velocity {event.velocity:g}: expected above 0, up to 1")
-    name = event.label or label
-    if not name:
-        raise UserError(f"the event at {event.time:g} s has no label: name one for all that have none")
-    return replace(event, label=synth.resolve(name))
 
 
 def _points(name: str, curve: Curve) -> list[tuple[float, float]]:
