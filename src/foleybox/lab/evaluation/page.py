@@ -139,7 +139,8 @@ def plot(result: Result, metrics: Sequence[str]) -> Plot:
     across = min(3, len(metrics))
     down = -(-len(metrics) // across)
     height = 1.0 + len(names) * max(0.25, 0.09 * (len(found) + 1))
-    drawn = Plot(figsize=(4.6 * across, height * down + 0.4), layout="constrained")
+    width = max(7.0, 4.6 * across)
+    drawn = Plot(figsize=(width, height * down + 0.4), layout="constrained")
     for index, metric in enumerate(metrics):
         axes = drawn.add_subplot(down, across, index + 1)
         for place, (system, each) in enumerate(zip(result.systems, found)):
@@ -162,7 +163,7 @@ def plot(result: Result, metrics: Sequence[str]) -> Plot:
         axes.invert_yaxis()
     if drawn.axes:
         handles, labels = drawn.axes[0].get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=int(width / 2.3), fontsize=7)
     return drawn
 
 
