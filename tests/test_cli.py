@@ -1,4 +1,4 @@
-"""The command from end to end: files where it says, one line for a mistake, the exit code that fits."""
+"""The command line from end to end: the files it writes, one line for a mistake, and its exit codes."""
 
 import errno
 import json
@@ -128,7 +128,7 @@ def test_json_says_the_peak_that_the_file_has(here: Path, capsys) -> None:
         assert line["peak_db"] == pytest.approx(peak_db(read_wave(line["file"])[0]), abs=0.01)
 
 
-def test_a_sound_neither_begins_nor_ends_with_a_click_and_is_made_again_so(here: Path, toy: str) -> None:
+def test_a_sound_neither_begins_nor_ends_with_a_click_and_verifies(here: Path, toy: str) -> None:
     assert main(["generate", "rain", "-n", "4", "--instrument", toy]) == 0
     assert main(["vary", "rain:1", "-n", "4", "--instrument", toy]) == 0
     for name in files(here):
@@ -169,7 +169,7 @@ def test_a_recipe_or_its_file_makes_the_very_sound_again(here: Path, toy: str, c
         (["lost.wav"], "lost.wav: it lost its recipe"),
     ],
 )
-def test_a_recipe_that_cannot_be_made_again_is_told(here: Path, toy: str, capsys, arguments, words: str) -> None:
+def test_a_recipe_that_cannot_be_rendered_is_reported(here: Path, toy: str, capsys, arguments, words: str) -> None:
     clip = foleybox.load(toy).render("rain", 1)
     for name in ("x.json", "in/x.json", "in/y.json"):
         (here / name).parent.mkdir(exist_ok=True)
@@ -260,7 +260,7 @@ def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None
         (["rain", "--out", "/dev/null/out"], "cannot write to /dev/null/out/Rain (Not a directory)"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_before_anything_is_written(
+def test_a_mistake_is_reported_in_one_line_before_anything_is_written(
     here: Path, toy: str, capsys, arguments: list[str], words: str
 ) -> None:
     (here / "file").write_text("in the way")
@@ -268,7 +268,9 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(
     assert files(here) == ["file"]
 
 
-def test_a_sheet_that_is_a_folder_and_more_neighbours_than_can_be_listed_are_told(here: Path, toy: str, capsys) -> None:
+def test_a_sheet_that_is_a_folder_and_more_neighbours_than_can_be_listed_are_reported(
+    here: Path, toy: str, capsys
+) -> None:
     (here / "x.png").mkdir()
     fails(
         capsys, "generate", "rain", "--sheet", "x.png", "--force", "--instrument", toy,
@@ -281,7 +283,7 @@ def test_a_sheet_that_is_a_folder_and_more_neighbours_than_can_be_listed_are_tol
     assert files(here) == []
 
 
-def test_a_folder_that_may_not_be_written_to_is_told(here: Path, toy: str, capsys, monkeypatch) -> None:
+def test_a_folder_that_may_not_be_written_to_is_reported(here: Path, toy: str, capsys, monkeypatch) -> None:
     def denied(*_args, **_kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", "out/Rain")
 
@@ -311,13 +313,15 @@ def test_a_folder_that_may_not_be_written_to_is_told(here: Path, toy: str, capsy
         (["generate", "rain", "--vqvae", "runs/vqvae"], "sounds of a training run are made with `foleybox sample RUN"),
     ],
 )
-def test_flags_that_cannot_be_read_are_told_in_one_line(here: Path, capsys, arguments: list[str], words: str) -> None:
+def test_flags_that_cannot_be_read_are_reported_in_one_line(
+    here: Path, capsys, arguments: list[str], words: str
+) -> None:
     fails(capsys, *arguments, words=f"foleybox: {words}")
     assert files(here) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="closes the shell's streams")
-def test_a_terminal_that_lacks_a_letter_and_closed_streams_stop_nothing(here: Path, toy: str) -> None:
+def test_a_narrow_terminal_encoding_and_closed_streams_are_no_error(here: Path, toy: str) -> None:
     make = ["generate", "rain", "--instrument", toy, "--force", "-o", "雨"]
     narrow = {**ENVIRONMENT, "PYTHONIOENCODING": "cp1252"}
     done = command(*make, "--json", cwd=here, env=narrow)
@@ -332,7 +336,7 @@ def test_a_terminal_that_lacks_a_letter_and_closed_streams_stop_nothing(here: Pa
         assert subprocess.run([*shell, "generate", "cat"], cwd=here, env=ENVIRONMENT, timeout=60).returncode == 2
 
 
-def test_a_damaged_instrument_is_told(here: Path, toy: str, capsys) -> None:
+def test_a_damaged_instrument_is_reported(here: Path, toy: str, capsys) -> None:
     shutil.copytree(toy, here / "bad")
     with (here / "bad" / "vocoder.onnx").open("ab") as file:
         file.write(b"!")
@@ -385,7 +389,7 @@ def test_ctrl_c_in_the_middle_leaves_whole_files_and_says_so_in_one_line(here: P
 # --- info, doctor -------------------------------------------------------------------------------------------------
 
 
-def test_info_of_an_instrument_says_what_it_heard_and_under_which_terms(toy: str, capsys) -> None:
+def test_info_of_an_instrument_states_its_training_clips_and_terms(toy: str, capsys) -> None:
     assert main(["info", toy]) == 0
     text = capsys.readouterr().out
     for words in ("toy", "DogBark, Footstep", "CC-BY-NC-4.0", "2 clips licensed for non-commercial use only"):
@@ -444,7 +448,7 @@ def test_info_of_a_sound_says_its_recipe_and_levels(here: Path, toy: str, capsys
     assert "loudness_lufs" in capsys.readouterr().out
 
 
-def test_info_says_what_a_sound_lost_and_prints_what_it_has(here: Path, toy: str, capsys) -> None:
+def test_info_reports_a_lost_recipe_and_prints_an_existing_one(here: Path, toy: str, capsys) -> None:
     assert main(["generate", "rain", "--seed", "9", "--lufs", "-30", "--instrument", toy]) == 0
     capsys.readouterr()
     assert main(["info", "out/Rain/Rain_s9.wav", "--recipe"]) == 0
@@ -471,7 +475,7 @@ def test_info_of_a_scene_does_not_fill_the_screen(here: Path, toy: str, capsys) 
     assert "and 1,988 more" in out
 
 
-def test_info_of_neither_is_told(here: Path, capsys) -> None:
+def test_info_of_neither_is_reported(here: Path, capsys) -> None:
     (here / "x.wav").write_text("not audio")
     fails(capsys, "info", "x.wav", words="x.wav is not a sound file")
     fails(capsys, "info", "absent", words="no instrument absent")
@@ -486,7 +490,7 @@ def test_doctor_is_content_with_a_whole_instrument_and_not_with_a_broken_one(her
     assert "no  instrument  no instrument nowhere" in capsys.readouterr().out
 
 
-# --- the roof -----------------------------------------------------------------------------------------------------
+# --- the command as a whole ---------------------------------------------------------------------------------------
 
 
 def test_importing_the_package_and_its_help_load_nothing_heavy_and_name_every_verb() -> None:
@@ -540,7 +544,7 @@ def test_an_unknown_verb_gets_a_suggestion(capsys, arguments: list[str], words: 
     fails(capsys, *arguments, words=words)
 
 
-def test_no_verb_is_told_with_the_usage(capsys) -> None:
+def test_no_verb_prints_the_usage(capsys) -> None:
     assert main([]) == 2
     assert "usage: foleybox" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""A table becomes files: all of it checked first, every file made once, whatever stops the work, and the same to the byte."""
+"""`foleybox jobs`: the table is checked first, every file is made once, and its bytes do not depend on the workers."""
 
 import csv
 import os
@@ -180,7 +180,9 @@ def test_a_bad_line_is_named_before_anything_is_made(
         (["jobs.csv", "--instrument", "nowhere"], "no instrument nowhere"),
     ],
 )
-def test_a_bad_flag_is_told_in_one_line(here: Path, toy: list[str], capsys, arguments: list[str], words: str) -> None:
+def test_a_bad_flag_is_reported_in_one_line(
+    here: Path, toy: list[str], capsys, arguments: list[str], words: str
+) -> None:
     write("label\nrain\n")
     assert main(["jobs", *toy, *arguments]) == 2
     out, err = capsys.readouterr()
@@ -309,7 +311,7 @@ def test_it_goes_on_after_kill_9_and_ctrl_c_where_it_was(here: Path, toy: list[s
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in there} == there  # none was made twice
     assert main(["jobs", "jobs.csv", "-o", "whole", "--workers", "1", *toy]) == 0
     made = contents(here / "aug")
-    assert made.pop("Rain/.mine.0123abcd.partial.wav") == b"RIFF"  # of nobody's making here
+    assert made.pop("Rain/.mine.0123abcd.partial.wav") == b"RIFF"  # not of these tasks
     assert made == contents(here / "whole")
 
 

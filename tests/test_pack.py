@@ -1,4 +1,4 @@
-"""A pack is a set: equally loud, under the ceiling, none twice, named and described as engines and people read it."""
+"""`foleybox pack`: equally loud sounds below the ceiling, without near-duplicates, with names and texts for engines."""
 
 import base64
 import csv
@@ -191,7 +191,7 @@ def test_what_a_stopped_pack_left_is_in_the_way_and_goes_with_force_whatever_mad
     steps: Synth, here: Path, capsys, monkeypatch
 ) -> None:
     assert main(["pack", "footstep", "-n", "3"]) == 0
-    for name in ("manifest.csv", "index.html", "LICENSE.txt"):  # as if it had been stopped before them
+    for name in ("manifest.csv", "index.html", "LICENSE.txt"):  # a pack that was stopped has none
         (here / "pack" / name).unlink()
     left = sorted((here / "pack/Footstep").iterdir())
     (here / "pack/Footstep/mine.wav").write_bytes(left[0].read_bytes())  # somebody's copy, by a name of theirs
@@ -234,7 +234,7 @@ def test_odd_labels_stay_inside_the_pack(here: Path, monkeypatch) -> None:
 SETS = {"Footstep": ["A_1.wav", "A_2.wav"], "Rain": ["B's_1.wav"]}
 
 
-def test_godot_gets_a_randomizer_of_each_folder_that_names_each_sound_beside_it_once() -> None:
+def test_godot_gets_a_randomizer_of_each_folder_that_names_each_sound_in_it_once() -> None:
     files = engine_files("godot", SETS, frozenset({"Rain"}))
     text = files["Footstep/Footstep.tres"]
     assert text.startswith('[gd_resource type="AudioStreamRandomizer" load_steps=3 format=3]')
@@ -297,7 +297,7 @@ def test_unity_gets_a_player_whose_brackets_close_and_no_engine_gets_nothing() -
     assert engine_files("none", SETS, frozenset()) == {}
 
 
-# --- beside the sounds --------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------------------------
 
 
 def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
@@ -310,7 +310,7 @@ def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
         assert line in text
 
 
-def test_a_pack_of_an_instrument_that_nobody_licensed_says_so(here: Path, monkeypatch, capsys) -> None:
+def test_a_pack_of_an_instrument_without_a_licence_prints_a_warning(here: Path, monkeypatch, capsys) -> None:
     synth = Steps(
         toy_manifest(samples=8_000, training_clips=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere")
     )
@@ -372,7 +372,9 @@ def test_the_manifest_states_each_file_as_it_is(steps: Synth, here: Path, capsys
         (["gun", "-o", "mine", "--engine", "godot"], "mine/LICENSE.txt and 1 more exist already: add --force"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(toy: str, here: Path, capsys, arguments, words) -> None:
+def test_a_mistake_is_reported_in_one_line_and_nothing_is_written(
+    toy: str, here: Path, capsys, arguments, words
+) -> None:
     (here / "there" / "Rain").mkdir(parents=True)
     (here / "there" / "Rain" / "x.wav").write_bytes(b"mine")
     (here / "mine").mkdir()

@@ -1,4 +1,8 @@
-"""Neighbours, morphs, walks and longer sounds: near is near, ends are ends, and seams are not heard."""
+"""Variations, morphs, walks and longer sounds: how far a variation is, what the ends are, whether seams are audible.
+
+A GAN changes smoothly with its latent. The default instrument renders position after position, so that a small change of
+its latent at one position changes all later ones: the claims about it are weaker.
+"""
 
 import itertools
 import math
@@ -12,7 +16,6 @@ from helpers import toy_instrument, toy_manifest
 from foleybox.audio import Wave, read_wave, rms_db
 from foleybox.cli import main
 from foleybox.errors import UserError
-from foleybox.instrument import SHIPPED
 from foleybox.studio import extend, latents
 from foleybox.studio.latents import Point, interpolate, mix_mels, morph, neighbour, point_of, vary, walk
 from foleybox.studio.recipe import read_recipe, write_clip
@@ -21,8 +24,6 @@ from foleybox.studio.seeds import VARY, noise
 from foleybox.studio.shape import Shape, event_loudness, levels
 from foleybox.studio.synth import Clip, Synth
 
-needs_shipped = pytest.mark.skipif(not list(SHIPPED.glob("*/instrument.json")), reason="no instrument ships yet")
-
 
 @pytest.fixture(scope="module")
 def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
@@ -30,8 +31,8 @@ def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Synth:
-    return Synth.load(threads=1)
+def instruments() -> dict[str, Synth]:
+    return {name: Synth.load(name, threads=1) for name in ("foley-small", "sagan-small")}
 
 
 @pytest.fixture
@@ -79,18 +80,22 @@ def test_neighbours_are_a_function_of_their_seeds_alone(synth: Synth) -> None:
             np.testing.assert_allclose(clip.wave, alone.wave, atol=2**-15)
 
 
-@needs_shipped
-def test_the_further_the_amount_the_further_the_sound(shipped: Synth) -> None:
-    amounts = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
-    means = []
-    sources = [shipped.render(label, 3) for label in ("dog", "step", "rain")]
+@pytest.mark.parametrize(
+    ("name", "amounts"), [("foley-small", (0.05, 1.0)), ("sagan-small", (0.05, 0.1, 0.2, 0.4, 0.7, 1))]
+)
+def test_the_larger_the_amount_the_more_different_the_sound(
+    instruments: dict[str, Synth], name: str, amounts: tuple[float, ...]
+) -> None:
+    synth, means = instruments[name], []
+    sources = [synth.render(label, 3) for label in ("dog", "step", "rain")]
     for amount in amounts:
-        pairs = [(source, first(vary(shipped, source.recipe.make, amount, batch=1), 1)[0]) for source in sources]
+        pairs = [(source, first(vary(synth, source.recipe.make, amount, batch=1), 1)[0]) for source in sources]
         means.append(np.mean([distance(source.wave, clip.wave, clip.rate) for source, clip in pairs]))
     assert means == sorted(means)
-    assert means[0] < 0.35 * means[-1]
-    fresh = np.mean([distance(source.wave, shipped.render(source.label, 4).wave, source.rate) for source in sources])
-    assert means[2] < 0.5 * fresh  # the amount of the help, 0.2, is a sibling
+    assert means[0] < 0.4 * means[-1]
+    if 0.2 in amounts:
+        fresh = [distance(source.wave, synth.render(source.label, 4).wave, source.rate) for source in sources]
+        assert means[amounts.index(0.2)] < 0.5 * np.mean(fresh)  # the default amount gives a similar sound
 
 
 def test_neighbours_and_walks_stay_standard_normal() -> None:
@@ -109,7 +114,7 @@ def test_a_walk_goes_on_by_steps_of_one_length_and_is_found_again_at_any_step(sy
         np.testing.assert_allclose(remake(clip.recipe.make, synth), clip.wave, atol=2**-15)
     latents = [point_of(clip.recipe.make, synth).latent for clip in first(walk(synth, source.recipe.make, 0.2, 3), 40)]
     assert np.std(latents) == pytest.approx(1, abs=0.25)
-    turns = [np.corrcoef(one, other)[0, 1] for one, other in itertools.pairwise(latents)]
+    turns = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in itertools.pairwise(latents)]
     assert np.mean(turns) == pytest.approx(math.cos(0.2 * math.pi / 2), abs=0.03)
 
 
@@ -136,11 +141,13 @@ def test_the_ends_of_a_morph_are_the_two_sounds(synth: Synth) -> None:
         assert [clip.recipe.make["at"] for clip in clips] == [0, 0.25, 0.5, 0.75, 1]
 
 
-@needs_shipped
-@pytest.mark.parametrize("other", ["rain", "motor"])
-def test_a_morph_leaves_one_sound_and_comes_to_the_other(shipped: Synth, other: str) -> None:
-    one, two = shipped.render("rain", 2), shipped.render(other, 3)
-    clips = list(morph(shipped, one.recipe.make, two.recipe.make, 5))
+@pytest.mark.parametrize(
+    ("name", "other"), [("foley-small", "rain"), ("sagan-small", "rain"), ("sagan-small", "motor")]
+)
+def test_a_morph_leaves_one_sound_and_comes_to_the_other(instruments: dict[str, Synth], name: str, other: str) -> None:
+    synth = instruments[name]
+    one, two = synth.render("rain", 2), synth.render(other, 3)
+    clips = list(morph(synth, one.recipe.make, two.recipe.make, 5))
 
     def timbre(clip: Clip) -> np.ndarray:
         return picture(clip.wave, clip.rate).mean(0)
@@ -228,11 +235,15 @@ def test_a_sound_that_is_long_enough_is_not_built(synth: Synth) -> None:
     assert extend.finished(synth, clip, Shape(seconds=0.2)).recipe.make == clip.recipe.make
 
 
-@needs_shipped
-@pytest.mark.parametrize(("label", "seed"), [("rain", 2), ("rain", 3), ("motor", 2)])
-def test_no_seam_of_a_longer_steady_sound_stands_out(shipped: Synth, label: str, seed: int) -> None:
-    rate, clip = 22_050, shipped.render(label, seed)
-    longer = extend.extend(shipped, clip, 20 * rate)
+@pytest.mark.parametrize(
+    ("name", "label", "seed"), [("foley-small", "rain", 2), ("foley-small", "rain", 3), ("sagan-small", "motor", 2)]
+)
+def test_no_seam_of_a_longer_steady_sound_exceeds_its_own_changes(
+    instruments: dict[str, Synth], name: str, label: str, seed: int
+) -> None:
+    synth = instruments[name]
+    clip, rate = synth.render(label, seed), synth.instrument.rate
+    longer = extend.extend(synth, clip, 20 * rate)
     make, frame = longer.recipe.make, 512  # samples from one picture's column to the next
     assert make["kind"] == "steady"
     frames = picture(longer.wave, rate)
@@ -251,10 +262,10 @@ def test_no_seam_of_a_longer_steady_sound_stands_out(shipped: Synth, label: str,
     assert spread(longer.wave[: -rate // 10]) < spread(clip.wave[: -rate // 10]) + 3
 
 
-@needs_shipped
-def test_a_longer_bark_barks_on_and_each_bark_is_another(shipped: Synth) -> None:
-    clip = shipped.render("dog", 0)
-    longer = extend.extend(shipped, clip, 10 * 22_050)
+def test_a_longer_bark_has_further_barks_each_different(instruments: dict[str, Synth]) -> None:
+    synth = instruments["foley-small"]
+    clip = synth.render("dog", 0)
+    longer = extend.extend(synth, clip, 10 * 22_050)
     make = longer.recipe.make
     assert make["kind"] == "events"
     assert len({tuple(part[:2]) for part in make["parts"][1:]}) == len(make["parts"]) - 1
@@ -325,7 +336,7 @@ def test_morph_and_walk_write_their_steps(here: Path, toy: str) -> None:
         (["vary", "rain:3", "-o", "there"], "there/Rain_s3_v0.wav exists already: add --force"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     here: Path, synth: Synth, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     recipe = synth.render("rain", 3).recipe

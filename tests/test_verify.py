@@ -1,4 +1,4 @@
-"""A file is made again from its recipe: identical, within a step, or different, and never taken for what it is not."""
+"""`foleybox verify`: a file is rendered again from its recipe and is identical, within one step, or different."""
 
 import json
 import os
@@ -14,7 +14,6 @@ from helpers import toy_instrument
 from foleybox.audio import read_wave, write_wave
 from foleybox.cli import main
 from foleybox.commands.verify import LOSSY_DB, compare, find_sounds, verify_files
-from foleybox.instrument import SHIPPED
 from foleybox.studio.extend import finished
 from foleybox.studio.latents import morph, vary, walk
 from foleybox.studio.recipe import CHUNK, from_json, read_recipe, write_clip
@@ -79,7 +78,6 @@ def test_other_batches_and_threads_are_within_one_step(synth: Synth, here: Path)
     assert {each.verdict for each in found} <= {"identical", "within one step"}
 
 
-@pytest.mark.skipif(not list(SHIPPED.glob("*/instrument.json")), reason="no instrument ships yet")
 def test_the_shipped_instrument_on_other_threads_and_batches_is_within_one_step(here: Path) -> None:
     for clip in Synth.load(threads=3).render_many([(label, 3) for label in range(7)], batch=7):
         clip.save(here / f"{clip.label}.wav")
@@ -134,7 +132,7 @@ def test_a_cut_or_resampled_file_is_different(synth: Synth, here: Path, change, 
     assert (found.verdict, found.why) == ("different", words)
 
 
-def test_a_file_that_is_cut_short_or_not_of_numbers_is_told_as_that_by_verify_vary_and_info(
+def test_a_file_that_is_cut_short_or_not_of_numbers_is_reported_as_that_by_verify_vary_and_info(
     synth: Synth, here: Path, capsys
 ) -> None:
     toy = ["--instrument", str(synth.folder)]

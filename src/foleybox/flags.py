@@ -43,6 +43,8 @@ def parse(
         try:
             check(arguments, options_of(config_type), moved or {})
         except UserError as error:
+            if str(error).endswith("?") or str(error) in (moved or {}).values():
+                raise
             raise UserError(f"{error}; `foleybox {verb} --help` shows the flags") from None
     return tyro.cli(config_type, args=arguments, prog=f"foleybox {verb}", config=STYLE, registry=_registry())
 
