@@ -1,8 +1,7 @@
-"""The encoder has ResNet18's weights, SupCon is its formula, its two stages keep apart, and its training resumes bit for bit."""
+"""The encoder has ResNet18's weights, SupCon equals its equation, each stage trains its own part, training resumes exactly."""
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +18,13 @@ from foleybox.lab.core.cache import load_mels
 from foleybox.lab.core.clips import find_clips
 from foleybox.lab.core.mel import DCASE, SILENCE
 from foleybox.lab.evaluation.embeddings import embed_clips, load_embedding
+from foleybox.lab.kt import augment
 from foleybox.lab.kt import train_encoder as loop
+from foleybox.lab.kt.augment import draw_view, fade
 from foleybox.lab.kt.encoder import MEL_LOW, Encoder, EncoderConfig, embed_mels, encode_mels
 from foleybox.lab.kt.losses import supervised_contrastive
 from foleybox.lab.kt.runs import load_encoder
-from foleybox.lab.kt.train_encoder import TrainEncoder, Views, cosine, draw_view, fade, main, train
+from foleybox.lab.kt.train_encoder import TrainEncoder, cosine, main, train
 
 TINY = EncoderConfig(width=4, embedding=16)
 draw_sheet = loop.sheet_of_views
@@ -84,7 +85,7 @@ def test_embedding_moves_no_statistic_and_does_not_depend_on_the_batch() -> None
 
 
 def by_loops(z: Tensor, labels: Tensor, tau: float) -> float:
-    """Khosla et al. 2020, equation 2, item by item, exponentials and all."""
+    """Khosla et al. 2020, equation 2, item by item, with its exponentials."""
     total = 0.0
     for i in range(len(z)):
         others = [a for a in range(len(z)) if a != i]
@@ -109,10 +110,10 @@ def test_with_the_clips_numbers_as_labels_supcon_is_simclr() -> None:
     assert float(supervised_contrastive(z, torch.arange(6).repeat(2))) == pytest.approx(float(simclr), abs=1e-12)
 
 
-def test_an_item_without_a_positive_costs_nothing_and_breaks_nothing() -> None:
+def test_an_item_without_a_positive_costs_nothing() -> None:
     z, labels = unit(5, 4), torch.tensor([0, 0, 1, 2, 0])
     assert float(supervised_contrastive(z, labels)) == pytest.approx(by_loops(z, labels, 0.1), abs=1e-10)
-    for few in (unit(3, 4), unit(1, 4)):  # nobody has one
+    for few in (unit(3, 4), unit(1, 4)):  # no item has one
         few.requires_grad_()
         loss = supervised_contrastive(few, torch.arange(len(few)))
         loss.backward()
@@ -147,23 +148,25 @@ def test_a_fade_is_straight_in_db_and_stops_at_silence() -> None:
     torch.testing.assert_close(faded[1, 0, 2, 90:], (-0.6 * torch.arange(1, 11)).clamp(min=-5))
 
 
-def test_a_view_is_never_louder_keeps_silence_and_cuts_no_more_than_it_may() -> None:
+def test_a_view_is_never_louder_keeps_silence_and_masks_at_most_two_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     image = 2 * torch.rand(50, 1, 4, 200) - 1
-    view = draw_view(image, Views(), SILENCE)
+    view = draw_view(image, SILENCE)
     assert (view <= image).all()
     silence = torch.full((4, 1, 4, 200), SILENCE)
-    assert torch.equal(draw_view(silence, Views(), SILENCE), silence)
+    assert torch.equal(draw_view(silence, SILENCE), silence)
     untouched = (view == image).all(2)[:, 0].sum(1)  # frames: outside two fades of 40 % and two masks of 15 %
     assert untouched.min() >= 200 * (1 - 0.8) - 2 * 30
     cut = (view == SILENCE).all(2)[:, 0].sum(1)
     assert cut.max() <= 2 * 30
     assert 1 < cut.float().mean() < 60
     assert (image - view)[view > SILENCE].max() <= 60 * NEPER_PER_DB + 1e-4
-    assert torch.equal(draw_view(image, Views(fade=0, masks=0), SILENCE), image)
-    faded = draw_view(torch.zeros(50, 1, 4, 200), Views(masks=0), SILENCE)
+    monkeypatch.setattr(augment, "MASK", 0.0)
+    faded = draw_view(torch.zeros(50, 1, 4, 200), SILENCE)
     assert faded[:, 0, 0, 10].unique().numel() > 20  # a draw for each item
     assert faded[:, 0, 0, -10].unique().numel() > 20
+    monkeypatch.setattr(augment, "FADE", 0.0)
+    assert torch.equal(draw_view(image, SILENCE), image)
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ def _own_cache_and_no_pictures(tmp_path_factory: pytest.TempPathFactory):
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted, in the precision that real runs have."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    train(tiny_run(out), find_clips(folder), out)
+    train(tiny_run(out), find_clips(folder))
     return out
 
 
@@ -215,7 +218,7 @@ def train_and_stop_at(step: int, folder: Path, out: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "seed_step", seed_step)
         with pytest.raises(KeyboardInterrupt, match=f"stopped after step {step}"):
-            train(tiny_run(out), find_clips(folder), out)
+            train(tiny_run(out), find_clips(folder))
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -223,7 +226,7 @@ def test_a_run_stopped_in_either_stage_resumes_bit_for_bit(
     step: int, whole: Path, folder: Path, tmp_path: Path
 ) -> None:
     train_and_stop_at(step, folder, tmp_path)
-    train(tiny_run(tmp_path), find_clips(folder), tmp_path)
+    train(tiny_run(tmp_path), find_clips(folder))
     mine, theirs = state(tmp_path), state(whole)
     assert mine["step"] == theirs["step"] == 6
     assert all(torch.equal(value, mine["encoder"][name]) for name, value in theirs["encoder"].items())
@@ -259,19 +262,21 @@ def test_the_frozen_encoder_gives_the_table_again(whole: Path, folder: Path) -> 
     assert torch.equal(embed_mels(load_encoder(whole)[0], mels), table)
 
 
-def test_both_accuracies_are_logged_and_the_held_out_recordings_were_not_heard(whole: Path, folder: Path) -> None:
+def test_both_accuracies_are_logged_and_held_out_recordings_are_no_training_clips(whole: Path, folder: Path) -> None:
     line = json.loads((whole / "log.jsonl").read_text().splitlines()[-1])
-    heard = {json.loads(row)["clip"] for row in (whole / "clips.jsonl").read_text().splitlines()}
-    assert len(heard) + line["held_out_clips"] == len(find_clips(folder))
+    trained = {json.loads(row)["clip"] for row in (whole / "clips.jsonl").read_text().splitlines()}
+    assert len(trained) + line["held_out_clips"] == len(find_clips(folder))
     assert line["held_out_clips"] >= 1
     assert 0 <= line["train_accuracy"] <= 1
     assert 0 <= line["held_out_accuracy"] <= 1
     assert any(name.startswith("held_out_") and name[9:] not in ("accuracy", "clips") for name in line)
 
 
-def test_the_encoder_learns_to_tell_the_labels(folder: Path, tmp_path: Path) -> None:
+def test_the_encoder_learns_the_labels(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "FADE", 0.1)  # a short training needs easy views
+    monkeypatch.setattr(augment, "MASK", 0.05)
     config = tiny_run(tmp_path, contrastive_steps=30, classifier_steps=30, batch=14, precision="no", save_every=60)
-    train(replace(config, views=Views(fade=0.1, masks=1, mask=0.05)), find_clips(folder), tmp_path)
+    train(config, find_clips(folder))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     curve = [line["supcon"] for line in lines[:30]]
     assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
@@ -290,40 +295,40 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "supervised_contrastive", lambda z, *_: z.sum() * torch.nan)
-    train(tiny_run(tmp_path), find_clips(folder), tmp_path)
+    train(tiny_run(tmp_path), find_clips(folder))
     assert all(torch.isfinite(value).all() for value in state(tmp_path)["encoder"].values())
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [1, 1, 1, 0, 0, 0]
 
 
-def test_mistakes_are_told_before_a_folder_is_made(
+def test_mistakes_are_reported_before_a_folder_is_made(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips, out = find_clips(folder), tmp_path / "run"
     with pytest.raises(UserError, match="no data"):
         main(tiny_run(out, data=()))
     with pytest.raises(UserError, match=r"DogBark has 1 clip\(s\) to train on, 0 held out: expected at least 2"):
-        train(tiny_run(out, held_out=0.0), clips[3:], out)
+        train(tiny_run(out, held_out=0.0), clips[3:])
     with pytest.raises(UserError, match=r"DogBark has 0 clip\(s\) to train on, 4 held out"):
-        train(tiny_run(out, held_out=1.0), clips, out)
+        train(tiny_run(out, held_out=1.0), clips)
     with pytest.raises(UserError, match="--batch 1: expected 7 or more"):
-        train(tiny_run(out, batch=1), clips, out)
+        train(tiny_run(out, batch=1), clips)
     monkeypatch.setattr(loop, "accelerator_for", lambda *_: SimpleNamespace(num_processes=2))
-    with pytest.raises(UserError, match="2 processes: the encoder trains in one"):
-        train(tiny_run(out), clips, out)
+    with pytest.raises(UserError, match="2 processes: the encoder is trained in one"):
+        train(tiny_run(out), clips)
     assert not out.exists()
 
 
 def test_a_resumed_run_must_keep_its_length(whole: Path, folder: Path) -> None:
     """The rate is a function of it."""
     with pytest.raises(UserError, match="was started with contrastive_steps = 3, now 9"):
-        train(tiny_run(whole, contrastive_steps=9), find_clips(folder), whole)
+        train(tiny_run(whole, contrastive_steps=9), find_clips(folder))
 
 
 # --- as an embedding ----------------------------------------------------------------------------------------------
 
 
-def test_evaluate_hears_features_and_probabilities_and_leaves_the_encoder_as_it_was(whole: Path, folder: Path) -> None:
+def test_evaluate_uses_features_and_probabilities_and_does_not_change_the_encoder(whole: Path, folder: Path) -> None:
     embedding = load_embedding("encoder", whole)
     before = {name: value.clone() for name, value in embedding.encoder.state_dict().items()}  # type: ignore[attr-defined]
     clips = find_clips(folder)[::5]
@@ -349,7 +354,7 @@ def test_a_run_that_is_no_finished_encoder_is_refused(folder: Path, tmp_path: Pa
     with pytest.raises(UserError, match="is a run of 'sagan': expected one of `foleybox train encoder`"):
         load_embedding("encoder", tmp_path / "gan")
     train_and_stop_at(4, folder, tmp_path / "half")
-    with pytest.raises(UserError, match="stands at step 4 of 6"):
+    with pytest.raises(UserError, match="is at step 4 of 6"):
         load_encoder(tmp_path / "half")
 
 

@@ -1,4 +1,4 @@
-"""The losses are the reports' formulas: by hand, by brute force, by closed form (design: systems-kt.md, section 4)."""
+"""KT's losses equal the report's equations: by hand, by loops over items, in closed form."""
 
 import math
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from foleybox.lab.kt.losses import conditional_contrastive, hinge_discriminator, hinge_generator, lecam, r1
+from foleybox.lab.kt.losses import conditional_contrastive, hinge_discriminator, hinge_generator
 
-# d, the label table and the labels of the worked example: two items of label 0 on one axis, one of label 1 on the other.
+# d, the label table and the labels of a small example: two items of label 0 on one axis, one of label 1 on the other.
 DATA = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
 TABLE = torch.eye(2, dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 0])
@@ -29,7 +29,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 def brute_force(
     data: Tensor, proxy: Tensor, source: Tensor | None, labels: Tensor | None, tau_data: float, tau_class: float
 ) -> float:
-    """The formulas of systems-kt.md 1.3, item by item, exponentials and all."""
+    """The equations item by item, with A, B, R and Q as in the docstring of `conditional_contrastive`."""
     total = 0.0
     for i in range(len(data)):
         a = math.exp(float(data[i] @ proxy[i]) / tau_class)
@@ -48,7 +48,7 @@ def brute_force(
         (0.1, 0.1, 0.462144, (2 * math.log1p(math.exp(-10) / 2) + math.log1p(2 * math.exp(-10))) / 3),
     ],
 )
-def test_2c_of_three_items_is_what_a_pencil_gives(
+def test_2c_of_three_items_is_what_is_computed_by_hand(
     tau_data: float, tau_class: float, without: float, with_label: float
 ) -> None:
     proxy = TABLE[LABELS]
@@ -56,7 +56,7 @@ def test_2c_of_three_items_is_what_a_pencil_gives(
     assert loss(DATA, proxy, tau_data, tau_class, labels=LABELS) == pytest.approx(with_label, abs=1e-6)
 
 
-def test_c_supcon_of_three_items_is_what_a_pencil_gives() -> None:
+def test_c_supcon_of_three_items_is_what_is_computed_by_hand() -> None:
     proxy = TABLE[LABELS]
     assert loss(DATA, proxy, 1.0, 1.0, source=SOURCE) == pytest.approx(0.512071, abs=1e-6)
     assert loss(DATA, proxy, 1.0, 1.0, source=SOURCE, labels=LABELS) == pytest.approx(0.199282, abs=1e-6)
@@ -96,7 +96,7 @@ def test_total_collapse_costs_what_the_closed_form_says(
 
 
 def test_with_labels_total_collapse_is_cheap() -> None:
-    """Why the report drops the labels: seven labels of nine, all in one point, cost about 2 and not 13."""
+    """The report's reason to leave the labels out: seven labels of nine items, all equal, cost about 2 instead of 13."""
     collapsed = unit(1, 8).expand(64, 8)
     labels = torch.arange(63) // 9  # seven labels of nine
     nine = conditional_contrastive(collapsed[:63], collapsed[:63], labels=labels)
@@ -114,7 +114,9 @@ def test_without_labels_it_never_falls_below_its_floor() -> None:
     n, tau_data, tau_class = 64, 0.1, 1.0
     floor = math.log1p((n - 1) * math.exp(-1 / ((n - 1) * tau_data) - 1 / tau_class))
     assert floor == pytest.approx(3.033737, abs=1e-6)
-    simplex = torch.nn.functional.normalize(torch.eye(n, dtype=torch.float64) - 1 / n, dim=1)  # as far apart as can be
+    simplex = torch.nn.functional.normalize(
+        torch.eye(n, dtype=torch.float64) - 1 / n, dim=1
+    )  # as far apart as possible
     assert loss(simplex, simplex, tau_data, tau_class) == pytest.approx(floor, abs=1e-9)
     for seed in range(5):
         data = unit(n, 128, seed=seed)
@@ -145,16 +147,16 @@ def test_the_gradient_is_softmax_minus_target() -> None:
 
 
 def test_only_without_labels_are_items_of_one_label_pushed_apart() -> None:
-    """The report's argument, as a gradient: along the second item, the first is pushed away or pulled near."""
-    pull = {}
+    """The report's argument as a gradient: the first item's force along the second is repulsive or attractive."""
+    force = {}
     for name, labels in (("without", None), ("with", torch.tensor([0, 0, 1, 1]))):
         data = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.3], [-1.0, -0.3]]), dim=1)
         data.requires_grad_()
         proxy = torch.tensor([[0.0, 1.0]] * 4)
         conditional_contrastive(data, proxy, labels=labels).backward()
         assert data.grad is not None
-        pull[name] = float(-data.grad[0] @ data[1].detach())
-    assert pull["without"] < 0 < pull["with"]
+        force[name] = float(-data.grad[0] @ data[1].detach())
+    assert force["without"] < 0 < force["with"]
 
 
 def test_it_does_not_depend_on_the_order_of_the_batch_or_a_rotation() -> None:
@@ -163,14 +165,15 @@ def test_it_does_not_depend_on_the_order_of_the_batch_or_a_rotation() -> None:
     value = loss(data, proxy, 0.1, 1.0, source=source, labels=labels)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
     assert loss(data[order], proxy[order], 0.1, 1.0, source=source[order], labels=labels[order]) == pytest.approx(value)
-    turn = torch.linalg.qr(unit(6, 6, seed=4))[0]
-    assert loss(data @ turn, proxy @ turn, 0.1, 1.0, source=source @ turn, labels=labels) == pytest.approx(value)
+    rotation = torch.linalg.qr(unit(6, 6, seed=4))[0]
+    rotated = loss(data @ rotation, proxy @ rotation, 0.1, 1.0, source=source @ rotation, labels=labels)
+    assert rotated == pytest.approx(value)
 
 
 def test_it_does_not_depend_on_the_names_of_the_labels() -> None:
     labels, table = torch.arange(10) % 3, unit(3, 6, seed=1)
     data, source = unit(10, 6), unit(10, 6, seed=2)
-    name = torch.tensor([2, 0, 1])  # of each label; its embedding moves with it
+    name = torch.tensor([2, 0, 1])  # the new number of each label, with its embedding
     renamed = torch.empty_like(table)
     renamed[name] = table
     for rest in ({}, {"source": source}):
@@ -208,23 +211,7 @@ def test_no_tensor_is_larger_than_a_few_n_by_n() -> None:
     assert largest <= 2 * 64 * 66
 
 
-def test_hinge_is_what_a_pencil_gives() -> None:
+def test_hinge_is_what_is_computed_by_hand() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.5])
     assert float(hinge_discriminator(real, fake)) == pytest.approx(0.833333 + 1.166667, abs=1e-6)
     assert float(hinge_generator(fake)) == pytest.approx(0.166667, abs=1e-6)
-
-
-def test_lecam_is_what_a_pencil_gives() -> None:
-    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-2.0, 0.0])
-    assert float(lecam(real, fake, torch.tensor(1.0), torch.tensor(-1.0))) == pytest.approx(10 + 5)
-    settled = lecam(torch.tensor([-1.0]), torch.tensor([1.0]), torch.tensor(1.0), torch.tensor(-1.0))
-    assert float(settled) == 0  # one-sided: logits nearer to each other than the averages cost nothing
-
-
-def test_the_r1_penalty_of_a_linear_discriminator_is_half_its_squared_weights() -> None:
-    weight = torch.tensor([3.0, -4.0], requires_grad=True)
-    real = torch.randn(5, 2, requires_grad=True)
-    penalty = r1(real @ weight, real)
-    assert penalty.item() == pytest.approx(12.5)
-    penalty.backward()
-    torch.testing.assert_close(weight.grad, weight.detach())  # d/dw of |w|^2 / 2

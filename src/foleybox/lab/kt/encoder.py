@@ -2,9 +2,9 @@
 
 Letters: B batch, N clips, C channels, M mel bands, T frames, E embedding width.
 
-KT's report names a ResNet18 (He et al. 2016) that is trained with SupCon (Khosla et al. 2020) and then as a classifier;
-its frozen unit embeddings are the f(d_i) of C-SupCon (design: systems-kt.md 1.4 and 1.5). The stem is ImageNet's
-(7 x 7 by 2, then max pool): SupContrast's stem for small images costs some 15 times more at 80 x 344.
+KT's report states a ResNet18 (He et al. 2016) that is trained with SupCon (Khosla et al. 2020) and then as a classifier;
+its frozen unit embeddings are the f(d_i) of C-SupCon (docs/systems/kt.md). The stem is ImageNet's: a 7 x 7 convolution of
+stride 2 and max pooling. SupContrast's stem for small images, 3 x 3 of stride 1, has 16 times as many positions.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LABELS = 7
-MEL_LOW, MEL_HIGH = math.log(1e-5), 2.5  # log-mels that become -1 (digital silence) and +1 (about the loudest there is)
+MEL_LOW, MEL_HIGH = math.log(1e-5), 2.5  # log-mels that are mapped to -1 (digital silence) and +1
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class EncoderConfig:
     """The size of the encoder."""
 
     width: int = 16
-    "channels of the first stage: 64 is ResNet18 (11.5 million weights), 16 trains on a laptop (0.7 million)"
+    "channels of the first stage: 64 is ResNet18 (11.5 million weights), 16 has 0.7 million"
     embedding: int = 128
-    "width of the unit embedding"
+    "width of the unit embedding; C-SupCon needs that of the GAN, 128"
 
 
 class Encoding(NamedTuple):
-    """What the encoder says of a batch."""
+    """The encoder's output for a batch."""
 
     feature: Tensor
-    "[B, 8 width] the pooled maps, which the classifier reads"
+    "[B, 8 width] the pooled feature maps, input of the classifier"
     embedding: Tensor
     "[B, E] float32, unit length: the head's output"
 
@@ -84,9 +84,9 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def encode_mels(encoder: Encoder, mels: Tensor, batch: int = 64) -> Encoding:
-    """Encode log-mels [N, M, T] in batches, in eval mode and without gradients; on the CPU, float32.
+    """Encode log-mels [N, M, T] in batches, in eval mode and without gradients; the result is float32 on the CPU.
 
-    The encoder's mode is as before when it returns, and no batch statistic has moved.
+    The encoder's training mode is restored afterwards.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
@@ -98,5 +98,5 @@ def encode_mels(encoder: Encoder, mels: Tensor, batch: int = 64) -> Encoding:
 
 
 def embed_mels(encoder: Encoder, mels: Tensor, batch: int = 64) -> Tensor:
-    """Return the frozen unit embeddings [N, E] of log-mels [N, M, T]: the table s of C-SupCon."""
+    """Return the frozen unit embeddings [N, E] of log-mels [N, M, T]: f(d) of C-SupCon."""
     return encode_mels(encoder, mels, batch).embedding

@@ -1,6 +1,6 @@
-"""KT's losses: hinge, 2C and C-SupCon, with and without labels, and two GAN regularisers. Pure functions of tensors.
+"""KT's losses: hinge; 2C and C-SupCon, with and without labels; SupCon for the encoder. Pure functions of tensors.
 
-Letters: N batch, E embedding width. No loss weights here: the loop multiplies.
+Letters: N batch, E embedding width.
 """
 
 import torch
@@ -20,24 +20,6 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def lecam(real: Tensor, fake: Tensor, anchor_real: Tensor, anchor_fake: Tensor) -> Tensor:
-    """Return mean relu(D(x) - a_fake)^2 + mean relu(a_real - D(G(z)))^2 of logits [N] (Tseng et al. 2021, equation 3).
-
-    `anchor_real` and `anchor_fake` [] are moving averages of the logits of reals and fakes: it keeps the two near each
-    other, which little data does not. The squares are one-sided as in the authors' code.
-    """
-    return F.relu(real - anchor_fake).square().mean() + F.relu(anchor_real - fake).square().mean()
-
-
-def r1(logit: Tensor, real: Tensor) -> Tensor:
-    """Return 1/2 mean |dD(x)/dx|^2 of logits [N] that came from `real` [N, ...] (Mescheder et al. 2018, equation 9).
-
-    `real` must require a gradient; the result can be differentiated again.
-    """
-    (gradient,) = torch.autograd.grad(logit.sum(), real, create_graph=True)
-    return gradient.flatten(1).square().sum(1).mean() / 2
-
-
 # --- contrastive --------------------------------------------------------------------------------------------------
 
 
@@ -50,7 +32,7 @@ def conditional_contrastive(
     tau_data: float = 0.1,
     tau_class: float = 1.0,
 ) -> Tensor:
-    """Return the mean 2C or C-SupCon loss, with or without labels: four losses, no flags.
+    """Return the mean 2C or C-SupCon loss, with or without labels, depending on the arguments.
 
     `data` [N, E] are the embeddings d_i = h(D1(x_i)), `proxy` [N, E] the label embeddings e(c_i), `source` [N, E] the
     frozen encoder's embeddings of the corresponding real clips; all of unit length. `labels` int64 [N].

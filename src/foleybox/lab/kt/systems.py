@@ -1,4 +1,4 @@
-"""KT's six systems as values: which contrastive loss, at which temperatures (Chung et al. 2023, Tables 1 to 3)."""
+"""KT's six systems: which contrastive loss, with which temperatures (Chung et al. 2023, Tables 1 to 3)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,16 +6,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Contrast:
-    """Which of the four contrastive losses of `losses.conditional_contrastive`, at which temperatures."""
+    """One of the four forms of `losses.conditional_contrastive`, with its temperatures."""
 
     source: bool
-    "C-SupCon: also draw each embedding to the frozen encoder's embedding of the clip (equation 5)"
+    "C-SupCon: the frozen encoder's embedding of the clip is a second positive (equation 5)"
     labels: bool
-    "items of one label join the numerator, as in ContraGAN; the report leaves them out (equations 3 and 5)"
+    "items of the same label are positives, as in ContraGAN; in the report's equations 3 and 5 they are not"
     tau_data: float
-    "tau_d, of data-to-data pairs"
+    "tau_d, for data-to-data pairs"
     tau_class: float
-    "tau_c, of data-to-label and data-to-source pairs"
+    "tau_c, for data-to-label and data-to-source pairs"
 
 
 KtSystem = Literal["kt-2c", "kt-csupcon", "kt-2c-t01", "kt-csupcon-t01", "kt-2c-label", "kt-csupcon-label"]
