@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from foleybox.audio import Wave
 from foleybox.instrument import Instrument, write_instrument
@@ -13,7 +14,10 @@ from foleybox.studio.synth import Synth
 
 LATENT, BANDS, FRAMES, HOP = 8, 6, 12, 160
 PATCH, NOISE = 4, 2  # frames of a patch, noise channels of a frame: clips of kind "patches" have FRAMES / PATCH patches
-TRAINING_CLIPS = (TrainingClips("DogBark", "open", "Somewhere: CC0", 3), TrainingClips("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2))
+TRAINING_CLIPS = (
+    TrainingClips("DogBark", "open", "Somewhere: CC0", 3),
+    TrainingClips("Rain", "nc", "ESC-50: CC BY-NC 3.0", 2),
+)
 
 # Graphs in ONNX's own text syntax. N clips, R rows; the tensors that are not inputs are drawn by `toy_graphs`.
 TEXTS = {
@@ -59,6 +63,7 @@ KINDS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocode
 
 def toy_graphs(kind: str = "gan", seed: int = 0) -> dict[str, bytes]:
     """Return the graphs of a tiny instrument as ONNX: linear maps of random weights, and a vocoder that ends in tanh."""
+    pytest.importorskip("onnx", reason="of the lab extra, builds the toy instruments")
     from onnx import checker, helper, numpy_helper, parser
 
     rng = np.random.default_rng(seed)

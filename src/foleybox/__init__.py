@@ -1,4 +1,4 @@
-"""foleybox: name a category, get as many different foley sounds as you like.
+"""foleybox generates foley sounds by category: any number of different sounds of a label.
 
 >>> import foleybox
 >>> synth = foleybox.load()  # doctest: +SKIP
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foleybox.studio.shape import Shape
     from foleybox.studio.synth import Clip, Synth
 
-# Name -> its module, imported when the name is first used: `import foleybox` costs nothing.
+# Name -> its module, imported when the name is first used, so that `import foleybox` is fast.
 _HOMES = {
     "Clip": "studio.synth",
     "Event": "studio.events",
@@ -65,7 +65,10 @@ __all__ = [
 
 
 def load(source: "str | Path | None" = None, threads: int | None = None) -> "Synth":
-    """Return an instrument ready to play: the one that ships, one that ships by that name, or that of a folder."""
+    """Return an instrument: one that ships by its name, one in a folder, or None for the default.
+
+    Raises UserError if there is no such instrument, or if it is incomplete.
+    """
     from foleybox.studio.synth import Synth
 
     return Synth.load(source, threads)

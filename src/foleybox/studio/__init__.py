@@ -1,1 +1,1 @@
-"""The studio: numpy and onnxruntime, never torch. A label and a seed become a sound."""
+"""The studio: a library that renders and processes sounds with numpy and onnxruntime. It prints nothing and needs no torch."""
