@@ -20,7 +20,7 @@ from foleybox.lab.vocoders.vocos import Vocos, VocosConfig  # noqa: E402
 from foleybox.labels import LABELS  # noqa: E402
 from foleybox.licences import TrainingClips  # noqa: E402
 from foleybox.studio.latents import vary  # noqa: E402
-from foleybox.studio.stream import draw, rows  # noqa: E402
+from foleybox.studio.stream import draw, guidance_rows  # noqa: E402
 from foleybox.studio.synth import Synth  # noqa: E402
 
 SMALL = PatchesConfig(latent=6, width=24, heads=3, layers=2, head_width=16, head_layers=2)
@@ -78,7 +78,7 @@ def test_the_graph_draws_what_torch_draws_but_for_rounded_weights(
 
 
 def test_only_a_guided_clip_has_a_second_row_and_clips_never_mix() -> None:
-    clip, label, mix = rows(np.array([5, 3, 0]), np.array([2.0, 1.0, 1.5], np.float32))
+    clip, label, mix = guidance_rows(np.array([5, 3, 0]), np.array([2.0, 1.0, 1.5], np.float32))
     assert clip.tolist() == [0, 1, 2, 0, 2]
     assert label.tolist() == [5, 3, 0, -1, -1]
     assert mix[[0, 3]].tolist() == [[2, 0, 0, -1, 0]] * 2

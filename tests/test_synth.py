@@ -121,7 +121,7 @@ def test_an_instrument_can_have_other_labels(tmp_path: Path) -> None:
 
 
 def test_a_saved_clip_reads_back_with_its_recipe_at_any_rate(synth: Synth, tmp_path: Path) -> None:
-    clip = synth.render("rain", 3).resampled(44_100)
+    clip = synth.render("rain", 3).shaped(foleybox.Shape(rate=44_100))
     assert clip.save(tmp_path / "x.wav", "PCM_24") <= 1
     wave, rate = read_wave(tmp_path / "x.wav")
     assert (len(wave), rate) == (round(synth.instrument.samples * 44_100 / 8_000), 44_100)
@@ -196,7 +196,7 @@ def test_graphs_with_other_inputs_or_damaged_are_refused(tmp_path: Path) -> None
     write_instrument(tmp_path / "swapped", toy_manifest(), swapped, "")
     with pytest.raises(UserError, match="takes mel: expected latent, label"):
         Synth.load(tmp_path / "swapped").render("rain", 0)
-    write_instrument(tmp_path / "junk", toy_manifest(), {"generator": b"not onnx", "vocoder": b""}, "")
+    write_instrument(tmp_path / "junk", toy_manifest(), {"generator": b"not onnx", "vocoder": b"nor this"}, "")
     with pytest.raises(UserError, match="onnxruntime cannot load"):
         Synth.load(tmp_path / "junk").render("rain", 0)
 

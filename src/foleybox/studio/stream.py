@@ -1,12 +1,12 @@
-"""Drawing a clip place by place: the loop around the "next" graph of a "patches" instrument.
+"""Autoregressive sampling: the loop around the "next" graph of a "patches" instrument.
 
-Letters: N clips, R rows, P places, D numbers of a latent, W the window, H heads, E numbers each.
+Letters: N clips, R rows, P positions, D numbers of a latent, W window, H heads, E numbers of a head.
 
-A place knows what was drawn before it through the keys and values that every layer keeps (`foleybox.instrument` says what
-the graph takes). They are kept here, in arrays that are handed to the graph as they are: copying them in and out at each
-place would cost more than the arithmetic. A clip whose label guides it is drawn in two rows, one of them without the
-label; the others, rain say, need no second row. The graph is many small products, which two threads share well, and
-more do not: a clip alone takes half the time with two. Clips that are drawn together are dealt out to the others.
+The graph attends to earlier positions through a cache of keys and values for each layer (`foleybox.instrument` describes
+its inputs). The cache is kept in arrays here and passed to the graph in place, since copying it at every position would
+take longer than the arithmetic. With classifier-free guidance a clip has two rows, the second without its label; labels
+without guidance, such as rain, have one. The graph consists of many small products, which two threads speed up and more
+do not: a clip takes half the time with two. Several clips are distributed over further threads.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -19,53 +19,56 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 Floats = NDArray[np.float32]
+MAX_CLIPS = 64
+"""in one call of the graph
+
+A clip has up to two rows. The product with `mix` sums over all rows, most of them times zero, and onnxruntime splits a sum
+of more than 128 terms: in larger calls, the two rows of a clip might be added with another rounding.
+"""
 
 
 def draw(session: "InferenceSession", labels: NDArray[np.int64], noise: Floats, threads: int = 1) -> Floats:
-    """Return the latents [N, P, D] that `noise` [N, P, D] becomes, for the label numbers [N].
+    """Return latents [N, P, D] from standard normal noise [N, P, D] and label numbers [N].
 
-    What is drawn at a place follows from the noise up to there: a longer clip begins as the shorter one.
+    A latent depends on the noise up to its position, so that a longer clip begins as the shorter one.
     """
-    stamped = session.get_modelmeta().custom_metadata_map
-    guidance, temperature = (np.array(stamped[key].split(), np.float32)[labels] for key in ("guidance", "temperature"))
+    metadata = session.get_modelmeta().custom_metadata_map
+    guidance, temperature = (np.array(metadata[key].split(), np.float32)[labels] for key in ("guidance", "temperature"))
     noise = noise * temperature[:, None, None]
-    groups = min(len(labels), max(1, threads - 1))  # one thread is the session's own, and helps each of them
+    workers = min(len(labels), max(1, threads - 1))  # the session's own second thread helps each of them
+    groups = max(workers, -(-len(labels) // MAX_CLIPS))
     if groups == 1:
         return _draw(session, labels, guidance, noise)
     parts = zip(*(np.array_split(each, groups) for each in (labels, guidance, noise)))
-    with ThreadPoolExecutor(groups) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return np.concatenate(list(pool.map(lambda part: _draw(session, *part), parts)))
 
 
-def rows(labels: NDArray[np.int64], guidance: Floats) -> tuple[NDArray[np.intp], NDArray[np.int64], Floats]:
-    """Return of each row its clip [R] and its label [R], and how rows are mixed [R, R], for N labels and guidances.
+def guidance_rows(labels: NDArray[np.int64], guidance: Floats) -> tuple[NDArray[np.intp], NDArray[np.int64], Floats]:
+    """Return the clip [R] and the label [R] of each row, and the mixing matrix [R, R], from labels and guidance [N].
 
-    The first N rows are the clips; one without a label (-1) follows for each clip whose guidance g is not 1. Its rows are
-    mixed g to 1 - g, those of different clips never.
+    The first N rows are the clips. For each clip whose guidance g is not 1, a row without a label (-1) follows; the two
+    rows of the clip are mixed with the weights g and 1 - g (classifier-free guidance).
     """
     guided = np.flatnonzero(guidance != 1)
     clip = np.concatenate([np.arange(len(labels)), guided])
     label = np.concatenate([labels, np.full(len(guided), -1)])
-    share = np.where(label < 0, 1 - guidance[clip], guidance[clip])
-    return clip, label, ((clip[:, None] == clip) * share).astype(np.float32)
+    weight = np.where(label < 0, 1 - guidance[clip], guidance[clip])
+    return clip, label, ((clip[:, None] == clip) * weight).astype(np.float32)
 
 
 def _draw(session: "InferenceSession", labels: NDArray[np.int64], guidance: Floats, noise: Floats) -> Floats:
-    clip, label, mix = rows(labels, guidance)
-    kept = _empty(session, len(clip))
-    window = kept["keys_0"].shape[2]
+    clip, label, mix = guidance_rows(labels, guidance)
+    inputs = session.get_inputs()  # passed by position: their names differ between format 1 and 2
+    cache = {each.name: np.zeros((len(clip), *each.shape[1:]), np.float32) for each in inputs[5:]}
+    window = inputs[5].shape[2]
     latents = np.empty_like(noise)
-    before = np.zeros_like(noise[clip, 0])
-    for place in range(noise.shape[1]):
-        feeds = {"before": before, "label": label, "mix": mix, "place": np.array(place), "noise": noise[clip, place]}
-        before, *new = (np.asarray(each) for each in session.run(None, feeds | kept))
-        latents[:, place] = before[: len(labels)]
-        for slots, each in zip(kept.values(), new, strict=True):
-            slots[:, :, place % window] = each
+    previous = np.zeros_like(noise[clip, 0])
+    for position in range(noise.shape[1]):
+        values = (previous, label, mix, np.array(position), noise[clip, position])
+        feeds = {each.name: value for each, value in zip(inputs, values)}
+        previous, *new = (np.asarray(each) for each in session.run(None, feeds | cache))
+        latents[:, position] = previous[: len(labels)]
+        for slots, each in zip(cache.values(), new, strict=True):
+            slots[:, :, position % window] = each
     return latents
-
-
-def _empty(session: "InferenceSession", count: int) -> dict[str, Floats]:
-    """Return what every layer keeps before anything was drawn, by the names and shapes of the graph's inputs."""
-    inputs = [each for each in session.get_inputs() if each.name.startswith(("keys_", "values_"))]
-    return {each.name: np.zeros((count, *each.shape[1:]), np.float32) for each in inputs}

@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from foleybox.audio import Subtype, Wave, fit
 from foleybox.errors import UserError
-from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
+from foleybox.instrument import Instrument, check_graph_ports, find_instrument, read_instrument, shipped
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
@@ -32,30 +33,22 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-BATCH = 8
-"clips rendered at once: more are hardly faster, and memory grows with them"
-AUDIBLE = 10 ** (-45 / 20)
-"a clip whose peak is below this (-45 dBFS) is silence, and drawn anew"
-INPUTS = {
-    "generator": ["latent", "label"],
-    "next": ["before", "label", "mix", "place", "noise"],  # and what it keeps
-    "decoder": ["latents", "grain"],
-    "vocoder": ["mel"],
-}
-HOTTEST = 10.0  # temperature: nothing that an instrument learned lies so far out
-STREAMS_TRIED = 8
-"streams of a seed that are tried before silence is taken for what the instrument plays"
+BATCH = 8  # clips rendered at once: more are hardly faster, and memory grows with them
+AUDIBLE = 10 ** (-45 / 20)  # a clip whose peak is below this (-45 dBFS) is silent, and drawn again
+MAX_TEMPERATURE = 10.0  # far outside the range that any instrument was trained for
+STREAMS_TRIED = 8  # streams of a seed that are drawn from before a silent clip is returned
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A sound with its rate and the recipe that makes it again."""
+    """A sound and the recipe that renders it again."""
 
     wave: Wave  # [L]
     recipe: Recipe
 
     @property
     def rate(self) -> int:
+        """The sample rate in Hz."""
         return self.recipe.rate
 
     @property
@@ -66,27 +59,27 @@ class Clip:
     def seed(self) -> int:
         return self.recipe.seed
 
-    def resampled(self, rate: int) -> "Clip":
-        """Return the clip at another rate in Hz."""
-        return self.shaped(Shape(rate=rate))
+    def shaped(self, shape: Shape, declick: bool = False) -> "Clip":
+        """Return the clip after the processing of `shape`; its recipe states the steps.
 
-    def shaped(self, shape: "Shape", declick: bool = False) -> "Clip":
-        """Return the clip trimmed, cut, faded, resampled and made as loud as `shape` says; its recipe says how.
+        `declick` also fades an end that clicks, over a few ms, as `foleybox.finished` does; not for loops. A length
+        beyond the clip's is filled with silence; `foleybox.finished` extends the clip with variations instead.
 
-        `declick` also fades an end that is a step, over a few ms, as `foleybox.finished` does. Not for a loop.
-
-        A length beyond the clip's is filled with silence; `foleybox.finished` builds one of further variations.
+        Raises UserError for an option out of range.
         """
         wave, rate, steps = shaped(self.wave, self.rate, shape, declick)
         process, asked = (*self.recipe.process, *steps), {**self.recipe.asked, **shape.asked()}
         return Clip(wave, replace(self.recipe, rate=rate, process=process, asked=asked))
 
     def save(self, path: str | Path, subtype: Subtype = "PCM_16", chunks: Mapping[bytes, bytes] | None = None) -> float:
-        """Write the clip with its recipe as WAV, FLAC or OGG; return the gain (under 1 where it would clip)."""
+        """Write the clip with its recipe as WAV, FLAC or OGG; return the gain, as `audio.write_wave` does.
+
+        `chunks` are further RIFF chunks of a WAV by four-byte name.
+        """
         return write_clip(path, self.wave, self.recipe, subtype, chunks)
 
     def _repr_html_(self) -> str:
-        """Return a player for notebooks."""
+        """Return an audio player, for notebooks."""
         import soundfile
 
         memory = io.BytesIO()
@@ -99,30 +92,33 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Synth:
-    """An instrument ready to play. `Synth.load()` is the one that ships.
+    """An instrument that renders clips. `Synth.load()` is the default instrument.
 
     >>> clip = Synth.load().render("dog_bark", seed=7)  # doctest: +SKIP
     """
 
     instrument: Instrument
     folder: Path
-    threads: int | None = None  # of onnxruntime; None: as many as there are cores
+    threads: int | None = None  # None: as many as there are cores
 
     @classmethod
     def load(cls, source: str | Path | None = None, threads: int | None = None) -> "Synth":
-        """Read and check an instrument (graphs load at the first render). Raises UserError if it is not whole."""
+        """Read and check an instrument: a name, a folder, or None for the default. Graphs are loaded at the first render.
+
+        Raises UserError if there is no such instrument, or if it is incomplete.
+        """
         folder = find_instrument(source)
         return cls(read_instrument(folder), folder, threads)
 
     @classmethod
     def of(cls, recipe: Recipe, source: str | Path | None = None, threads: int | None = None) -> "Synth":
-        """Return the instrument that a recipe names, at `source` or among those that ship.
+        """Return the instrument of a recipe, at `source` or among those that ship.
 
-        Raises UserError if it is not there: another one would make another sound.
+        Raises UserError if it is not found, since another instrument would make another sound.
         """
         for folder in [find_instrument(source)] if source is not None else shipped():
             synth = cls.load(folder, threads)
-            if synth.instrument.fingerprint == recipe.fingerprint:
+            if synth.instrument.matches(recipe.fingerprint):
                 return synth
         where = f"{source} is another" if source is not None else "it does not ship with this foleybox"
         raise UserError(
@@ -135,7 +131,7 @@ class Synth:
         return self.instrument.labels
 
     def resolve(self, label: str | int) -> str:
-        """Return the instrument's own name of a label in any spelling; raise UserError if it does not play that."""
+        """Return the instrument's own name of a label in any spelling. Raises UserError if it has no such label."""
         by_spelling = {canonical(name): name for name in self.labels}
         known = find_label(label)
         name = by_spelling.get(canonical(str(label))) or (by_spelling.get(canonical(known.name)) if known else None)
@@ -147,7 +143,9 @@ class Synth:
     def render(self, label: str | int, seed: int, temperature: float = 1.0) -> Clip:
         """Return the clip of a label (any spelling) and a seed (0 <= seed < 2**53).
 
-        `temperature` scales the latent: below 1 nearer to the typical sound of the label, above 1 further out.
+        `temperature` (0 to 10) scales the latent: below 1 closer to the typical sound of the label, above 1 more unusual.
+
+        Raises UserError for an unknown label and for a number out of range.
         """
         return next(self.render_many([(label, seed)], temperature=temperature))
 
@@ -160,65 +158,86 @@ class Synth:
         check_temperature(temperature)
         pairs = iter(pairs)
         while chunk := list(itertools.islice(pairs, batch)):
-            named = [(self.resolve(label), check_seed(seed)) for label, seed in chunk]
-            for (label, seed), (wave, stream) in zip(named, self._audible(named, temperature)):
+            resolved = [(self.resolve(label), check_seed(seed)) for label, seed in chunk]
+            for (label, seed), (wave, stream) in zip(resolved, self._audible(resolved, temperature)):
                 make = {"do": "render", "label": label, "seed": seed, "temperature": float(temperature)}
                 yield self.clip(wave, {**make, "stream": stream})
 
     def clip(self, wave: Wave, make: Json, asked: Json | None = None) -> Clip:
-        """Return a wave [L] at the instrument's rate as a clip of this instrument that was made so."""
+        """Return a wave [L] at the instrument's rate as a clip whose recipe has this `make` and `asked`."""
         made = self.instrument
         return Clip(wave, Recipe(made.name, made.fingerprint, made.licence.terms, made.rate, make, asked or {}))
 
-    def _audible(self, named: list[tuple[str, int]], temperature: float) -> list[tuple[Wave, int]]:
-        """Render (label, seed) pairs to (wave, stream); one that is silent is drawn anew from the seed's next stream.
+    def _audible(self, pairs: list[tuple[str, int]], temperature: float) -> list[tuple[Wave, int]]:
+        """Render (label, seed) pairs to (wave, stream); a silent clip is drawn again from the next stream of its seed.
 
-        A generator that learned from clips padded with silence draws silence itself now and then (one seed in sixty,
-        say); nobody who asked for a sound wants that. What is drawn still follows from label and seed alone.
+        A model that was trained on clips padded with silence sometimes generates silence. The result still depends on
+        label and seed alone.
         """
         found: dict[int, tuple[Wave, int]] = {}
-        silent = list(range(len(named)))
+        silent = list(range(len(pairs)))
         for stream in range(STREAMS_TRIED):
-            latent = np.stack([noise(named[i][1], self.instrument.latent, stream) for i in silent])
-            drawn = self.waves([named[i][0] for i in silent], latent * np.float32(temperature))
+            latent = np.stack([noise(pairs[i][1], self.instrument.latent, stream) for i in silent])
+            drawn = self.waves([pairs[i][0] for i in silent], latent * np.float32(temperature))
             found |= {i: (wave, stream) for i, wave in zip(silent, drawn)}
             silent = [i for i in silent if is_silent(found[i][0])]
             if not silent:
                 break
-        return [found[i] for i in range(len(named))]
+        return [found[i] for i in range(len(pairs))]
 
     def waves(self, labels: list[str], latent: NDArray[np.float32]) -> Iterator[Wave]:
-        """Run both graphs: the instrument's own labels N, latent [N, *latent] -> N waves [L], each a copy of its own."""
+        """Run all graphs: the instrument's own names of N labels, latent [N, *latent] -> N waves [L], each a copy."""
         return self.vocode(self.mel(labels, latent))
 
     def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run all graphs but the vocoder: labels N, latent [N, *latent] -> mel [N, M, T]."""
         numbers = np.array([self.labels.index(label) for label in labels], np.int64)
         if self.instrument.kind == "gan":
-            return self._run("generator", {"latent": latent, "label": numbers})
+            at_once = -(-len(labels) // self._threads)
+            return np.concatenate(self._run("generator", {"latent": latent, "label": numbers}, at_once))
         width = self.sessions["decoder"].get_inputs()[0].shape[2]
         latents = draw(self.sessions["next"], numbers, latent[:, :, :width], self._threads)
-        bands = self.sessions["decoder"].get_inputs()[1].shape[2]  # of the grain of a frame
-        return self._run("decoder", {"latents": latents, "grain": latent[:, :, width:].reshape(len(latent), -1, bands)})
+        channels = self.sessions["decoder"].get_inputs()[1].shape[2]  # of the noise of a frame
+        inputs = {"latents": latents, "noise": latent[:, :, width:].reshape(len(latent), -1, channels)}
+        return np.concatenate(self._run("decoder", inputs))
 
     def vocode(self, mel: NDArray[np.float32]) -> Iterator[Wave]:
         """Run the vocoder: mel [N, M, T] -> N waves [L]."""
-        waves = self._run("vocoder", {"mel": mel})  # [N, L]
-        if waves.ndim != 2 or len(waves) != len(mel) or not np.isfinite(waves).all():
-            raise UserError(
-                f"instrument {self.instrument.name} rendered {list(waves.shape)} for {len(mel)} clips, or NaN: "
-                "expected finite waves [N, L]; export it again"
-            )
+        waves = self._run("vocoder", {"mel": mel})  # N times [1, L]
         for wave in waves:
-            yield fit(wave, self.instrument.samples).copy()
+            if wave.ndim != 2 or len(wave) != 1 or not np.isfinite(wave).all():
+                raise UserError(
+                    f"instrument {self.instrument.name} rendered {list(wave.shape)} for a clip, or NaN: "
+                    "expected a finite wave [1, L]; export it again"
+                )
+        for wave in waves:
+            yield fit(wave[0], self.instrument.samples).copy()
 
     @property
     def _threads(self) -> int:
         # onnxruntime counts the machine's cores, not those this process may use.
         return self.threads or min(cores(), 16)
 
-    def _run(self, graph: str, inputs: dict[str, NDArray]) -> NDArray[np.float32]:
-        return self.sessions[graph].run(None, inputs)[0]  # pyright: ignore[reportReturnType]
+    def _run(self, graph: str, inputs: dict[str, NDArray], at_once: int = 1) -> list[NDArray[np.float32]]:
+        """Run a graph on N clips, `at_once` in a call, the calls shared out to threads; return what each call gave.
+
+        Decoders and vocoders get one clip a call on one thread, so that a clip cannot depend on batch or threads.
+        onnxruntime cuts a convolution into parts for its threads, and adds up a small part in another order. It also
+        takes another sine for the last numbers of an array whose size is no multiple of its vectors.
+        """
+        session, count = self.sessions[graph], len(next(iter(inputs.values())))
+        names = [each.name for each in session.get_inputs()]  # format 1 has other names, in the same order
+
+        def run(start: int) -> NDArray[np.float32]:
+            part = {name: value[start : start + at_once] for name, value in zip(names, inputs.values(), strict=True)}
+            return session.run(None, part)[0]  # pyright: ignore[reportReturnType]
+
+        starts = range(0, count, at_once)
+        workers = min(self._threads, len(starts))
+        if workers == 1:
+            return [run(start) for start in starts]
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(run, starts))
 
     @cached_property
     def sessions(self) -> dict[str, "InferenceSession"]:
@@ -228,7 +247,8 @@ class Synth:
         sessions = {}
         for name, graph in self.instrument.graphs.items():
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = min(2, self._threads) if name == "next" else self._threads  # see stream.py
+            # One thread a call (see `_run`), but for "next", which gives the same on two (see stream.py).
+            options.intra_op_num_threads = min(2, self._threads) if name == "next" else 1
             options.inter_op_num_threads = 1
             options.log_severity_level = 3
             path = self.folder / graph.file
@@ -237,25 +257,22 @@ class Synth:
             except Exception as error:  # onnxruntime has a dozen exceptions without a common base
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"onnxruntime cannot load {path} ({reason}): export it again") from error
-            inputs = [each.name for each in session.get_inputs()]
-            wanted = INPUTS[name]
-            if inputs[: len(wanted)] != wanted or (len(inputs) > len(wanted) and name != "next"):
-                raise UserError(f"{path} takes {', '.join(inputs)}: expected {', '.join(wanted)}; export it again")
+            check_graph_ports(self.instrument, name, session.get_inputs(), session.get_outputs(), path)
             sessions[name] = session
         return sessions
 
 
 def is_silent(wave: Wave) -> bool:
-    """Say whether nobody would hear the wave."""
+    """Return whether the peak of a wave is below -45 dBFS."""
     return bool(np.abs(wave).max(initial=0) < AUDIBLE)
 
 
 def check_temperature(temperature: float, flag: str = "") -> None:
-    """Raise UserError unless 0 <= temperature <= HOTTEST; `flag` stands before its name: "--"."""
-    if not 0 <= temperature <= HOTTEST:
-        raise UserError(f"{flag}temperature {temperature}: expected 0 to {HOTTEST:g} (0.8 to 1.2 is usual)")
+    """Raise UserError unless 0 <= temperature <= 10; `flag` precedes its name in the message ("--" or "")."""
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise UserError(f"{flag}temperature {temperature}: expected 0 to {MAX_TEMPERATURE:g} (0.8 to 1.2 is usual)")
 
 
 def cores() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
