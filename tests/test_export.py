@@ -41,9 +41,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two run folders with untrained parts, as training leaves them."""
     gan, vocoder = tmp_path_factory.mktemp("gan"), tmp_path_factory.mktemp("vocoder")
     torch.manual_seed(0)
-    open_run(gan, "sagan", configured(TrainSagan, (), gan, model=TINY), CLIPS)
+    rates = {"batch": 16, "lr_generator": 2e-4, "lr_discriminator": 4e-4}
+    open_run(gan, "sagan", configured(TrainSagan, out=gan, model=TINY, **rates), CLIPS)
     save_state(gan / "state.pt", 5, {"average": Generator(TINY)})
-    open_run(vocoder, "vocoder", configured(TrainVocoder, (), vocoder, size="small"), CLIPS)
+    open_run(vocoder, "vocoder", configured(TrainVocoder, out=vocoder, size="small"), CLIPS)
     save_state(vocoder / "state.pt", 7, {"average": Vocos(VocosConfig())})
     return gan, vocoder
 
@@ -211,7 +212,7 @@ def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, t
     open_run(
         other,
         "vocoder",
-        configured(TrainVocoder, (), other, size="small", seed=1),
+        configured(TrainVocoder, out=other, size="small", seed=1),
         [*CLIPS, {**CLIPS[0], "tier": "nc"}],
     )
     save_state(other / "state.pt", 11, {"average": Vocos(VocosConfig())})
@@ -235,7 +236,7 @@ def test_an_instrument_gets_another_vocoder_and_keeps_its_generator(toy: Path, t
 
 def test_a_vocoder_of_another_mel_is_not_given_to_an_instrument(toy: Path, tmp_path: Path) -> None:
     run = tmp_path / "wide"
-    open_run(run, "vocoder", configured(TrainVocoder, (), run, size="small", mel="wide"), CLIPS)
+    open_run(run, "vocoder", configured(TrainVocoder, out=run, size="small", mel="wide"), CLIPS)
     save_state(run / "state.pt", 7, {"average": Vocos(vocos_config(WIDE, "small"))})
     with pytest.raises(UserError, match="for that mel"):
         export.main(Export(toy, run, tmp_path / "x"))
@@ -250,4 +251,4 @@ def test_a_small_instrument_of_a_gan_plays_nearly_the_same(runs: tuple[Path, Pat
     latent = noise(7, (1, 16))
     with torch.no_grad():
         wanted = GeneratorGraph(load_generator(runs[0])[0].eval(), 345)(torch.from_numpy(latent), torch.tensor([3]))
-    assert 0 < np.abs(small.mel([small.labels[3]], latent) - wanted.numpy()).mean() < 0.05
+    assert 0 < np.abs(small.mel([small.labels[3]], latent) - wanted.numpy()).mean() < 0.1

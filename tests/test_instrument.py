@@ -342,6 +342,7 @@ def row(content: dict, **changes) -> None:
         (lambda content: content["graphs"].pop("vocoder"), "expected generator, vocoder"),
         (lambda content: row(content, file="../../etc/passwd"), "a graph outside its folder"),
         (lambda content: row(content, bytes="many"), "bytes is str"),
+        (lambda content: row(content, bytes=2**40), "less than 2 GiB"),
         (lambda content: content["graphs"].update(vocoder="vocoder.onnx"), "graphs vocoder is str"),
         (lambda content: content["training_clips"][0].pop("tier"), "training_clips 0 lacks tier"),
         (

@@ -357,6 +357,8 @@ def _value_problems(content: dict[str, Any]) -> Iterator[str]:
         yield f"kind {kind!r}, expected one of {', '.join(GRAPHS)} (or a newer foleybox)"
     if set(graphs) != set(GRAPHS[kind]):
         yield f"graphs {', '.join(graphs)}, expected {', '.join(GRAPHS[kind])}"
+    if not all(0 < graph["bytes"] < 1 << 31 for graph in graphs.values()):
+        yield "graphs, expected less than 2 GiB each"
     for file in (graph["file"] for graph in graphs.values()):
         if file in ("", ".", "..") or file != safe_name(file):
             yield f"a graph outside its folder: {file!r}"

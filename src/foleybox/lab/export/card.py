@@ -122,22 +122,23 @@ def describe_generator(run: dict[str, Any]) -> str:
             f"clips{other}{without}{few}{before}, AdamW at {run['lr']:g}, moving average {run['decay']:g}, seed {run['seed']}"
         )
     loss = KT.get(run["system"], KT["kt-2c"])  # the first instruments have `sagan`
-    tau_data, tau_class = run["tau_data"] or loss.tau_data, run["tau_class"] or loss.tau_class
-    regularisers = run.get("regularisers", {})
+    tau_data, tau_class = run.get("tau_data") or loss.tau_data, run.get("tau_class") or loss.tau_class
+    augment = run["augment"]["probability"] if "augment" in run else run["augment_probability"]  # format 1: the former
+    regularisers = run.get("regularisers") or run.get("steadiers") or {}
     also = [f"{name} {regularisers[name]:g}" for name in ("lecam", "r1") if regularisers.get(name)]
     if any(regularisers.get("transition", ())):
         also.append("label faded in over steps {} to {}".format(*regularisers["transition"]))
     if loss.source:
-        also.append(f"source {run['source']}")
+        also.append(f"source {run.get('source', 'paired')}")
     parts = [
         f"{run['system']}, plan {model['plan']}, width {model['width']}",
         f"{run['steps']:,} steps of {run['batch']} clips{before}",
         f"Adam at {run['lr_generator']:g} / {run['lr_discriminator']:g}",
         f"hinge loss ({'projection logit' if model['conditional_logit'] else 'unconditional logit'}) + "
-        f"{run['contrastive']:g} x {'C-SupCon' if loss.source else '2C'} {'with' if loss.labels else 'without'} label "
+        f"{run.get('contrastive', 1.0):g} x {'C-SupCon' if loss.source else '2C'} {'with' if loss.labels else 'without'} label "
         f"(tau_d {tau_data:g}, tau_c {tau_class:g})",
         *also,
-        f"augmentation probability {run['augment']['probability']:g}",
+        f"augmentation probability {augment:g}",
         f"moving average {run['average']:g}",
         f"seed {run['seed']}",
     ]

@@ -8,7 +8,7 @@ import platform
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -57,8 +57,8 @@ class Export:
     "Markdown to add to the card: lineage, known weaknesses, intended use"
     force: bool = False
     "replace an existing instrument"
-    weights: Literal["average", "last"] = "average"
-    "of a GAN: the moving average of the generator's weights, or the last ones"
+    weights: Annotated[str, tyro.conf.arg(metavar="average|last|NAME")] = "average"
+    "of a GAN: the moving average of the generator's weights, the last ones, or a snapshot, such as snapshot_2000"
     small: bool = False
     "store a GAN's weights in 8 bits, a quarter of the size; those of patches always are"
     draws: int = 50
@@ -100,7 +100,7 @@ def main(config: Export) -> int:
         generator, step = load_generator(config.generator, config.weights)
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         torch.manual_seed(config.seed)
-        if config.draws and config.weights == "average":  # the last weights have the statistics of their training
+        if config.draws and config.weights != "last":  # the last weights have the statistics of their training
             refresh_batch_norm(generator, config.draws)
         samples = round(SECONDS * mel.rate)
         graphs, latent = build_gan(generator, vocoder, mel, samples), (generator.config.latent,)

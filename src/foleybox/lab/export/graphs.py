@@ -111,6 +111,7 @@ def name_weights(graph: bytes, module: nn.Module) -> bytes:
             renamed[each.name] = next(candidates, each.name)
             used.add(renamed[each.name])
     rename(model.graph, renamed)
+    remove_traces(model.graph)
     return model.SerializeToString()
 
 
@@ -133,6 +134,17 @@ def rename(graph: "GraphProto", names: Mapping[str, str]) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 rename(attribute.g, names)
+
+
+def remove_traces(graph: "GraphProto") -> None:
+    """Remove what the exporter notes about each node, in place: stack traces with local paths, 4 to 7 % of a graph."""
+    for each in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        each.ClearField("metadata_props")
+        each.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                remove_traces(attribute.g)
 
 
 def largest_difference(graph: bytes, module: nn.Module, inputs: dict[str, Tensor]) -> float:

@@ -144,9 +144,9 @@ def read_weights(path: Path) -> Weights:
     stored = {each.name: numpy_helper.to_array(each) for each in onnx.load(str(path)).graph.initializer}
     weights = {}
     for name, value in stored.items():
-        if name.endswith(INT8):
-            name = name.removesuffix(INT8)
-            value = value * stored[name + SCALE]
+        scale = stored.get(name.removesuffix(INT8) + SCALE)
+        if name.endswith(INT8) and scale is not None:
+            name, value = name.removesuffix(INT8), value * scale
         elif name.endswith(FLOAT16):
             name, value = name.removesuffix(FLOAT16), value.astype(np.float32)
         if value.dtype == np.float32:
