@@ -194,11 +194,22 @@ def test_a_full_disk_names_the_file_and_leaves_nothing(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("name", "subtype", "words"),
-    [("x.mp4", "PCM_16", "ends in .wav"), ("x.flac", "FLOAT", "PCM_16 or PCM_24"), ("x.wav", "PCM_8", "holds")],
+    [
+        ("x.mp4", "PCM_16", "ends in .wav"),
+        ("x.flac", "FLOAT", "PCM_16 or PCM_24"),
+        ("x.wav", "PCM_8", "as PCM_8: expected PCM_16, PCM_24, FLOAT"),
+    ],
 )
 def test_formats_we_do_not_write_are_refused(tmp_path: Path, name: str, subtype, words: str) -> None:
     with pytest.raises(UserError, match=words):
         write_wave(tmp_path / name, NOISE, 22_050, subtype)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("x.ogg", 384_000), ("x.flac", 768_000)])
+def test_a_rate_that_a_format_cannot_hold_is_refused(tmp_path: Path, name: str, rate: int) -> None:
+    with pytest.raises(UserError, match="Hz or less, or wav"):
+        write_wave(tmp_path / name, NOISE, rate)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_never_written(tmp_path: Path) -> None:

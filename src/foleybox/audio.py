@@ -172,15 +172,15 @@ def write_wave(
     `round(wave * 2**15) / 2**15` (or 2**23). The same arguments give the same bytes. OGG is Vorbis whatever the
     `subtype`. `tags` may hold title, comment, license, software; `chunks` are RIFF chunks of a WAV by four-byte name.
 
-    Raises UserError for an unknown suffix or subtype and a wave with NaN, OSError (with the file's name) for the disk.
+    Raises UserError for a format that cannot hold the subtype or rate and for a wave with NaN, OSError for the disk.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"cannot write {path}: expected a name that ends in {', '.join(SUFFIXES)}")
-    if subtype not in BITS or (suffix == ".flac" and subtype == "FLOAT"):
-        expected = "PCM_16 or PCM_24" if suffix == ".flac" else ", ".join(BITS)
-        raise UserError(f"cannot write {path} as {subtype}: a {suffix} file holds {expected}")
+    if subtype not in BITS:
+        raise UserError(f"cannot write {path} as {subtype}: expected {', '.join(BITS)}")
+    check_format(suffix[1:], "PCM_16" if suffix == ".ogg" else subtype, "", rate)
     if not np.isfinite(wave).all():
         raise UserError(f"cannot write {path}: the wave holds NaN or infinite samples")
     peak = float(np.abs(wave).max(initial=0.0))
@@ -240,8 +240,6 @@ def _encoded(suffix: str, wave: Wave, rate: int, subtype: str, tags: Mapping[str
     """Return the content of a FLAC or OGG file, as libsndfile encodes it."""
     memory = io.BytesIO()
     kind, coding = ("OGG", "VORBIS") if suffix == ".ogg" else ("FLAC", subtype)
-    if rate > MAX_RATE[suffix[1:]]:
-        raise UserError(f"cannot write {kind} at {rate} Hz: expected {MAX_RATE[suffix[1:]]:,} Hz or less, or .wav")
     try:
         with soundfile.SoundFile(memory, "w", rate, 1, coding, format=kind) as file:
             for name, text in tags.items():
