@@ -115,19 +115,6 @@ def test_waves_are_cut_or_padded_to_length(tmp_path: Path) -> None:
     assert waves[1, 50:].eq(0).all()
 
 
-def test_a_clip_played_faster_is_shorter_and_higher(tmp_path: Path) -> None:
-    time = np.arange(22_050) / 22_050
-    write(tmp_path / "Rain" / "tone.wav", 0.5 * np.sin(2 * np.pi * 1000 * time))
-    (wave,) = load_waves(find_clips(tmp_path), 17_640, 22_050).float()
-    sounding = int(wave.abs().gt(1000).nonzero().max()) + 1
-    assert sounding == pytest.approx(22_050 / 1.25, abs=50)
-    assert int(torch.fft.rfft(wave[:17_640]).abs().argmax()) / 0.8 == pytest.approx(1250, abs=2)
-    clips = find_clips(tmp_path)
-    mels = load_mels(clips, DCASE, 1.0, speed=1.25)
-    torch.testing.assert_close(mels[0], LogMel(DCASE)(wave / 32768))
-    assert not torch.equal(mels, load_mels(clips, DCASE, 1.0))  # no cache for both
-
-
 def test_cached_mels_are_those_of_the_waves_and_a_changed_file_is_computed_again(tmp_path: Path) -> None:
     clips = find_clips(toy_folder(tmp_path / "sounds", 1))[:2]
     first = load_mels(clips, DCASE)

@@ -289,7 +289,7 @@ def test_the_latent_width_is_the_autoencoders(folder: Path, latents: Path, tmp_p
 
 
 def test_runs_of_earlier_versions_are_read_unless_a_removed_setting_had_an_effect(
-    latents: Path, finished: Path, tmp_path: Path
+    folder: Path, latents: Path, finished: Path, tmp_path: Path
 ) -> None:
     """Weights and settings had other names, and a model could be conditioned on its augmentation (`told`)."""
     old = tmp_path / "old"
@@ -305,6 +305,9 @@ def test_runs_of_earlier_versions_are_read_unless_a_removed_setting_had_an_effec
     settings["model"]["told"] = False
     (old / "config.json").write_text(json.dumps(settings))
     assert equal(load_patches(old)[0].state_dict(), load_patches(finished)[0].state_dict())
+    (old / "config.json").write_text(json.dumps({**settings, "amid": 0.15}))
+    with pytest.raises(UserError, match=r"was started by another version of foleybox, with amid = 0\.15"):
+        patches.train(of_patches(old, latents), find_clips(folder))
     settings["model"]["told"] = True
     (old / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="was trained with told = True, which this version of foleybox does not have"):

@@ -48,15 +48,12 @@ def load_wave_cache(clips: Sequence[ClipFile], rate: int, seconds: float) -> Ten
 
 
 @torch.no_grad()
-def load_mels(clips: Sequence[ClipFile], mel: MelConfig, seconds: float = 4.0, speed: float = 1.0) -> Tensor:
-    """Return the log-mels of the clips, float32 [N, M, T], cached.
-
-    `speed` changes duration and pitch together, as a tape does: at 2 a clip lasts half as long, one octave higher.
-    """
+def load_mels(clips: Sequence[ClipFile], mel: MelConfig, seconds: float = 4.0) -> Tensor:
+    """Return the log-mels of the clips, float32 [N, M, T], cached."""
 
     def compute() -> Tensor:
         front_end = LogMel(mel)
-        waves = load_waves(clips, round(mel.rate / speed), round(seconds * mel.rate))
+        waves = load_waves(clips, mel.rate, round(seconds * mel.rate))
         return torch.cat([front_end(chunk.float() / 32768) for chunk in waves.split(64)])
 
-    return cached("mels", clips, f"{mel} {seconds}" + (f" {speed}" if speed != 1 else ""), compute)
+    return cached("mels", clips, f"{mel} {seconds}", compute)

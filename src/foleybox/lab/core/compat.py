@@ -15,7 +15,6 @@ from torch import nn
 from foleybox.errors import UserError
 
 V = TypeVar("V")
-_ABSENT = object()
 
 
 def accept_old_names(module: nn.Module) -> None:
@@ -30,15 +29,6 @@ def _rename(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> N
             state[prefix + new + name[len(prefix + old) :]] = state.pop(name)
 
 
-def with_current_names(module: nn.Module, weights: Mapping[str, V]) -> dict[str, V]:
-    """Return weights by name, each name as `module` and the modules inside it have it now."""
-    renamed = dict(weights)
-    for name, part in module.named_modules():
-        if hasattr(part, "OLD_NAMES"):
-            _rename(part, renamed, f"{name}." if name else "")
-    return renamed
-
-
 def read_settings(kind: type[V], stored: Mapping[str, Any], where: str | Path) -> V:
     """Return the dataclass `kind` with the settings that are stored `where`: a run, an instrument.
 
@@ -46,7 +36,7 @@ def read_settings(kind: type[V], stored: Mapping[str, Any], where: str | Path) -
     """
     known, removed = {each.name for each in fields(kind)}, getattr(kind, "REMOVED", {})  # pyright: ignore[reportArgumentType]
     for name, value in stored.items():
-        if name not in known and removed.get(name, _ABSENT) != value:
+        if name not in known and (name not in removed or removed[name] != value):
             raise UserError(
                 f"{where} was trained with {name} = {value!r}, which this version of foleybox does not have: use the "
                 "version that made it"

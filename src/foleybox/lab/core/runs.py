@@ -114,6 +114,11 @@ def open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], sta
             for key in sorted(mine.keys() | theirs.keys())
             if key not in MAY_CHANGE and mine.get(key) != theirs.get(key)
         ]
+        if unknown := [key for key in differing if key not in mine]:
+            raise UserError(
+                f"{out} was started by another version of foleybox, with {unknown[0]} = {theirs[unknown[0]]!r}: give another "
+                "folder with -o; commands with --start-from can begin with its weights"
+            )
         if differing:
             key = differing[0]
             raise UserError(
