@@ -36,7 +36,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_is_one_line(
     monkeypatch.setattr(Path, "open", open_full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         save_state(path, 2, {"model": model})
-    assert cli._tell(caught.value) == 2
+    assert cli._report(caught.value) == 2
     assert capsys.readouterr().err == f"foleybox: No space left on device: {path}\n"
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
@@ -127,7 +127,7 @@ def test_a_run_started_before_a_setting_existed_resumes_only_with_its_default(tm
     with pytest.raises(UserError, match="was started with model"):
         open_run(tmp_path / "run", "toy", Grown(model=Inner(depth=4)), [])
     open_run(tmp_path / "run", "toy", Grown(), [])
-    with pytest.raises(UserError, match="was started with"):  # an unknown setting of another version
+    with pytest.raises(UserError, match="was started by another version of foleybox, with model"):
         open_run(tmp_path / "run", "toy", Toy(), [])
 
 
@@ -152,5 +152,5 @@ def test_a_run_with_a_setting_that_no_longer_exists_resumes_only_if_it_had_the_v
     open_run(tmp_path / "same", "toy", Tricky(), [])
     open_run(tmp_path / "same", "toy", Shrunk(), [])
     open_run(tmp_path / "other", "toy", Tricky(tricks=(2,)), [])
-    with pytest.raises(UserError, match=r"was started with tricks = \[2\], now None"):
+    with pytest.raises(UserError, match=r"was started by another version of foleybox, with tricks = \[2\]"):
         open_run(tmp_path / "other", "toy", Shrunk(), [])
