@@ -80,18 +80,16 @@ MOVED = {
 
 def usage() -> str:
     """Return the help of `foleybox` itself."""
-    groups = [
-        "\n".join([f"{name}:", *(f"  {verb:18} {summary}" for verb, (_, summary) in verbs.items())])
+    groups = (
+        f"{name}:\n" + "".join(f"  {verb:18} {summary}\n" for verb, (_, summary) in verbs.items())
         for name, verbs in GROUPS.items()
-    ]
-    return "\n\n".join(
-        [
-            "usage: foleybox VERB ...",
-            "Foley sounds by category: as many different, production-ready sounds as you like.",
-            *groups,
-            "foleybox VERB --help shows the flags of a verb, foleybox --version the version.\n"
-            "example: foleybox generate dog_bark --count 4 -o out\n",
-        ]
+    )
+    return (
+        "usage: foleybox VERB ...\n\n"
+        "Foley sounds by category: as many different, production-ready sounds as you like.\n\n"
+        + "\n".join(groups)
+        + "\nfoleybox VERB --help shows the flags of a verb, foleybox --version the version.\n"
+        "example: foleybox generate dog_bark --count 4 -o out\n"
     )
 
 

@@ -106,9 +106,7 @@ def check(arguments: Sequence[str], options: Sequence[Option], moved: Mapping[st
             near = difflib.get_close_matches(flag, flags, 1)
             raise UserError(moved.get(flag) or f"unknown flag {flag}" + (f": did you mean {near[0]}?" if near else ""))
         values = [attached] if equals else []
-        kept = (
-            max(0, required - len(rest)) if option.values == math.inf else 0
-        )  # a list leaves them to what must be given
+        kept = max(0, required - len(rest)) if option.values == math.inf else 0  # for the positional arguments
         while len(values) < option.values and len(waiting) > kept and not _is_flag(waiting[0]):
             values.append(waiting.pop(0))
         if not option.values and values:

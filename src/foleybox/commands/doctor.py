@@ -39,7 +39,6 @@ def main(config: Doctor) -> int:
         ("instrument", lambda: _instrument(config.instrument), True),
         ("disk", lambda: f"{shutil.disk_usage('.').free / 1e9:,.1f} GB free in {Path.cwd()}", True),
         ("lab", _lab, False),
-        ("recordings", _recordings, False),
     ]
     for name, check, needed in checks:
         try:
@@ -99,14 +98,3 @@ def _lab() -> str:
     if missing:
         raise UserError(f"{text}, but without {', '.join(missing)}: {INSTALL_LAB}")
     return text
-
-
-def _recordings() -> str:
-    shared = os.environ.get("FOLEYBOX_SHARED")
-    folder = Path(shared) if shared else Path(__file__).resolve().parents[4] / "shared"
-    manifest = folder / "data" / "foley" / "manifest.csv"
-    if not manifest.is_file():
-        raise UserError(
-            f"none at {folder} (tests with real recordings are skipped; FOLEYBOX_SHARED names another folder)"
-        )
-    return f"{manifest.parent}"

@@ -7,20 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from foleybox.commands.output import (
-    FORMATS,
-    Files,
-    InstrumentName,
-    SheetFile,
-    bytes_per_second,
-    check_files,
-    check_folder,
-    check_seeds,
-    check_sheet,
-    is_file,
-    resolve_labels,
-    write_clips,
-)
+from foleybox.commands import output
+from foleybox.commands.output import Files, InstrumentName, SheetFile
 from foleybox.errors import UserError
 from foleybox.files import safe_name
 from foleybox.studio.extend import finished
@@ -29,7 +17,7 @@ from foleybox.studio.remake import rerender
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature
 
-RECIPE_SUFFIXES = (".json", *FORMATS)  # of files with a recipe
+RECIPE_SUFFIXES = (".json", *output.FORMATS)  # of files with a recipe
 
 
 @dataclass(frozen=True)
@@ -70,19 +58,17 @@ def generate(config: Generate) -> None:
         _generate_recipes(config)
         return
     synth = Synth.load(config.instrument)
-    labels = resolve_labels(synth, config.labels)
+    labels = output.resolve_labels(synth, config.labels)
     _check_numbers(config)
     total = len(labels) * config.count
     files = _files(config, total)
-    seconds = config.shape.seconds or synth.instrument.seconds
     check_shape(config.shape, "--", synth.instrument.seconds)
-    check_files(
-        files, {_path(files, label, config.seed).parent: None for label in labels},
-        _existing(config, files, labels), total * seconds * bytes_per_second(files, config.shape, synth), config.shape.rate,
-    )  # fmt: skip
+    folders = list(dict.fromkeys(_path(files, label, config.seed).parent for label in labels))
+    size = total * output.bytes_per_sound(files.format, files.subtype, config.shape, synth)
+    output.check_files(files, folders, _existing(config, files, labels), size, config.shape.rate)
     pairs = ((label, seed) for label in labels for seed in _seeds(config))
     clips = (finished(synth, clip, config.shape) for clip in synth.render_many(pairs, config.batch, config.temperature))
-    write_clips(files, total, ((_path(files, clip.label, clip.seed), clip) for clip in clips), config.sheet)
+    output.write_clips(files, total, ((_path(files, clip.label, clip.seed), clip) for clip in clips), config.sheet)
 
 
 def _generate_recipes(config: Generate) -> None:
@@ -102,15 +88,17 @@ def _generate_recipes(config: Generate) -> None:
     synths = {recipe.fingerprint: Synth.of(recipe, config.instrument, threads=1) for recipe in recipes}
     files = _files(config, len(sources))
     paths = (
-        [files.out / f"{source.stem}.{files.format}" for source in sources] if not is_file(files.out) else [files.out]
+        [files.out / f"{source.stem}.{files.format}" for source in sources]
+        if not output.is_file(files.out)
+        else [files.out]
     )
     if len(set(paths)) < len(paths):
         raise UserError(f"several recipes named {sources[0].stem}: expected a different name for each")
     existing = [path for path in [*paths, *filter(None, [config.sheet])] if path.exists()]
     highest = max(recipe.rate for recipe in recipes)
-    check_files(files, {path.parent: None for path in paths}, existing, bytes=0, rate=highest)
+    output.check_files(files, {path.parent: None for path in paths}, existing, bytes=0, rate=highest)
     clips = (Clip(rerender(recipe, synths[recipe.fingerprint])[0], recipe) for recipe in recipes)
-    write_clips(files, len(paths), zip(paths, clips), config.sheet)
+    output.write_clips(files, len(paths), zip(paths, clips), config.sheet)
 
 
 def _seeds(config: Generate) -> range:
@@ -120,10 +108,10 @@ def _seeds(config: Generate) -> range:
 def _files(config: Generate, total: int) -> Files:
     """Return where to write; if -o names a file, in the format of its name. Raises UserError for several sounds in one file."""
     out = config.files.out
-    if not is_file(out):
-        check_folder(out)
+    if not output.is_file(out):
+        output.check_folder(out)
         return config.files
-    format = FORMATS[out.suffix.lower()]
+    format = output.FORMATS[out.suffix.lower()]
     if total > 1:
         raise UserError(
             f"-o {out} is one file, and {total:,} sounds were asked for: name a folder, or ask for one sound"
@@ -136,24 +124,26 @@ def _files(config: Generate, total: int) -> Files:
 
 
 def _path(files: Files, label: str, seed: int) -> Path:
-    if is_file(files.out):
+    if output.is_file(files.out):
         return files.out
     name = safe_name(label)
     return files.out / name / f"{name}_s{seed}.{files.format}"
 
 
 def _check_numbers(config: Generate) -> None:
-    check_seeds(config.seed, config.count)
+    output.check_seeds(config.seed, config.count)
     if config.batch < 1:
         raise UserError(f"--batch {config.batch}: expected 1 or more")
     check_temperature(config.temperature, "--")
-    check_sheet(config.sheet)
+    output.check_sheet(config.sheet)
 
 
 def _existing(config: Generate, files: Files, labels: list[str]) -> list[Path]:
     """Return the files that exist. Folders are listed instead of looking for each seed, which may be a million."""
-    found = [path for path in (config.sheet, files.out if is_file(files.out) else None) if path and path.exists()]
-    for label in labels if not is_file(files.out) else []:
+    found = [
+        path for path in (config.sheet, files.out if output.is_file(files.out) else None) if path and path.exists()
+    ]
+    for label in labels if not output.is_file(files.out) else []:
         names = re.compile(rf"{re.escape(safe_name(label))}_s(\d+)\.{files.format}")
         folder = files.out / safe_name(label)
         entries = [path.name for path in folder.iterdir()] if folder.is_dir() else []

@@ -4,29 +4,21 @@ All lines are checked before the first render. A file is complete or absent and 
 command continues where it was stopped and makes no file twice.
 """
 
-import json as json_module
 import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from foleybox.commands.output import (
-    Files,
-    InstrumentName,
-    LevelReport,
-    bytes_per_second,
-    check_folder,
-    check_space,
-    progress,
-)
+from foleybox.commands import output
+from foleybox.commands.output import Files, InstrumentName
 from foleybox.errors import UserError
 from foleybox.files import write_text
-from foleybox.studio.jobs import Defaults, Task, is_done, manifest, read_jobs, read_manifest, render_task, tasks_of
+from foleybox.studio.jobs import Job, Task, is_done, manifest, read_jobs, read_manifest, render_task, tasks_of
 from foleybox.studio.shape import Shape
 from foleybox.studio.synth import Clip, Synth, cores
 
@@ -65,29 +57,24 @@ def jobs(config: Jobs) -> None:
     synth = Synth.load(config.instrument, threads=1)
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: expected 1 or more")
-    defaults = Defaults(config.temperature, config.shape, config.files.format, config.files.subtype)
+    files = config.files
+    defaults = Job(temperature=config.temperature, shape=config.shape, format=files.format, subtype=files.subtype)
     tasks = list(tasks_of(read_jobs(config.table, synth, defaults)))
     out = config.files.out
-    check_folder(out)
+    output.check_folder(out)
     earlier = _earlier(config, {task.path.as_posix() for task in tasks})
     todo = _todo(config, tasks, synth)
-    levels = LevelReport(len(todo))
-    check_space(
-        out, sorted({(out / task.path).parent for task in tasks}), sum(_bytes(config, each, synth) for each in todo)
-    )
+    levels = output.LevelReport(len(todo))
+    jobs_todo = (task.job for task in todo)
+    size = sum(output.bytes_per_sound(job.format, job.subtype, job.shape, synth) for job in jobs_todo)
+    output.check_space(out, sorted({(out / task.path).parent for task in tasks}), size)
     _remove_partial(out, tasks)
     try:
-        with progress(len(todo), lines=config.files.json) as advance:
+        with output.progress(len(todo), lines=config.files.json) as advance:
             for task, clip, gain in _written(out, todo, synth, config.workers):
                 levels.add(clip, gain)
                 if config.files.json:
-                    facts = {
-                        "file": str(out / task.path),
-                        "line": task.job.line,
-                        "label": clip.label,
-                        "seed": clip.seed,
-                    }
-                    print(json_module.dumps(facts, ensure_ascii=False), flush=True)
+                    output.print_json(out / task.path, clip, gain, line=task.job.line)
                 advance(clip.label)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -98,12 +85,6 @@ def jobs(config: Jobs) -> None:
     if not config.files.json:
         existing = f", {len(tasks) - len(todo):,} existed" if len(todo) < len(tasks) else ""
         print(f"made {len(todo):,} of {len(tasks):,} sounds in {out}/{existing}; they are listed in {out / MANIFEST}")
-
-
-def _bytes(config: Jobs, task: Task, synth: Synth) -> float:
-    job = task.job
-    files = replace(config.files, format=job.format, subtype=job.subtype)
-    return (job.shape.seconds or synth.instrument.seconds) * bytes_per_second(files, job.shape, synth)
 
 
 def _todo(config: Jobs, tasks: list[Task], synth: Synth) -> list[Task]:

@@ -10,24 +10,11 @@ import soundfile
 from tyro.conf import Positional, arg
 
 from foleybox.audio import Subtype, libsndfile_path, read_wave, write_wave
-from foleybox.commands.output import InstrumentName, LevelReport, check_overwrite, check_space
+from foleybox.commands import output
+from foleybox.commands.output import InstrumentName
 from foleybox.errors import UserError
+from foleybox.studio import loop as loops
 from foleybox.studio.extend import is_steady
-from foleybox.studio.loop import (
-    FADE,
-    LONGEST,
-    SECONDS,
-    SHORTEST,
-    STEADY_TRIED,
-    Seam,
-    Wrap,
-    loop_source,
-    looped,
-    measure_seam,
-    repeated,
-    smpl_chunk,
-    steady_clip,
-)
 from foleybox.studio.recipe import Recipe, read_recipe
 from foleybox.studio.seeds import check_seed
 from foleybox.studio.shape import Shape, apply, check_shape
@@ -54,7 +41,7 @@ class Loop:
     "length; up to 25 ms longer or shorter for a hum, so that it repeats in phase"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
     "with a label: the first seed that is searched for a steady sound"
-    fade: Annotated[float, arg(metavar="S")] = FADE
+    fade: Annotated[float, arg(metavar="S")] = loops.FADE
     "crossfade in seconds, a quarter of the loop at most"
     lufs: Annotated[float | None, arg(metavar="LUFS", help_behavior_hint="(default: unchanged)")] = None
     "loudness of the loop"
@@ -76,23 +63,26 @@ def loop(config: Loop) -> int:
     three_rounds = _check(config)
     source, why_no_recipe = _read(Path(config.source)) if synth is None else (_rendered(synth, config), "")
     try:
-        clip, wrap = looped(source, config.seconds, rate=config.rate, fade=config.fade)
+        clip, wrap = loops.looped(source, config.seconds, rate=config.rate, fade=config.fade)
     except UserError as error:
         raise UserError(f"{config.source}: {error}") from None
-    seam = measure_seam(clip.wave, clip.rate, wrap.fade * clip.rate // source.rate)
+    seam = loops.measure_seam(clip.wave, clip.rate, wrap.fade * clip.rate // source.rate)
     clip = clip.shaped(Shape(lufs=config.lufs))
     gain = clip.recipe.process[-1:] if config.lufs is not None else ()
-    rounds = repeated(source, wrap, clip.rate, 3)
+    rounds = loops.repeated(source, wrap, clip.rate, 3)
     rounds = Clip(
         apply(gain, rounds.wave, rounds.rate)[0],
         replace(rounds.recipe, process=(*rounds.recipe.process, *gain), asked=clip.recipe.asked),
     )
-    levels = LevelReport(1)
-    levels.add(clip, _save(config.out, clip, config, why_no_recipe, {b"smpl": smpl_chunk(len(clip.wave), clip.rate)}))
+    levels = output.LevelReport(1)
+    levels.add(
+        clip, _save(config.out, clip, config, why_no_recipe, {b"smpl": loops.smpl_chunk(len(clip.wave), clip.rate)})
+    )
     _save(three_rounds, rounds, config, why_no_recipe, {})
     if synth is not None and not is_steady(source.wave, source.rate):
         print(
-            f"foleybox: none of {STEADY_TRIED} sounds of {source.label} is steady: this loop may pulse", file=sys.stderr
+            f"foleybox: none of {loops.STEADY_TRIED} sounds of {source.label} is steady: this loop may pulse",
+            file=sys.stderr,
         )
     if is_silent(clip.wave):
         print("foleybox: the loop is silent: name a sound that lasts", file=sys.stderr)
@@ -115,15 +105,17 @@ def _check(config: Loop) -> Path:
     """Check flags and files; return the path of the three rounds."""
     check_seed(config.seed)
     check_shape(Shape(lufs=config.lufs, rate=config.rate), "--")
-    if config.seconds is not None and not SHORTEST <= config.seconds <= LONGEST:
-        raise UserError(f"--seconds {config.seconds}: expected {SHORTEST:g} to {LONGEST:g}")
-    if not 0.005 <= config.fade <= LONGEST:
+    if config.seconds is not None and not loops.SHORTEST <= config.seconds <= loops.LONGEST:
+        raise UserError(f"--seconds {config.seconds}: expected {loops.SHORTEST:g} to {loops.LONGEST:g}")
+    if not 0.005 <= config.fade <= loops.LONGEST:
         raise UserError(f"--fade {config.fade}: expected 0.005 seconds or more")
     if config.out.suffix.lower() != ".wav":
         raise UserError(f"--out {config.out}: expected a name that ends in .wav, the format with loop points")
     three_rounds = config.out.with_name(f"{config.out.stem}_x3.wav")
-    check_overwrite([path for path in (config.out, three_rounds) if path.exists()], config.force)
-    check_space(config.out.parent, [config.out.parent], (config.seconds or SECONDS) * 4 * (config.rate or 48_000) * 2)
+    output.check_overwrite([path for path in (config.out, three_rounds) if path.exists()], config.force)
+    output.check_space(
+        config.out.parent, [config.out.parent], (config.seconds or loops.SECONDS) * 4 * (config.rate or 48_000) * 2
+    )
     return three_rounds
 
 
@@ -137,8 +129,8 @@ def _synth(config: Loop) -> Synth:
 
 
 def _rendered(synth: Synth, config: Loop) -> Clip:
-    clip = steady_clip(synth, synth.resolve(config.source), config.seed)
-    return loop_source(synth, clip, config.seconds or SECONDS, config.fade)
+    clip = loops.steady_clip(synth, synth.resolve(config.source), config.seed)
+    return loops.loop_source(synth, clip, config.seconds or loops.SECONDS, config.fade)
 
 
 def _read(path: Path) -> tuple[Clip, str]:
@@ -158,7 +150,7 @@ def _read(path: Path) -> tuple[Clip, str]:
     return Clip(wave, Recipe("", "", "", rate, {"do": "read"})), f"{path} {why}"
 
 
-def _report(config: Loop, clip: Clip, wrap: Wrap, rate: int, seam: Seam) -> None:
+def _report(config: Loop, clip: Clip, wrap: loops.Wrap, rate: int, seam: loops.Seam) -> None:
     """Print what was written, and the measurement of the seam."""
     seconds = len(clip.wave) / clip.rate
     if config.json:

@@ -4,14 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from foleybox.commands.output import (
-    Files,
-    bytes_per_second,
-    check_files,
-    check_folder,
-    check_sheet,
-    write_clips,
-)
+from foleybox.commands import output
+from foleybox.commands.output import Files
 from foleybox.errors import UserError
 from foleybox.files import safe_name
 from foleybox.studio import latents
@@ -84,8 +78,8 @@ def write_neighbours(
 
     paths = [files.out / f"{name}.{files.format}" for name in names]
     existing = [path for path in [*paths, *filter(None, [sheet])] if path.exists()]
-    seconds = len(paths) * (shape.seconds or synth.instrument.seconds)
-    check_sheet(sheet)
-    check_folder(files.out)
-    check_files(files, [files.out], existing, seconds * bytes_per_second(files, shape, synth), shape.rate)
-    write_clips(files, len(paths), ((path, processed(clip)) for path, clip in zip(paths, clips)), sheet)
+    size = len(paths) * output.bytes_per_sound(files.format, files.subtype, shape, synth)
+    output.check_sheet(sheet)
+    output.check_folder(files.out)
+    output.check_files(files, [files.out], existing, size, shape.rate)
+    output.write_clips(files, len(paths), ((path, processed(clip)) for path, clip in zip(paths, clips)), sheet)

@@ -123,10 +123,11 @@ def check_space(out: Path, folders: Iterable[Path], bytes: float) -> None:
     make_folders(folders, "-o")
 
 
-def bytes_per_second(files: Files, shape: Shape, synth: Synth) -> float:
-    """Return the least number of bytes that a second of sound takes on the disk."""
-    compression = {"wav": 1.0, "flac": 0.3, "ogg": 0.05}[files.format]
-    return (shape.rate or synth.instrument.rate) * BITS[files.subtype] / 8 * compression
+def bytes_per_sound(format: Format, subtype: Subtype, shape: Shape, synth: Synth) -> float:
+    """Return about how many bytes a sound takes on the disk, at the least."""
+    compression = {"wav": 1.0, "flac": 0.3, "ogg": 0.05}[format]
+    seconds, rate = shape.seconds or synth.instrument.seconds, shape.rate or synth.instrument.rate
+    return seconds * rate * BITS[subtype] / 8 * compression
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sh
                 else:
                     left_out += 1  # of the sheet
                 if files.json:
-                    print(_line(path, clip, gain), flush=True)
+                    print_json(path, clip, gain)
                 advance(clip.label)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -218,8 +219,9 @@ def progress(total: int, lines: bool = False) -> Iterator[Callable[[str], None]]
         yield lambda text: bar.update(task, advance=1, description=text)
 
 
-def _line(path: Path, clip: Clip, gain: float) -> str:
-    peak = peak_db(clip.wave * np.float32(gain))  # of the file
+def print_json(path: Path, clip: Clip, gain: float, **more: int) -> None:
+    """Print the facts of a file that was just written with a gain as a line of JSON."""
+    peak = peak_db(clip.wave * np.float32(gain))
     facts = {
         "file": str(path),
         "label": clip.label,
@@ -228,4 +230,4 @@ def _line(path: Path, clip: Clip, gain: float) -> str:
         "seconds": round(len(clip.wave) / clip.rate, 4),
         "peak_db": round(peak, 2) + 0.0 if math.isfinite(peak) else None,
     }
-    return json_module.dumps(facts, ensure_ascii=False)
+    print(json_module.dumps(facts | more, ensure_ascii=False), flush=True)

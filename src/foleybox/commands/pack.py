@@ -10,37 +10,15 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from foleybox.audio import BITS, Subtype
-from foleybox.commands.output import (
-    InstrumentName,
-    check_folder,
-    check_overwrite,
-    check_seeds,
-    check_space,
-    progress,
-    resolve_labels,
-)
+from foleybox.commands import output
+from foleybox.commands.output import InstrumentName
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
 from foleybox.instrument import Instrument
 from foleybox.licences import NOT_FOR_DISTRIBUTION
+from foleybox.studio import pack as packs
 from foleybox.studio.engines import ENGINES, Engine, engine_files
 from foleybox.studio.loop import smpl_chunk
-from foleybox.studio.pack import (
-    REASONS,
-    TRIED,
-    Item,
-    Selection,
-    default_kind,
-    describe,
-    folders_of,
-    html_card,
-    html_page,
-    is_of_pack,
-    licence_text,
-    manifest,
-    select_sounds,
-    ucs_name,
-)
 from foleybox.studio.recipe import has_recipe, read_recipe
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import Synth, check_temperature
@@ -80,7 +58,7 @@ class Pack:
     "overwrite existing files, and remove those of an earlier pack in the folder"
     json: bool = False
     "print a line of JSON for each sound"
-    selection: Selection = field(default_factory=Selection)
+    selection: packs.Selection = field(default_factory=packs.Selection)
 
 
 def pack(config: Pack) -> int:
@@ -90,22 +68,22 @@ def pack(config: Pack) -> int:
     """
     synth = Synth.load(config.instrument)
     labels, wanted = _check(config, synth), config.selection
-    items: list[Item] = []
+    items: list[packs.Item] = []
     cards: list[str] = []
     incomplete = False
-    with progress(len(labels) * wanted.count) as advance:
+    with output.progress(len(labels) * wanted.count) as advance:
         for label in labels:
             rejected: dict[str, int] = {}
-            kind = default_kind(label) if config.kind == "auto" else config.kind
+            kind = packs.default_kind(label) if config.kind == "auto" else config.kind
             number = 0
-            for number, clip in enumerate(select_sounds(synth, label, kind, wanted, rejected), 1):
-                name = ucs_name(label, number, wanted.count, config.creator, clip.recipe.instrument, config.ucs)
-                item = describe(clip, kind, label, name)
+            for number, clip in enumerate(packs.select_sounds(synth, label, kind, wanted, rejected), 1):
+                name = packs.ucs_name(label, number, wanted.count, config.creator, clip.recipe.instrument, config.ucs)
+                item = packs.describe(clip, kind, label, name)
                 path = config.out / item.file
                 chunks = {b"smpl": smpl_chunk(len(clip.wave), clip.rate)} if kind == "loop" else {}
                 clip.save(path, config.subtype, chunks)
                 items.append(item)
-                cards.append(html_card(item, clip, path.read_bytes()))
+                cards.append(packs.html_card(item, clip, path.read_bytes()))
                 if config.json:
                     print(json_module.dumps(asdict(item), ensure_ascii=False), flush=True)
                 advance(label)
@@ -119,9 +97,9 @@ def pack(config: Pack) -> int:
 
 def _check(config: Pack, synth: Synth) -> list[str]:
     """Check flags, labels and files, and create the folders; return the instrument's names of the labels."""
-    labels, wanted = resolve_labels(synth, config.labels), config.selection
-    check_folder(config.out)
-    check_seeds(wanted.seed, wanted.count * TRIED)
+    labels, wanted = output.resolve_labels(synth, config.labels), config.selection
+    output.check_folder(config.out)
+    output.check_seeds(wanted.seed, wanted.count * packs.TRIED)
     check_temperature(wanted.temperature, "--")
     check_shape(Shape(seconds=wanted.seconds, lufs=wanted.lufs, peak=wanted.peak, rate=wanted.rate), "--")
     if not 0 <= wanted.apart < 100:
@@ -140,9 +118,9 @@ def _check(config: Pack, synth: Synth) -> list[str]:
     texts = engine_files(config.engine, {folder.name: [] for folder in folders}, frozenset())
     texts = [config.out / name for name in ("manifest.csv", "index.html", "LICENSE.txt", *texts)]
     existing = [*dict.fromkeys([*sounds, *_packed(config.out)]), *(path for path in texts if path.exists())]
-    check_overwrite(existing, config.force)
+    output.check_overwrite(existing, config.force)
     seconds = len(labels) * wanted.count * wanted.seconds
-    check_space(config.out, folders, seconds * (wanted.rate or synth.instrument.rate) * BITS[config.subtype] / 8)
+    output.check_space(config.out, folders, seconds * (wanted.rate or synth.instrument.rate) * BITS[config.subtype] / 8)
     return labels
 
 
@@ -150,7 +128,7 @@ def _report(config: Pack, label: str, made: int, rejected: dict[str, int]) -> No
     """Print how many sounds of a label there are, and why others were rejected."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
     if made < config.selection.count:
-        advice = " or ".join([*(REASONS[reason] for reason in rejected), "another --seed"])
+        advice = " or ".join([*(packs.REASONS[reason] for reason in rejected), "another --seed"])
         print(
             f"foleybox: {made:,} of {config.selection.count:,} sounds of {label} (rejected: {reasons}); try {advice}",
             file=sys.stderr,
@@ -163,15 +141,15 @@ def _report(config: Pack, label: str, made: int, rejected: dict[str, int]) -> No
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def _write_texts(config: Pack, instrument: Instrument, items: list[Item], cards: list[str]) -> None:
+def _write_texts(config: Pack, instrument: Instrument, items: list[packs.Item], cards: list[str]) -> None:
     """Write everything except the sounds."""
-    folders, loops = folders_of((item.file, item.kind) for item in items)
+    folders, loops = packs.folders_of((item.file, item.kind) for item in items)
     texts = engine_files(config.engine, folders, loops)
     _remove_earlier(config.out, {item.file for item in items} | set(texts))
     texts |= {
-        "manifest.csv": manifest(items),
-        "LICENSE.txt": licence_text(instrument),
-        "index.html": html_page(instrument, config.selection, items, cards),
+        "manifest.csv": packs.manifest(items),
+        "LICENSE.txt": packs.licence_text(instrument),
+        "index.html": packs.html_page(instrument, config.selection, items, cards),
     }
     for name, text in texts.items():
         write_text(config.out / name, text)
@@ -189,7 +167,7 @@ def _remove_earlier(out: Path, kept: set[str]) -> None:
         rows = []
     # Only names in a folder of the pack: a manifest cannot name files elsewhere.
     rows = [row for row in rows if re.fullmatch(r"(?!\.)[^/\\]+/(?!\.)[^/\\]+\.wav", row["file"])]
-    folders, loops = folders_of((row["file"], row["kind"]) for row in rows)
+    folders, loops = packs.folders_of((row["file"], row["kind"]) for row in rows)
     listed = [path for row in rows if (path := out / row["file"]).is_file() and has_recipe(path)]
     stale = {path for path in [*listed, *_packed(out)] if path.relative_to(out).as_posix() not in kept}
     for engine in ENGINES:
@@ -212,6 +190,6 @@ def _packed(out: Path) -> list[Path]:
             recipe = read_recipe(path)
         except UserError:
             continue
-        if recipe is not None and is_of_pack(path.stem, recipe):
+        if recipe is not None and packs.is_of_pack(path.stem, recipe):
             found.append(path)
     return found

@@ -8,7 +8,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from foleybox.audio import SUFFIXES
-from foleybox.commands.output import Files, InstrumentName, bytes_per_second, check_files, check_folder, progress
+from foleybox.commands import output
+from foleybox.commands.output import Files, InstrumentName
 from foleybox.errors import UserError
 from foleybox.files import safe_name
 from foleybox.studio.events import Event, note_labels, pattern_events, read_events
@@ -81,18 +82,17 @@ def perform(config: Perform) -> None:
     out, format = config.files.out, config.files.format
     names = [f"mix.{format}", "markers.csv", "markers.txt", *(f"stems/{safe_name(stem)}.{format}" for stem in stems)]
     seconds = config.seconds or max([0.0, *(event.time for event in events)])
-    shape = Shape(rate=config.rate)
-    check_shape(shape, "--")
-    check_folder(out)
+    check_shape(Shape(rate=config.rate), "--")
+    output.check_folder(out)
     earlier = _earlier(out)
     existing = [path for name in names if (path := out / name).exists()]
-    size = seconds * bytes_per_second(config.files, shape, synth) * (1 + len(stems))
-    check_files(
-        config.files, [out, out / "stems"], list(dict.fromkeys([*existing, *sorted(earlier)])), size, config.rate
-    )
+    existing = list(dict.fromkeys([*existing, *sorted(earlier)]))
+    length = Shape(seconds=seconds, rate=config.rate)
+    size = (1 + len(stems)) * output.bytes_per_sound(format, config.files.subtype, length, synth)
+    output.check_files(config.files, [out, out / "stems"], existing, size, config.rate)
     scene = play(
         synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style,
-        progress=progress,
+        progress=output.progress,
     )  # fmt: skip
     paths = scene.save(out, format, config.files.subtype, config.rate)
     kept = [path.resolve() for path in (*paths, config.onsets) if path]

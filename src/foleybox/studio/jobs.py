@@ -32,28 +32,18 @@ MANIFEST_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """Values of empty cells."""
+class Job:
+    """One line of the table. The default values are those of empty cells."""
 
+    line: int = 0
+    label: str = ""  # the instrument's own name
+    count: int = 1
+    seed: int = 0
+    name: str = ""  # in the file names; "": the label's
     temperature: float = 1.0
     shape: Shape = field(default_factory=Shape)
     format: Format = "wav"
     subtype: Subtype = "PCM_16"
-
-
-@dataclass(frozen=True)
-class Job:
-    """One line of the table, with its empty cells filled in."""
-
-    line: int
-    label: str  # the instrument's own name
-    count: int
-    seed: int
-    name: str  # "" for the label's
-    temperature: float
-    shape: Shape
-    format: Format
-    subtype: Subtype
 
 
 @dataclass(frozen=True)
@@ -65,8 +55,8 @@ class Task:
     job: Job
 
 
-def read_jobs(path: Path, synth: Synth, defaults: Defaults | None = None) -> list[Job]:
-    """Read a table and check all its lines.
+def read_jobs(path: Path, synth: Synth, defaults: Job | None = None) -> list[Job]:
+    """Read a table and check all its lines. `defaults` has the values of empty cells.
 
     Raises UserError, with the line number, for the first line that cannot be rendered or has a file in common with another.
     """
@@ -81,7 +71,7 @@ def read_jobs(path: Path, synth: Synth, defaults: Defaults | None = None) -> lis
     lines: dict[str, int] = {}  # by file
     for row in table.rows:
         try:
-            job = _job(row, synth, defaults or Defaults())
+            job = _job(row, synth, defaults or Job())
         except UserError as error:
             raise UserError(f"{path}, line {row.line}: {error}") from None
         found.append(job)
@@ -95,10 +85,10 @@ def read_jobs(path: Path, synth: Synth, defaults: Defaults | None = None) -> lis
     return found
 
 
-def _job(row: Row, synth: Synth, defaults: Defaults) -> Job:
+def _job(row: Row, synth: Synth, defaults: Job) -> Job:
     label = synth.resolve(row["label"])
-    count = _cell(row, "count", parse_whole_number, 1)
-    seed = check_seed(_cell(row, "seed", parse_whole_number, 0))
+    count = _cell(row, "count", parse_whole_number, defaults.count)
+    seed = check_seed(_cell(row, "seed", parse_whole_number, defaults.seed))
     if not 1 <= count <= MAX_SOUNDS:
         raise UserError(f"count {count}: expected 1 to {MAX_SOUNDS:,}")
     if seed + count > SEEDS:
