@@ -20,6 +20,7 @@ from foleybox.instrument import SHIPPED, find_instrument, write_instrument
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.seeds import noise
+from foleybox.studio.stream import guidance_rows
 from foleybox.studio.synth import Clip, Synth
 
 STEP = 2**-15
@@ -65,6 +66,15 @@ def test_a_clip_of_patches_is_drawn_position_by_position(
     (wave,) = run("patches", "vocoder", *run("patches", "decoder", latents, channels))
     synth = Synth.load(toy_instrument(tmp_path / "toy"))
     np.testing.assert_allclose(synth.render(label, 7).wave, wave[0, : FRAMES * HOP - 120], atol=1e-6)
+
+
+def test_only_a_clip_with_guidance_has_a_second_row_and_clips_are_never_mixed() -> None:
+    clip, label, mix = guidance_rows(np.array([5, 3, 0]), np.array([2.0, 1.0, 1.5], np.float32))
+    assert clip.tolist() == [0, 1, 2, 0, 2]
+    assert label.tolist() == [5, 3, 0, -1, -1]
+    assert mix[[0, 3]].tolist() == [[2, 0, 0, -1, 0]] * 2
+    assert mix[1].tolist() == [0, 1, 0, 0, 0]
+    assert mix[[2, 4]].tolist() == [[0, 0, 1.5, 0, -0.5]] * 2
 
 
 def test_a_clip_is_the_same_alone_in_any_batch_and_in_another_process(synth: Synth, tmp_path: Path) -> None:
