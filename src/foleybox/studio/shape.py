@@ -28,7 +28,7 @@ CEILING = -1.0  # dBTP, with `lufs` and without `peak`: the usual headroom for p
 
 @dataclass(frozen=True)
 class Shape:
-    """Processing of each sound after it is rendered, in this order. None leaves a step out."""
+    """Processing of each sound after it is rendered, in this order."""
 
     trim: Annotated[float | None, arg(metavar="DB", help_behavior_hint="(default: no)")] = None
     "remove both ends that are more than this many dB quieter than the loudest moment (40 is usual)"
