@@ -77,7 +77,7 @@ def test_344_frames_are_88064_samples_and_300_of_hop_320_are_96000(config: Hifig
 
 
 @pytest.mark.parametrize("config", [V1, V2, V3, CMU])
-def test_no_rise_adds_a_sample(config: HifiganConfig) -> None:
+def test_no_upsampler_adds_a_sample(config: HifiganConfig) -> None:
     assert all((kernel - rate) % 2 == 0 for kernel, rate in zip(config.kernels, config.rates))
 
 
@@ -103,7 +103,7 @@ def test_layers_start_at_torchs_default(version: str) -> None:
     assert weight.std().item() == pytest.approx((9 * weight.shape[1]) ** -0.5, rel=0.02)
 
 
-def test_each_layer_is_where_the_paper_has_it_slopes_included() -> None:
+def test_layers_and_slopes_are_those_of_the_paper() -> None:
     torch.manual_seed(2)
     model = Hifigan(HifiganConfig(bands=3, width=4, rates=(2,), kernels=(4,), residual_kernels=(3,), dilations=((2,),)))
     model.remove_weight_norm()
@@ -152,7 +152,7 @@ def test_a_period_sees_columns_of_its_own_samples_only() -> None:
     assert difference[[0, 1, 2, 4]].max() == 0
 
 
-def test_any_length_is_judged_and_the_gradient_reaches_the_wave() -> None:
+def test_any_length_is_discriminated_and_the_gradient_reaches_the_wave() -> None:
     critic = MultiPeriodDiscriminator(PeriodConfig(width=2))
     wave = torch.randn(2, 1003, requires_grad=True)
     scores, seen = critic(wave)
@@ -182,7 +182,7 @@ def test_the_first_scale_alone_has_spectral_norm() -> None:
         assert kinds == {"_SpectralNorm" if place == 0 else "_WeightNorm"}
 
 
-def test_each_scale_hears_means_of_four_samples_at_half_the_rate_of_the_one_before() -> None:
+def test_each_scale_gets_means_of_four_samples_at_half_the_rate_of_the_one_before() -> None:
     torch.manual_seed(3)
     critic = MultiScaleDiscriminator(ScaleConfig(width=2)).eval()
     wave = torch.randn(1, 1024)

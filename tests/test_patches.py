@@ -228,7 +228,7 @@ def test_the_loss_of_the_true_velocity_of_a_known_point_is_zero() -> None:
     """With a single target x, the speed at (point, t) is (x - point) / (1 - t) whatever the noise was."""
     torch.manual_seed(0)
     x, time = torch.full((64, 3), 2.0), torch.rand(64) * 0.9
-    loss = flow_matching(lambda point, said: (x - point) / (1 - said), x, time[:, None], time, torch.randn(64, 3))
+    loss = flow_matching(lambda point, t: (x - point) / (1 - t), x, time[:, None], time, torch.randn(64, 3))
     assert float(loss) < 1e-6
 
 
@@ -304,8 +304,8 @@ def test_roughness_is_the_mean_step_between_frames() -> None:
 def test_the_discriminator_distinguishes_bands() -> None:
     """The same pattern lower or higher in the picture gets another score."""
     torch.manual_seed(0)
-    judge = MelDiscriminator()
+    discriminator = MelDiscriminator()
     mel = torch.full((1, 100, 64), -6.0)
     low, high = mel.clone(), mel.clone()
     low[:, 16:24], high[:, 64:72] = 0.0, 0.0
-    assert abs(float((judge(low)[0].mean() - judge(high)[0].mean()).detach())) > 1e-6
+    assert abs(float((discriminator(low)[0].mean() - discriminator(high)[0].mean()).detach())) > 1e-6

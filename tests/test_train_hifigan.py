@@ -266,7 +266,7 @@ def test_what_cannot_be_started_from_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "wide").exists()
 
 
-def test_on_decoded_mels_the_generator_reads_those_and_is_judged_by_the_real_waves(
+def test_with_decoded_mels_the_generator_reads_those_and_the_target_is_the_real_wave(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waves = sounds()

@@ -332,13 +332,13 @@ def test_a_run_of_another_part_is_no_run_of_patches(latents: Path, finished: Pat
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"segment": 30}, "multiple of 4 frames"), ({"batch": 1}, "--batch 1"), ({"segment": 400}, "at most 344")],
 )
 def test_settings_that_do_not_go_together_are_refused(
-    change: dict[str, Any], said: str, folder: Path, tmp_path: Path
+    change: dict[str, Any], message: str, folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         autoencoder.train(replace(of_autoencoder(tmp_path), **change), find_clips(folder))
 
 
@@ -375,7 +375,7 @@ def test_a_vocoder_reads_redrawn_clips_with_the_recordings_they_were_drawn_from(
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"redrawn_since": (0.2, 1.0)}, "times from 0 to below 1"),
         ({"redrawn_share": 1.0}, "a share between 0 and 1"),
@@ -383,8 +383,8 @@ def test_a_vocoder_reads_redrawn_clips_with_the_recordings_they_were_drawn_from(
     ],
 )
 def test_a_redrawing_that_makes_no_sense_is_refused(
-    changes: dict[str, Any], said: str, folder: Path, latents: Path, finished: Path
+    changes: dict[str, Any], message: str, folder: Path, latents: Path, finished: Path
 ) -> None:
     nothing = Decoded(torch.zeros(0), torch.zeros(0), "")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         redraw_clips(redrawing(finished, **changes), nothing, latents, find_clips(folder), 4.0)

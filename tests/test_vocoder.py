@@ -41,7 +41,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def sounds(count: int = 4, frames: int = 40) -> Tensor:
-    """Clips int16 [N, L]: noise that decays, so that every place has a level of its own."""
+    """Clips int16 [N, L]: noise that decays, so that the level differs at every position."""
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(count, frames * 256, generator=generator)
     return (noise * torch.linspace(9000, 900, frames * 256)).clamp(-32768, 32767).to(torch.int16)
@@ -147,7 +147,7 @@ def test_a_crop_too_short_to_repeat_itself_is_refused_before_anything_is_written
     assert not (tmp_path / "run").exists()
 
 
-def test_the_mel_of_a_crop_is_cut_from_the_clips_mel_at_every_place() -> None:
+def test_the_mel_of_a_crop_is_cut_from_the_clips_mel_at_every_position() -> None:
     waves = sounds()
     crops = Crops(waves, DCASE, 8, 0.1)
     whole = waves.float() / 32768

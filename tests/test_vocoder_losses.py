@@ -44,7 +44,7 @@ def test_convergence_weighs_a_soft_item_as_much_as_a_loud_one() -> None:
     torch.testing.assert_close(convergence, torch.tensor(0.25))
 
 
-def test_equal_waves_cost_nothing_and_silence_has_a_finite_gradient() -> None:
+def test_equal_waves_have_no_distance_and_silence_has_a_finite_gradient() -> None:
     wave = torch.randn(2, 4096)
     assert [float(term) for term in multi_resolution_stft(wave, wave)] == [0, 0]
     fake = torch.zeros(1, 4096, requires_grad=True)
@@ -53,25 +53,25 @@ def test_equal_waves_cost_nothing_and_silence_has_a_finite_gradient() -> None:
     assert torch.isfinite(fake.grad).all()
 
 
-def test_what_lies_under_the_floor_is_not_learned() -> None:
+def test_differences_below_the_floor_do_not_count() -> None:
     faint = 1e-7 * torch.randn(1, 4096)
     assert [float(term) for term in multi_resolution_stft(torch.zeros(1, 4096), faint)] == [0, 0]
 
 
-def test_eight_undecided_judges_cost_the_discriminator_4_and_the_generator_2() -> None:
+def test_eight_undecided_discriminators_have_a_loss_of_4_and_the_generator_one_of_2() -> None:
     half = [torch.full((2, 1, 5, 3), 0.5)] * 8  # (1 - 0.5)^2 + 0.5^2 = 0.5 each
     assert float(squares_discriminator(half, half)) == 4
     assert float(squares_generator(half)) == 2
 
 
-def test_perfect_judges_cost_nothing_and_fooled_ones_2_each() -> None:
+def test_perfect_discriminators_have_no_loss_and_fooled_ones_2_each() -> None:
     ones, zeros = [torch.ones(4)] * 3, [torch.zeros(4)] * 3
     assert float(squares_discriminator(ones, zeros)) == 0
     assert float(squares_discriminator(zeros, ones)) == 6
     assert float(squares_generator(ones)) == 0
 
 
-def test_feature_matching_sums_layer_means_and_leaves_the_real_side_alone() -> None:
+def test_feature_matching_sums_layer_means_without_a_gradient_for_the_real_side() -> None:
     real = [[torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 7)], [torch.zeros(2, 5)]]
     fake = [[torch.full((2, 3), 1.0, requires_grad=True), torch.full((2, 7), -2.0)], [torch.full((2, 5), 4.0)]]
     loss = feature_matching(real, fake)
@@ -81,13 +81,13 @@ def test_feature_matching_sums_layer_means_and_leaves_the_real_side_alone() -> N
     assert fake[0][0].grad is not None
 
 
-def test_textures_that_differ_in_level_alone_are_that_level_apart() -> None:
+def test_the_distance_of_textures_that_differ_in_level_alone_is_that_level() -> None:
     mel = torch.randn(2, 40, 64, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(texture_distance(mel, mel + 0.5), torch.tensor(0.5))
     assert texture_distance(mel, mel) == 0
 
 
-def test_stripes_have_the_statistics_that_a_hand_counts() -> None:
+def test_stripes_have_the_statistics_computed_by_hand() -> None:
     """-1, 1, -1 ... over time against silence of the same mean: deviation 1, change in time 2, in frequency 0."""
     stripes = torch.tensor([-1.0, 1.0]).repeat(32).expand(1, 10, 64)
     flat = torch.zeros(1, 10, 64)
@@ -105,7 +105,7 @@ def test_another_draw_of_a_noise_is_nearer_in_texture_than_the_noise_smoothed_an
     assert mel_distance(noise, another) > 1.3 * mel_distance(noise, smoothed)
 
 
-def test_noise_that_repeats_every_other_hop_is_found_and_other_noise_is_not() -> None:
+def test_repetition_is_high_for_noise_that_repeats_every_other_hop_and_low_for_other_noise() -> None:
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(1, 40 * 512, generator=generator)
     pattern = torch.randn(1, 512, generator=generator).repeat(1, 40)
@@ -115,7 +115,7 @@ def test_noise_that_repeats_every_other_hop_is_found_and_other_noise_is_not() ->
     assert 0.3 < found[2] < 0.7
     assert found[3] == 0
     coloured = torch.fft.irfft(torch.fft.rfft(noise) / (1 + torch.arange(noise.shape[1] // 2 + 1) / 300))
-    assert repetition(coloured)[0] < 0.06  # colour is no repetition
+    assert repetition(coloured)[0] < 0.06  # a coloured spectrum is no repetition
 
 
 def test_the_spectral_texture_distance_sees_repetition_that_the_texture_of_mels_does_not() -> None:
@@ -128,7 +128,7 @@ def test_the_spectral_texture_distance_sees_repetition_that_the_texture_of_mels_
     assert texture_distance(mel(noise), mel(pattern)) < 3 * texture_distance(mel(noise), mel(another))
 
 
-def test_only_what_repeats_itself_more_than_the_real_wave_costs_and_the_gradient_leads_away_from_it() -> None:
+def test_only_repetition_in_excess_of_the_real_one_counts_and_the_gradient_reduces_it() -> None:
     torch.manual_seed(0)
     noise, another = torch.randn(2, 1, 16_384)
     buzz = (0.7 * torch.randn(1, 1, 256).expand(1, 64, 256).flatten(1) + 0.7 * another).requires_grad_()
@@ -140,21 +140,21 @@ def test_only_what_repeats_itself_more_than_the_real_wave_costs_and_the_gradient
     assert float(excess_repetition(noise, better)) < float(cost.detach()) - 0.001
 
 
-def test_a_buzz_that_comes_back_after_a_tenth_of_a_second_costs_too() -> None:
+def test_a_buzz_with_a_period_of_more_than_a_tenth_of_a_second_counts_too() -> None:
     torch.manual_seed(0)
     noise, pattern = torch.randn(1, 16_384), torch.randn(1, 1, 4096)
     assert float(repetition(pattern.expand(1, 4, 4096).flatten(1))) < 0.1  # `repetition` itself ends before
     assert float(excess_repetition(noise, pattern.expand(1, 4, 4096).flatten(1))) > 0.5
 
 
-@pytest.mark.parametrize("place", [slice(0, 1), slice(511, 513), slice(8000, 8001), slice(0, 250)])
-def test_no_click_and_no_burst_hides_a_repetition(place: slice) -> None:
+@pytest.mark.parametrize("position", [slice(0, 1), slice(511, 513), slice(8000, 8001), slice(0, 250)])
+def test_no_click_and_no_burst_hides_a_repetition(position: slice) -> None:
     """Vocoders that were rewarded for it began every sound with a click, then with half a frame of it (docs/experiments.md)."""
     torch.manual_seed(0)
     noise, another = torch.randn(2, 1, 16_384)
     buzz = 0.7 * torch.randn(1, 1, 256).expand(1, 64, 256).flatten(1) + 0.7 * another
     loud = buzz.clone()
-    loud[:, place] = 300.0 if place.stop - place.start < 3 else 20 * loud[:, place]
+    loud[:, position] = 300.0 if position.stop - position.start < 3 else 20 * loud[:, position]
     assert float(repetition(loud)) < 0.6 * float(repetition(buzz))
     assert float(excess_repetition(noise, loud)) > 0.9 * float(excess_repetition(noise, buzz))
 
@@ -170,16 +170,16 @@ def test_no_lag_is_longer_than_the_crop() -> None:
 # --- attacks ------------------------------------------------------------------------------------------------------
 
 
-def clicks(*places: int) -> torch.Tensor:
-    """A wave [1, 16,384] with a burst of 10 ms at each place, over a soft background."""
+def clicks(*positions: int) -> torch.Tensor:
+    """A wave [1, 16,384] with a burst of 10 ms at each position, over a soft background."""
     generator = torch.Generator().manual_seed(9)
     wave, burst = 1e-3 * torch.randn(1, 16_384, generator=generator), torch.randn(220, generator=generator)
-    for place in places:
-        wave[0, place : place + 220] += 0.3 * burst
+    for position in positions:
+        wave[0, position : position + 220] += 0.3 * burst
     return wave
 
 
-def test_a_click_that_begins_too_early_costs_more_the_earlier_and_one_in_its_place_nothing() -> None:
+def test_the_earlier_a_click_begins_the_larger_its_distance_which_is_zero_at_the_right_time() -> None:
     real = clicks(4000, 9000)
     costs = [float(attack_distance(real, clicks(4000 - early, 9000 - early))) for early in (0, 64, 128, 256)]
     assert costs[0] == 0
@@ -189,13 +189,13 @@ def test_a_click_that_begins_too_early_costs_more_the_earlier_and_one_in_its_pla
     assert float(attack_distance(real, smeared)) > 1
 
 
-def test_another_draw_of_steady_noise_has_no_attacks_to_be_compared() -> None:
+def test_two_draws_of_steady_noise_have_hardly_any_attack_distance() -> None:
     torch.manual_seed(1)
     noise, another = torch.randn(2, 4, 16_384)
     assert float(attack_distance(noise, another)) < 0.1 * float(attack_distance(clicks(4000), 0.3 * another[:1]))
 
 
-def test_what_is_far_from_an_attack_does_not_count_and_the_gradient_is_near_it() -> None:
+def test_the_gradient_of_the_attack_distance_is_near_the_attack() -> None:
     real = clicks(8000)
     fake = (real + 0.01 * torch.randn(1, 16_384, generator=torch.Generator().manual_seed(2))).requires_grad_()
     (slope,) = torch.autograd.grad(attack_distance(real, fake), fake)
@@ -204,7 +204,7 @@ def test_what_is_far_from_an_attack_does_not_count_and_the_gradient_is_near_it()
     assert near.norm() > 0
 
 
-# --- colour -------------------------------------------------------------------------------------------------------
+# --- mean spectrum ------------------------------------------------------------------------------------------------
 
 
 def rippled(wave: torch.Tensor, depth: float) -> torch.Tensor:
@@ -212,7 +212,7 @@ def rippled(wave: torch.Tensor, depth: float) -> torch.Tensor:
     return torch.fft.irfft(spectrum * torch.exp(depth * torch.cos(torch.arange(spectrum.shape[1]) / 40)))
 
 
-def test_a_ripple_of_all_sounds_costs_its_mean_depth_and_other_noise_next_to_nothing() -> None:
+def test_the_mean_spectrum_distance_of_a_common_ripple_is_its_mean_depth() -> None:
     """A cosine of depth 0.25 in the logarithm of the amplitude is one of 0.5 in that of the power: 0.5 x 2 / pi on average."""
     torch.manual_seed(2)
     noise, another = 0.1 * torch.randn(2, 16, 16_384)
@@ -221,7 +221,7 @@ def test_a_ripple_of_all_sounds_costs_its_mean_depth_and_other_noise_next_to_not
     assert float(mean_spectrum_distance(noise, another)) < 0.06
 
 
-def test_a_colour_that_one_of_the_sounds_has_by_itself_is_not_the_vocoders() -> None:
+def test_a_ripple_of_one_sound_counts_by_its_share_of_the_batch() -> None:
     torch.manual_seed(3)
     noise = 0.1 * torch.randn(16, 16_384)
     one = torch.cat([rippled(noise[:1], 0.25), noise[1:]])
