@@ -247,7 +247,7 @@ def page(rows: list[Row]) -> str:
     conditions = [row for row in native if "conditions" in row]
     names = sorted({row["instrument"] for row in rows})
     versions = sorted({row["onnxruntime"] for row in native}, key=numbers)
-    worst = {name: max(row["steps"] for row in native if row["instrument"] == name) for name in names}
+    worst = {name: max([row["steps"] for row in native if row["instrument"] == name], default=0) for name in names}
     exact = all(found["identical"] == found["n"] for row in conditions for found in row["conditions"].values())
     broken = max((found["steps"] for row in conditions for found in row["conditions"].values()), default=0.0)
     same = "bit for bit the same" if exact else f"the same within {broken:.3g} 16-bit steps"

@@ -1,8 +1,8 @@
 """(label, seed) -> Clip: an instrument played through ONNX Runtime.
 
-Randomness comes from `seeds.noise` of one clip's seed alone (stream 0, or the next one where that makes silence), so a
-clip is the same alone, in a batch and in another process, within one 16-bit step (matrix products round differently at
-different sizes). On one thread and alone in its batch it is the same bit for bit on one machine.
+All randomness comes from `seeds.noise` of a clip's seed (stream 0, or the next one where that gives silence). On one machine
+and one version of onnxruntime, a clip is the same bit for bit whatever the batch, order, threads and process. Other
+versions and processors round differently: results/determinism.md.
 """
 
 import base64
@@ -221,9 +221,9 @@ class Synth:
     def _run(self, graph: str, inputs: dict[str, NDArray], at_once: int = 1) -> list[NDArray[np.float32]]:
         """Run a graph on N clips, `at_once` in a call, the calls shared out to threads; return what each call gave.
 
-        Decoders and vocoders get one clip a call on one thread, so that a clip cannot depend on batch or threads.
-        onnxruntime cuts a convolution into parts for its threads, and adds up a small part in another order. It also
-        takes another sine for the last numbers of an array whose size is no multiple of its vectors.
+        Decoders and vocoders get one clip a call on one thread, so that a clip cannot depend on batch or threads:
+        onnxruntime splits a convolution for its threads and sums small parts in another order, and it computes exp, sin and
+        cos of the last numbers of an array by another routine than the rest.
         """
         session, count = self.sessions[graph], len(next(iter(inputs.values())))
         names = [each.name for each in session.get_inputs()]  # format 1 has other names, in the same order
