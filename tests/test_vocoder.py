@@ -14,6 +14,7 @@ from helpers_lab import changed, configured, toy_folder
 from torch import Tensor
 
 from foleybox.errors import UserError
+from foleybox.flags import options_of
 from foleybox.lab.core.cache import load_mels
 from foleybox.lab.core.clips import find_clips
 from foleybox.lab.core.mel import DCASE, SILENCE, WIDE, LogMel
@@ -21,10 +22,12 @@ from foleybox.lab.core.runs import open_run, read_clips, read_state, save_state
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.runs import load_autoencoder
 from foleybox.lab.patches.train_autoencoder import TrainAutoencoder
+from foleybox.lab.patches.train_patches import TrainPatches
 from foleybox.lab.play.train_vocoder import Redrawing, decode_clips, main
 from foleybox.lab.vocoders import train_vocos as vocoder
 from foleybox.lab.vocoders import vocos
 from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.vocoders.train_hifigan import TrainHifigan
 from foleybox.lab.vocoders.train_vocos import PRESETS, Crops, TrainVocoder, VocosRecipe, learning_rate, train
 from foleybox.lab.vocoders.waves import Decoded, measure
 
@@ -266,7 +269,13 @@ def test_the_rate_rises_halves_and_starts_anew_with_the_discriminators() -> None
     assert learning_rate(never, 2000) == pytest.approx(2.5e-4)
 
 
-def test_the_presets_are_those_of_the_released_instruments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [TrainVocoder, TrainHifigan, TrainAutoencoder, TrainPatches])
+def test_a_training_command_has_about_twenty_flags(kind: type) -> None:
+    shown = [option for option in options_of(kind) if option.flags and option.name != "LOG_EVERY"]  # which help hides
+    assert len(shown) <= 21
+
+
+def test_the_presets_are_those_of_the_released_instruments() -> None:
     """foley-small's vocoder, foley-open's and sagan-small's: see made_with.vocoder of their instrument.json."""
     textures, plain, narrow = (PRESETS[name] for name in ("textures", "textures-plain", "adversarial-cpu"))
     for each in (textures, plain):

@@ -118,7 +118,7 @@ def test_repetition_is_high_for_noise_that_repeats_every_other_hop_and_low_for_o
     assert repetition(coloured)[0] < 0.06  # a coloured spectrum is no repetition
 
 
-def test_the_spectral_texture_distance_sees_repetition_that_the_texture_of_mels_does_not() -> None:
+def test_the_spectral_texture_distance_shows_repetition_that_the_texture_of_mels_does_not() -> None:
     torch.manual_seed(4)
     noise, another = 0.1 * torch.randn(2, 4, 16_384)
     pattern = 0.1 * torch.randn(4, 512).repeat(1, 32)
