@@ -67,13 +67,7 @@ VERBS = {verb: entry for group in GROUPS.values() for verb, entry in group.items
 _SAMPLE = "sounds of a training run are made with `foleybox sample RUN LABEL`"
 MOVED = {
     "train vocoder": {"--vocoder": "the published vocoder is trained with `foleybox train hifigan --vocoder NAME`"},
-    "generate": {
-        "--vqvae": _SAMPLE,
-        "--vocoder": _SAMPLE,
-        "--top-k": _SAMPLE,
-        "--top-p": _SAMPLE,
-        "--weights": _SAMPLE,
-    },
+    "generate": dict.fromkeys(("--vqvae", "--vocoder", "--top-k", "--top-p", "--weights"), _SAMPLE),
 }
 "verb -> flags of earlier versions and what replaces them"
 
