@@ -248,6 +248,7 @@ def page(rows: list[Row]) -> str:
     names = sorted({row["instrument"] for row in rows})
     versions = sorted({row["onnxruntime"] for row in native}, key=numbers)
     worst = {name: max([row["steps"] for row in native if row["instrument"] == name], default=0) for name in names}
+    largest = ", ".join(f"{steps:.3g} steps ({name})" for name, steps in worst.items())
     exact = all(found["identical"] == found["n"] for row in conditions for found in row["conditions"].values())
     broken = max((found["steps"] for row in conditions for found in row["conditions"].values()), default=0.0)
     same = "bit for bit the same" if exact else f"the same within {broken:.3g} 16-bit steps"
@@ -261,18 +262,23 @@ def page(rows: list[Row]) -> str:
         "dB",
     ]
     about = ", ".join(f"{row['instrument']} {row['version']}" for row in native if row["onnxruntime"] == REFERENCE)
-    processors = "; ".join(dict.fromkeys(row["processor"] for row in native))
+    processors, commits = (dict.fromkeys(row[each] for row in native) for each in ("processor", "commit"))
+    same_versions = [
+        version for version in versions if not any(row["steps"] for row in native if row["onnxruntime"] == version)
+    ]
     text = f"""# Reproducibility
 
-Made by `python benchmarks/determinism.py --versions {" ".join(versions)}` ({about}; record: determinism.json). One 16-bit
-step is 1/32768 of full scale. All comparisons are of float32 waves, before they are rounded to the bits of a file.
+Made by `python benchmarks/determinism.py --versions {" ".join(versions)}` ({about}; commit {", ".join(commits)};
+record: determinism.json). One 16-bit step is 1/32768 of full scale. All comparisons are of float32 waves, before they are
+rounded to the bits of a file.
 
 What is promised:
 
 * On one machine with one onnxruntime version, a sound is {same}, whatever the batch, the order, the number of threads and the
   process that renders it.
-* Between onnxruntime {versions[0]} and {versions[-1]}, on the processor named below, the largest differences measured are
-  {", ".join(f"{steps:.3g} steps ({name})" for name, steps in worst.items())}. These are the versions that foleybox allows.
+* Between versions of onnxruntime, {versions[0]} to {versions[-1]}, sounds are nearly the same. The largest differences measured,
+  of {max(row["n"] for row in native)} sounds of each instrument, are {largest}; a rare sound may differ more.
+  On the processor named below, {", ".join(same_versions)} give identical sounds. foleybox allows the versions that were measured.
 * `foleybox verify` calls a file `identical` where every sample is the same, `within one step` up to one 16-bit step, and
   `within rounding` where the energy of the difference is at least 50 dB below that of the sound.
 
@@ -287,7 +293,7 @@ sounds of all sounds, and the largest difference in 16-bit steps where they are 
 
 Canonical sounds against those of onnxruntime {REFERENCE}, seeds 0 to {max(row["seeds"] for row in native) - 1} of each label.
 Median: of the largest difference of each sound, in steps. dB: the largest energy of the difference, relative to the sound's.
-Processor: {processors}.
+Processor: {"; ".join(processors)}.
 
 {table(head, version_rows(native))}
 
@@ -318,7 +324,7 @@ def conditions_table(rows: list[Row]) -> str:
 
 CAUSES = """## Causes
 
-The numbers of this section are in the record of experiments ([experiments.jsonl](experiments.jsonl), topic "Studio, export and speed").
+The measurements behind this section are in the [record of experiments](experiments.jsonl), topic "Studio, export and speed".
 
 * **Threads.** onnxruntime splits a convolution for its threads, and the size of a part decides the order in which products are
   added. With 4 and more threads this changed two layers: the last convolution of the decoder and the first of the vocoder. The
