@@ -494,7 +494,7 @@ def test_doctor_is_content_with_a_whole_instrument_and_not_with_a_broken_one(her
 
 
 def test_importing_the_package_and_its_help_load_nothing_heavy_and_name_every_verb() -> None:
-    heavy = ("numpy", "tyro", "rich", "onnxruntime", "torch", "soundfile")
+    heavy = ("numpy", "tyro", "tqdm", "onnxruntime", "torch", "soundfile")
     code = (
         "import sys, foleybox; from foleybox.cli import main; main(['--help']); main(['--version']);"
         f"print('heavy:', [m for m in {heavy} if m in sys.modules])"

@@ -68,7 +68,7 @@ PACKAGES = {
     "version": set(),
     "flags": {"tyro"},
     "studio": {*GROUND_PACKAGES, "onnxruntime", "mido", "tyro"},
-    "commands": {*GROUND_PACKAGES, "tyro", "rich", "onnxruntime"},
+    "commands": {*GROUND_PACKAGES, "tyro", "tqdm", "onnxruntime"},
 }
 PURE = ["foleybox.lab.*.losses", "foleybox.lab.*.systems"]  # torch and the standard library only
 MODELS = [
@@ -251,7 +251,7 @@ def test_a_planted_wrong_import_is_caught(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("foleybox.studio.synth", "from foleybox.audio import fit\nimport numpy, onnxruntime, os"),
-        ("foleybox.commands.pack", "from foleybox.studio.synth import Synth\nimport tyro, rich"),
+        ("foleybox.commands.pack", "from foleybox.studio.synth import Synth\nimport tyro, tqdm"),
         ("foleybox.lab.kt.train_sagan", "from foleybox.lab.core.loop import Log\nimport torch, accelerate"),
         ("foleybox.lab.cmu.mvqvae", "from foleybox.lab.baseline.vqvae import Vqvae"),
         ("foleybox.lab.evaluation.report", "from foleybox.lab.evaluation.prdc import prdc\nimport scipy"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from foleybox.errors import INSTALL_LAB, LAB_PACKAGES, UserError
 from foleybox.version import __version__
 
-CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "rich", "mido")
+CORE = ("numpy", "onnxruntime", "soundfile", "soxr", "tyro", "tqdm", "mido")
 
 
 @dataclass(frozen=True)

@@ -208,15 +208,15 @@ def progress(total: int, lines: bool = False) -> Iterator[Callable[[str], None]]
     if total < 2 or not sys.stderr.isatty() or (lines and sys.stdout.isatty()):
         yield lambda _: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from tqdm import tqdm
 
-    columns = TextColumn("{task.description:20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    # Not redirected: lines for a pipe would end up on the terminal.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda text: bar.update(task, advance=1, description=text)
+    with tqdm(total=total, leave=False, dynamic_ncols=True, file=sys.stderr) as bar:
+
+        def advance(text: str) -> None:
+            bar.set_description(text, refresh=False)
+            bar.update()
+
+        yield advance
 
 
 def print_json(path: Path, clip: Clip, gain: float, **more: int) -> None:
