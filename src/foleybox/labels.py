@@ -14,6 +14,7 @@ class Label:
     slug: str  # spelling of the official FAD tool: dog_bark
     ucs: str  # Universal Category System CatID, for file names in sound libraries
     aliases: tuple[str, ...] = ()
+    steady: bool = False  # a continuous sound, without events: loops by default, may be shifted in time circularly
 
     def __str__(self) -> str:
         return self.name
@@ -30,8 +31,9 @@ LABELS: tuple[Label, ...] = (
         "moving_motor_vehicle",
         "VEHMisc",
         ("motor", "vehicle", "motorvehicle", "car", "engine"),
+        steady=True,
     ),
-    Label(5, "Rain", "rain", "RAIN"),
+    Label(5, "Rain", "rain", "RAIN", steady=True),
     Label(6, "Sneeze_Cough", "sneeze_cough", "HMNCough", ("sneeze", "cough")),
 )
 

@@ -15,7 +15,7 @@ from tyro.conf import arg
 from foleybox.audio import true_peak_db
 from foleybox.files import safe_name
 from foleybox.instrument import Instrument
-from foleybox.labels import LABELS, find_label
+from foleybox.labels import find_label
 from foleybox.studio.extend import is_steady
 from foleybox.studio.loop import loop_source, looped, measure_seam
 from foleybox.studio.onsets import ONE_SHOT, one_shot
@@ -26,7 +26,6 @@ from foleybox.studio.spectra import Levels, band_levels, distance
 from foleybox.studio.synth import Clip, Synth
 from foleybox.version import __version__
 
-STEADY = {label for label in LABELS if label.name in ("Rain", "MovingMotorVehicle")}  # become loops by default
 MIN_CLARITY_DB = 10.0  # of the event of a one-shot, see `one_shot`
 TRIED = 4  # clips rendered for each sound of a pack, at most
 TOLERANCE = 0.4  # LU by which the true-peak ceiling may keep a sound below the others
@@ -76,7 +75,8 @@ class Item:
 
 def default_kind(label: str) -> Kind:
     """Return "loop" for the labels whose sounds are steady, "one-shot" for all others."""
-    return "loop" if find_label(label) in STEADY else "one-shot"
+    known = find_label(label)
+    return "loop" if known and known.steady else "one-shot"
 
 
 def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejected: dict[str, int]) -> Iterator[Clip]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +27,7 @@ from foleybox.files import write_text
 from foleybox.lab.core.runs import RunConfig
 from foleybox.labels import LABELS
 
-STEADY = torch.tensor([label.name in ("MovingMotorVehicle", "Rain") for label in LABELS])
+STEADY = torch.tensor([label.steady for label in LABELS])
 "bool [7] by label id: steady sounds without events; a time shift may wrap round"
 
 # --- the clock ----------------------------------------------------------------------------------------------------
@@ -138,18 +137,6 @@ def due(done: int, steps: int, *every: int) -> bool:
     `Log.write` is a collective operation: whether it is called must not depend on what only one process knows.
     """
     return done == steps or any(done % each == 0 for each in every)
-
-
-def cyclic_rate(
-    step: int, low: float, high: float, period: int, shape: Literal["triangle", "cosine"] = "triangle"
-) -> float:
-    """Return a cyclic learning rate: `low` at step 0, `high` half a period later, `low` again after a period.
-
-    `shape`: "triangle" is linear (Smith 2017, figure 2); "cosine" is (1 - cos) / 2.
-    """
-    phase = step % period / period
-    height = 1 - abs(2 * phase - 1) if shape == "triangle" else (1 - math.cos(2 * math.pi * phase)) / 2
-    return low + (high - low) * height
 
 
 @torch.no_grad()

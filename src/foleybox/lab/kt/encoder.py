@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LABELS = 7
+from foleybox.labels import LABELS as TASK_LABELS
+
+LABELS = len(TASK_LABELS)
 MEL_LOW, MEL_HIGH = math.log(1e-5), 2.5  # log-mels that are mapped to -1 (digital silence) and +1
 
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from foleybox.errors import UserError
+from foleybox.labels import LABELS as TASK_LABELS
 
 FLOOR = -0.9  # digital silence on the network's scale: inside tanh's range, so that a fake can be exactly silent
 SEED_GRID = (5, 43)
-LABELS = 7
+LABELS = len(TASK_LABELS)
 
 
 @dataclass(frozen=True)
