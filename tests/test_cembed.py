@@ -1,4 +1,4 @@
-"""A CEmbed is the encoder's rows over the mel's, frame by frame, made once, and honest about what made it.
+"""A CEmbed is the encoder's rows over the mel's, frame by frame; it is computed once and records its encoder.
 
 A1 and A2 are the acceptance facts of design/systems-baseline-cmu.md, section 5.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers_lab import toy_folder
 from torch import Tensor, nn
 
@@ -118,7 +119,7 @@ def test_states_are_averaged_unless_weighted() -> None:
 
 
 def test_settings_that_no_encoder_has_are_refused() -> None:
-    with pytest.raises(UserError, match="--drop 1024: expected a row of the encoder, 0 to 1023"):
+    with pytest.raises(UserError, match="drop 1024: expected a row of the encoder, 0 to 1023"):
         Cembed(Fake(numbered), CembedConfig(drop=1024))
     for weights, complaint in (((1.0, 1.0), "has 2 numbers of sum 2: expected 3"), ((0.0,) * 3, "of sum 0")):
         with pytest.raises(UserError, match=complaint):
@@ -143,7 +144,7 @@ def test_the_stand_in_has_mert_s_shape_and_is_the_same_for_a_seed() -> None:
     assert not any(parameter.requires_grad for parameter in StandIn().parameters())
 
 
-def test_later_states_of_the_stand_in_hear_further() -> None:
+def test_later_states_of_the_stand_in_have_larger_receptive_fields() -> None:
     wave = 0.1 * torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
     changed = wave.clone()
     changed[0, 8000:8100] += 0.5
@@ -159,7 +160,10 @@ def test_later_states_of_the_stand_in_hear_further() -> None:
 
 @pytest.fixture(scope="module")
 def mert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as that of MERT on the hub, two thin layers deep: same names, same kind of config, old weight norm."""
+    """A folder like that of MERT-v1-330M on the hub with two thin layers: its names, config and old weight norm.
+
+    As there: group norm in the first convolution, convolutions without bias, layer norm before each block's parts.
+    """
     transformers = pytest.importorskip("transformers", reason="needs the mert extra")
     torch.manual_seed(0)
     config = transformers.HubertConfig(
@@ -170,9 +174,9 @@ def mert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conv_dim=(8,) * 7,
         conv_kernel=KERNELS,
         conv_stride=STRIDES,
-        conv_bias=True,
+        conv_bias=False,
         do_stable_layer_norm=True,
-        feat_extract_norm="layer",
+        feat_extract_norm="group",
         num_conv_pos_embeddings=16,
     )
     model = transformers.HubertModel(config)
@@ -201,11 +205,31 @@ def test_mert_s_weights_run_in_the_stock_class_and_none_of_its_own_code(mert_fol
     assert made.shape == (1, 1152, 300)
 
 
-def copy_of(folder: Path, target: Path, drop: str = "", **changes: Any) -> str:
+def test_the_last_state_is_layer_normalised_whatever_the_version_of_transformers(mert_folder: Path) -> None:
+    """Since transformers 5 the last of `hidden_states` is the one before the final layer norm."""
+    mert, wave = Mert(str(mert_folder), ""), torch.randn(1, 3280)
+    last = mert(wave)[0, -1]  # [1024, T]
+    norm = mert.model.encoder.layer_norm
+    normalised = F.layer_norm(last.T, (1024,)) * norm.weight + norm.bias
+    torch.testing.assert_close(last.T, normalised, atol=1e-4, rtol=1e-4)  # a second time changes nothing
+    made = mert.model(wave, output_hidden_states=True)
+    assert torch.equal(last.T, made.last_hidden_state[0])
+    assert torch.equal(mert(wave)[0, 0].T, made.hidden_states[0][0])
+
+
+def test_a_checkpoint_in_half_precision_is_read_in_float32(mert_folder: Path, tmp_path: Path) -> None:
+    half = copy_of(mert_folder, tmp_path / "half", half=True, torch_dtype="float16", dtype="float16")
+    states = Mert(half, "")(torch.randn(1, 3280))
+    assert states.dtype == torch.float32
+    assert torch.isfinite(states).all()
+
+
+def copy_of(folder: Path, target: Path, drop: str = "", half: bool = False, **changes: Any) -> str:
     target.mkdir()
     settings = json.loads((folder / "config.json").read_text()) | changes
     (target / "config.json").write_text(json.dumps(settings))
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    weights = {name: value.half() if half else value for name, value in weights.items()}
     torch.save({name: value for name, value in weights.items() if name != drop}, target / "pytorch_model.bin")
     return str(target)
 
@@ -292,6 +316,21 @@ def test_another_setting_or_file_is_another_entry_of_the_cache(folder: Path, fak
     load_cembeds(clips, STAND_IN)
     assert fake.calls == len(configs) + 1
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"cembeds", "cembeds-stand-in"}
+
+
+def test_another_version_of_transformers_is_another_entry_and_the_stand_in_needs_none(
+    folder: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = find_clips(folder)[:1]
+    monkeypatch.setattr(module, "find_spec", lambda _: True)
+    for calls, number in ((1, "5.0"), (2, "5.1"), (2, "5.0")):
+        monkeypatch.setattr(module, "version", lambda _, number=number: number)
+        load_cembeds(clips, CembedConfig())
+        assert fake.calls == calls
+    for number in ("5.0", "5.1"):
+        monkeypatch.setattr(module, "version", lambda _, number=number: number)
+        load_cembeds(clips, STAND_IN)
+    assert fake.calls == 3
 
 
 def test_a_folder_of_weights_that_changed_is_another_encoder(folder: Path, fake: Fake, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A codes file is whole or refused, knows its VQ-VAE, splits as its recordings do, and decodes to what was encoded."""
+"""A codes file is complete or refused, names its VQ-VAE, is split by recording, and decodes to what was encoded."""
 
 import io
 import json
@@ -18,9 +18,9 @@ from foleybox import cli
 from foleybox.errors import UserError
 from foleybox.lab.baseline.codes import (
     Codes,
-    check_vqvae,
+    check_fingerprint,
     decode_codes,
-    encode_mels,
+    encode_features,
     read_codes,
     split_codes,
     write_codes,
@@ -43,7 +43,7 @@ def toy_codes(count: int = 5, **changes: Any) -> Codes:
         "labels": torch.arange(count) % 7,
         "recordings": [f"é{index // 2}" for index in range(count)],
         "names": [f"Rain/{index:03d}.wav" for index in range(count)],
-        "heard": [{"clip": f"Rain/{index:03d}.wav 9", "licence": "CC0 “x”"} for index in range(count)],
+        "rows": [{"clip": f"Rain/{index:03d}.wav 9", "licence": "CC0 “x”"} for index in range(count)],
         "size": 8,
         "fingerprint": "ab" * 32,
         "step": 3,
@@ -67,12 +67,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose VQ-VAE never learned: its codes are codes all the same."""
+    """A run folder with an untrained VQ-VAE."""
     out = tmp_path_factory.mktemp("runs") / "vqvae"
     open_run(out, "vqvae", configured(TrainVqvae, model=TINY, head="pre"), [])
     torch.manual_seed(0)
     vqvae = Vqvae(TINY, "pre")
-    vqvae.codebook.start(vqvae.encode(torch.randn(2, 80, 344)))
+    vqvae.codebook.initialise(vqvae.encode(torch.randn(2, 80, 344)))
     save_state(out / "state.pt", 3, {"vqvae": vqvae})
     return out
 
@@ -124,13 +124,13 @@ def test_a_damaged_file_is_refused_or_harmless(
     try:
         assert same(read_codes(path), toy_codes())
     except UserError as error:
-        assert "is not a whole codes file" in str(error)  # noqa: PT017 (either outcome is right)
+        assert "is damaged or not a codes file" in str(error)  # noqa: PT017 (either outcome is right)
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"size": 5}, "code 7 of a codebook of 5"),
+        ({"size": 5}, "codes 0 to 7 of a codebook of 5"),
         ({"labels": torch.tensor([0, 1, 2, 3, 7])}, "label 7 of 7"),
         ({"labels": torch.arange(4)}, r"codes \[5, 2, 3\], columns of 4, 5 clips"),
         ({"names": ["one"]}, "columns of 1, 5 clips"),
@@ -143,17 +143,38 @@ def test_codes_that_do_not_hold_together_are_refused(changes: dict[str, Any], co
         read_codes(tmp_path / "codes.npz")
 
 
+def test_a_codes_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It had the rows about its clips under another name."""
+    write_codes(tmp_path / "codes.npz", toy_codes())
+    with np.load(tmp_path / "codes.npz") as file:
+        arrays = dict(file)
+    about = json.loads(str(arrays["about"]))
+    about["heard"] = about.pop("clips")
+    np.savez(tmp_path / "old.npz", **{**arrays, "about": np.array(json.dumps(about))})
+    assert same(read_codes(tmp_path / "old.npz"), toy_codes())
+
+
+def test_negative_codes_are_refused(tmp_path: Path) -> None:
+    write_codes(tmp_path / "codes.npz", toy_codes())
+    with np.load(tmp_path / "codes.npz") as file:
+        arrays = dict(file)
+    arrays["codes"] = arrays["codes"].astype(np.int16) - 1
+    np.savez(tmp_path / "negative.npz", **arrays)
+    with pytest.raises(UserError, match="codes -1 to"):
+        read_codes(tmp_path / "negative.npz")
+
+
 def test_what_is_no_codes_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no codes file .*foleybox encode RUN DATA -o"):
         read_codes(tmp_path / "nothing.npz")
     np.savez(tmp_path / "other.npz", wave=np.zeros(3))
-    with pytest.raises(UserError, match=r"is not a whole codes file .*about"):
+    with pytest.raises(UserError, match=r"is damaged or not a codes file .*about"):
         read_codes(tmp_path / "other.npz")
     np.savez(tmp_path / "newer.npz", about=np.array(json.dumps({"format": "foleybox codes 2"})))
     with pytest.raises(UserError, match="its format is 'foleybox codes 2', not 'foleybox codes 1'"):
         read_codes(tmp_path / "newer.npz")
     np.savez(tmp_path / "pickle.npz", about=np.array({"format": 1}, dtype=object))
-    with pytest.raises(UserError, match="is not a whole codes file"):
+    with pytest.raises(UserError, match="is damaged or not a codes file"):
         read_codes(tmp_path / "pickle.npz")
 
 
@@ -185,7 +206,7 @@ def test_codes_split_by_recording_on_the_sides_that_their_clips_have(folder: Pat
             places = [int(name) for name in side.names]
             assert torch.equal(side.codes, codes.codes[places])
             assert torch.equal(side.labels, codes.labels[places])
-            assert side.heard == [codes.heard[place] for place in places]
+            assert side.rows == [codes.rows[place] for place in places]
             assert (side.size, side.fingerprint, side.step) == (codes.size, codes.fingerprint, codes.step)
 
 
@@ -197,17 +218,17 @@ def test_decoded_codes_are_the_reconstruction_whatever_the_batch(run: Path, batc
     vqvae, _ = load_vqvae(run)
     mels = torch.randn(4, 80, 344)
     made = vqvae(mels)
-    codes = encode_mels(vqvae, mels, batch)
+    codes = encode_features(vqvae, mels, batch)
     assert (codes.dtype, codes.shape) == (torch.int64, (4, 20, 86))
     assert (codes == made.codes).float().mean() > 0.999  # a tie may fall the other way
-    torch.testing.assert_close(decode_codes(vqvae, made.codes, batch), made.mel, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decode_codes(vqvae, made.codes, batch), made.output, atol=1e-4, rtol=1e-4)
 
 
 def test_encoding_leaves_the_model_in_its_mode_and_its_statistics_alone() -> None:
     vqvae = Vqvae(replace(TINY, norm=True)).train()
     before = {name: value.clone() for name, value in vqvae.state_dict().items()}
     mels = torch.randn(4, 16, 16)
-    codes = encode_mels(vqvae, mels, batch=4)
+    codes = encode_features(vqvae, mels, batch=4)
     assert vqvae.training
     assert all(torch.equal(value, before[name]) for name, value in vqvae.state_dict().items())
     assert torch.equal(codes, vqvae.eval()(mels).codes)
@@ -227,11 +248,11 @@ def test_codes_of_another_codebook_are_refused(run: Path) -> None:
 def test_a_swapped_or_further_trained_vqvae_is_refused(run: Path) -> None:
     vqvae, _ = load_vqvae(run)
     theirs = fingerprint(vqvae)
-    check_vqvae(vqvae, theirs, "codes.npz")
+    check_fingerprint(vqvae, theirs, "codes.npz")
     with torch.no_grad():
         vqvae.narrow.weight[0, 0] += 1e-6
     with pytest.raises(UserError, match=rf"codes.npz was made with the VQ-VAE of fingerprint {theirs[:12]}, this one"):
-        check_vqvae(vqvae, theirs, "codes.npz")
+        check_fingerprint(vqvae, theirs, "codes.npz")
 
 
 # --- the verb -----------------------------------------------------------------------------------------------------
@@ -245,11 +266,11 @@ def test_the_verb_encodes_every_clip_and_writes_what_is_known_of_it(
     assert cli.main(command) == 0
     assert "7 clips, 20 x 86 codes each" in capsys.readouterr().out
     codes, clips, (vqvae, _) = read_codes(out), find_clips(folder), load_vqvae(run)
-    assert torch.equal(codes.codes, encode_mels(vqvae, load_mels(clips, DCASE)))
+    assert torch.equal(codes.codes, encode_features(vqvae, load_mels(clips, DCASE)))
     assert torch.equal(codes.labels, label_ids(clips))
     assert codes.recordings == [clip.recording for clip in clips]
     assert codes.names == [f"{clip.path.parent.name}/{clip.path.name}" for clip in clips]
-    assert codes.heard == training_rows(clips)
+    assert codes.rows == training_rows(clips)
     assert (codes.size, codes.fingerprint, codes.step) == (8, fingerprint(vqvae), 3)
 
     before = out.read_bytes()
@@ -259,7 +280,7 @@ def test_the_verb_encodes_every_clip_and_writes_what_is_known_of_it(
     assert out.read_bytes() == before
 
 
-def test_mistakes_at_the_door_are_one_line_and_write_nothing(
+def test_mistakes_are_one_line_and_write_nothing(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     partial = tmp_path / "partial"

@@ -1,4 +1,4 @@
-"""MHiFiGAN makes 96,000 samples of a CEmbed, learns from masked ones, and its run is read back whole.
+"""MHiFiGAN makes 96,000 samples of a CEmbed, is trained on masked ones, and its run is loaded complete.
 
 D1 is an acceptance fact of design/systems-baseline-cmu.md, section 5. The loop is HiFi-GAN's (test_train_hifigan.py).
 """
@@ -33,7 +33,7 @@ def count(config: HifiganConfig) -> int:
         return sum(parameter.numel() for parameter in Hifigan(config).parameters())
 
 
-def test_d1_the_published_sizes_rises_and_lengths() -> None:
+def test_d1_the_published_sizes_upsampling_rates_and_lengths() -> None:
     assert count(MHIFIGAN) == 17_778_178
     assert count(MHIFIGAN_EVEN) == 18_302_466
     for config in (MHIFIGAN, MHIFIGAN_EVEN):
@@ -102,7 +102,7 @@ def config(out: Path, **changes: Any) -> TrainMhifigan:
     return configured(TrainMhifigan, **{**values, **changes})
 
 
-def test_a_segment_is_the_wave_of_its_frames_and_parts_of_its_cembed_are_hidden(tmp_path: Path) -> None:
+def test_a_segment_is_the_wave_of_its_frames_and_parts_of_its_cembed_are_masked(tmp_path: Path) -> None:
     sounds, features, reader = waves(), cembeds(), Mhifigan(NARROW)
     reader.rows.fill(torch.full((1152,), 1e4), torch.ones(1152))
     segments = MaskedSegments(sounds, features, config(tmp_path), reader)
@@ -111,13 +111,13 @@ def test_a_segment_is_the_wave_of_its_frames_and_parts_of_its_cembed_are_hidden(
     wave, read = segments.draw(clips)
     assert (wave.shape, read.shape) == ((2, 2560), (2, 1152, 8))
     torch.manual_seed(3)
-    hidden = draw_part_masks(2, PARTS, 300, PartMasks())
+    masked = draw_part_masks(2, PARTS, 300, PartMasks())
     first = torch.randint(293, (2,))
     assert not torch.equal(first[0], first[1])
     for i, clip in enumerate(clips.tolist()):
         start = int(first[i])
         assert torch.equal(wave[i], sounds[clip, 320 * start : 320 * (start + 8)].float() / 32768)
-        mask, clean = hidden[i, :, start : start + 8], features[clip, :, start : start + 8]
+        mask, clean = masked[i, :, start : start + 8], features[clip, :, start : start + 8]
         assert torch.equal(read[i][~mask], clean[~mask])
         assert torch.equal(read[i][mask], fill_value(reader.rows, "silence").expand(-1, 8)[mask])
         assert mask.any()

@@ -1,4 +1,4 @@
-"""The MVQVAE has the report's shapes, hides parts of its input only while it trains, and its training resumes.
+"""The MVQVAE has the report's shapes, masks its input only while it trains, and its training resumes.
 
 A3, B1, B2, B4, B5 are the acceptance facts of design/systems-baseline-cmu.md, section 5; D1 stands in test_mhifigan.py.
 """
@@ -19,23 +19,24 @@ from torch import Tensor, nn
 from foleybox import cli
 from foleybox.errors import UserError
 from foleybox.lab.baseline import vqvae as model_file
-from foleybox.lab.baseline.codes import decode_codes, encode_mels, read_codes
+from foleybox.lab.baseline.codes import decode_codes, encode_features, read_codes
 from foleybox.lab.baseline.losses import commitment
-from foleybox.lab.baseline.vqvae import Beside, Codebook, ResidualBlock, Vqvae, VqvaeConfig, nearest
+from foleybox.lab.baseline.vqvae import ParallelResidual, ResidualBlock, Vqvae, VqvaeConfig, nearest
 from foleybox.lab.cmu import train_mvqvae as loop
 from foleybox.lab.cmu.cembed import PARTS, CembedConfig, fill_value, published_scale
 from foleybox.lab.cmu.masks import PartMasks, draw_part_masks
-from foleybox.lab.cmu.mvqvae import V1, V2, Codebooks, Mvqvae, MvqvaeConfig, Rows
+from foleybox.lab.cmu.mvqvae import SIZES, V1, V2, Mvqvae, MvqvaeConfig, Rows
 from foleybox.lab.cmu.runs import load_mvqvae, load_quantiser
 from foleybox.lab.cmu.systems import MVQ
 from foleybox.lab.cmu.train_mvqvae import TrainMvqvae, errors_by_part, main, measure, train
 from foleybox.lab.core.clips import ClipFile, find_clips, split_by_recording
+from foleybox.lab.core.loop import evenly_spaced
 from foleybox.lab.core.mel import CEMBED, DCASE, SILENCE, LogMel
 from foleybox.lab.core.runs import fingerprint, read_run_config
 from foleybox.lab.play import encode as encode_module
 
 TINY = MvqvaeConfig(channels=4, residual=2, width=3, size=8)
-FAST = replace(TINY, depth=2, stride=16)  # over time alone: the loop is the same
+FAST = replace(TINY, components=31, stride=16)
 draw_sheet = loop.sheet
 
 
@@ -69,8 +70,8 @@ def test_every_row_of_the_reports_table_1() -> None:
 def test_b1_a_cembed_becomes_a_grid_and_comes_back() -> None:
     mvqvae = Mvqvae(TINY, "pre")
     made = mvqvae(torch.randn(2, 1152, 300))
-    assert made.before.shape == made.after.shape == (2, 3, 288, 75)
-    assert made.mel.shape == mvqvae.decode(made.after).shape == (2, 1152, 300)
+    assert made.latent.shape == made.quantised.shape == (2, 3, 288, 75)
+    assert made.output.shape == mvqvae.decode(made.quantised).shape == (2, 1152, 300)
     assert made.logits is not None
     assert made.logits.shape == (2, 7)
 
@@ -83,18 +84,39 @@ def test_b2_both_versions_have_the_measured_number_of_weights_parallel_path_or_s
     assert MvqvaeConfig() == V2
 
 
-def test_the_path_more_lies_beside_the_blocks_and_the_serial_one_after_them() -> None:
+def test_the_additional_path_is_parallel_to_the_blocks_and_the_serial_block_follows_them() -> None:
     torch.manual_seed(0)
     config, x = replace(TINY, norm=False), torch.randn(1, 4, 5, 6)
-    beside = Beside(config)
-    torch.testing.assert_close(beside(x), beside.blocks(x) + beside.body(F.relu(x)))
-    for parameter in beside.body[-1].parameters():
+    parallel = ParallelResidual(config)
+    torch.testing.assert_close(parallel(x), parallel.blocks(x) + parallel.body(F.relu(x)))
+    for parameter in parallel.body[-1].parameters():
         nn.init.zeros_(parameter)
-    assert torch.equal(beside(x), beside.blocks(x))
+    assert torch.equal(parallel(x), parallel.blocks(x))
     for extra, blocks in (("none", 2), ("serial", 3)):
-        way = Mvqvae(replace(config, extra=extra)).branches[0]
-        assert sum(isinstance(layer, ResidualBlock) for layer in way.children()) == blocks
-    assert sum(isinstance(part, Beside) for part in Mvqvae(config).modules()) == 5  # four branches and the decoder
+        branch = Mvqvae(replace(config, extra=extra)).branches[0]
+        assert sum(isinstance(layer, ResidualBlock) for layer in branch.children()) == blocks
+    parts = Mvqvae(config).modules()
+    assert sum(isinstance(part, ParallelResidual) for part in parts) == 5  # four branches and the decoder
+
+
+def test_the_coarse_grid_has_the_branches_the_parallel_path_and_batch_norm_of_the_published_size() -> None:
+    config = replace(V2, components=31, stride=8)
+    assert TrainMvqvae(components=31, stride=8).settled.model == config
+    mvqvae = on_paper(config)
+    assert mvqvae.grid == (20, 38)
+    assert len(mvqvae.branches) == 4
+    published = on_paper(V2)
+    kinds = (ParallelResidual, ResidualBlock, nn.BatchNorm2d)
+    count = {kind: sum(isinstance(part, kind) for part in mvqvae.modules()) for kind in kinds}
+    assert count[ParallelResidual] == 5
+    assert count[ResidualBlock] == sum(isinstance(part, ResidualBlock) for part in published.modules())
+    norms = sum(isinstance(part, nn.BatchNorm2d) for part in published.modules())
+    assert count[nn.BatchNorm2d] == norms + 4  # one more convolution in each branch
+    small = Mvqvae(replace(config, channels=8, residual=4, width=4, size=16))
+    made = small(torch.randn(2, 1152, 300))
+    assert made.codes.shape == (2, 20, 38)
+    assert made.output.shape == (2, 160, 300)
+    assert small.decode(made.quantised).shape == (2, 1152, 300)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +127,7 @@ def test_the_path_more_lies_beside_the_blocks_and_the_serial_one_after_them() ->
         ({"stride": 16}, (72, 19), 1_368),
         ({"components": 127, "stride": 8}, (32, 38), 1_216),
         ({"components": 63, "stride": 4}, (48, 75), 3_600),
-        ({"depth": 16}, (16, 75), 1_200),
-        ({"depth": 32, "stride": 4}, (32, 75), 2_400),
-        ({"depth": 64, "stride": 8}, (64, 38), 2_432),
-        ({"depth": 8, "stride": 16, "components": 100}, (8, 19), 152),
+        ({"components": 31, "stride": 8}, (20, 38), 760),
         ({"components": 30, "stride": 16}, (10, 19), 190),  # 159 rows: padded to 160
     ],
 )
@@ -118,22 +137,20 @@ def test_options_that_make_a_clip_fewer_tokens(changes: dict[str, Any], grid: tu
     assert mvqvae.grid == made.codes.shape[1:] == grid
     assert made.codes.numel() == tokens
     rows = (changes.get("components") or 1023) + 129
-    assert made.mel.shape == (1, rows, 300)
-    assert mvqvae.decode(made.after).shape == (1, 1152, 300)
-    assert int(mvqvae.tally(made.codes).sum()) == tokens
-    assert mvqvae.tally(made.codes).shape == (changes.get("depth") or 1, 8)
+    assert made.output.shape == (1, rows, 300)
+    assert mvqvae.decode(made.quantised).shape == (1, 1152, 300)
 
 
 def test_raw_rows_come_back_and_the_scale_is_part_of_the_weights() -> None:
     torch.manual_seed(0)
-    mvqvae = Mvqvae(FAST)
+    mvqvae = Mvqvae(replace(TINY, stride=16))
     before = fingerprint(mvqvae)
     mvqvae.rows.fill(torch.randn(1152), torch.rand(1152) + 0.5)
     assert fingerprint(mvqvae) != before
     raw = torch.randn(2, 1152, 300)
     torch.testing.assert_close(mvqvae.rows.back(mvqvae.rows(raw)), raw, atol=1e-5, rtol=1e-5)
     made = mvqvae.eval()(raw)
-    torch.testing.assert_close(mvqvae.rows.back(made.mel), mvqvae.decode(made.after), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(mvqvae.rows.back(made.output), mvqvae.decode(made.quantised), atol=1e-5, rtol=1e-5)
     scaled = mvqvae.rows(raw)
     torch.testing.assert_close(scaled[0, 5], (raw[0, 5] - mvqvae.rows.mean[5]) / mvqvae.rows.deviation[5])
 
@@ -152,47 +169,11 @@ def test_components_keep_what_lies_in_their_directions_and_the_mel_as_it_is() ->
     torch.testing.assert_close(rows.back(rows(raw)), kept * deviation[:, None] + mean[:, None], atol=1e-5, rtol=1e-5)
 
 
-# --- codebooks one after another ----------------------------------------------------------------------------------
-
-
-def test_each_codebook_codes_what_those_before_it_left() -> None:
-    torch.manual_seed(0)
-    books, before = Codebooks(TINY, 3), torch.randn(2, 3, 1, 40)
-    books.start(before)
-    codes, left = books(before), before
-    assert codes.shape == (2, 3, 40)
-    errors = []
-    for i, book in enumerate(books.books):
-        assert isinstance(book, Codebook)
-        assert torch.equal(codes[:, [i]], book(left))
-        left = left - book.look_up(codes[:, [i]])
-        errors.append(float(left.square().mean()))
-    torch.testing.assert_close(books.look_up(codes), before - left)
-    assert errors == sorted(errors, reverse=True)
-    assert errors[2] < 0.5 * errors[0]
-
-
-def test_following_moves_every_codebook_by_its_own_part() -> None:
-    torch.manual_seed(0)
-    books, before = Codebooks(replace(TINY, codebook="faithful"), 2), torch.randn(1, 3, 1, 30)
-    first, second = (Codebook(replace(TINY, codebook="faithful")) for _ in range(2))
-    for mine, theirs in zip((first, second), books.books):
-        mine.load_state_dict(theirs.state_dict())
-    codes = books(before)
-    books.follow(before, codes, step=3)
-    first_codes = first(before)
-    left = before - first.look_up(first_codes)
-    second.follow(left, second(left), step=3)
-    first.follow(before, first_codes, step=3)
-    for mine, theirs in zip((first, second), books.books):
-        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in mine.state_dict().items())
-
-
 def test_points_are_compared_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     points, vectors = torch.randn(100, 4), torch.randn(9, 4)
     at_once = nearest(points, vectors)
-    monkeypatch.setattr(model_file, "MANY", 7)
+    monkeypatch.setattr(model_file, "POINTS_AT_ONCE", 7)
     assert torch.equal(nearest(points, vectors), at_once)
 
 
@@ -204,13 +185,13 @@ def draw(seed: int, count: int = 4, **changes: Any) -> Tensor:
     return draw_part_masks(count, PARTS, 300, PartMasks(**changes))
 
 
-def spans(hidden: Tensor) -> tuple[int, int]:
-    """Return (frames hidden in every row, rows hidden in every frame) of [F, T], each one span without a gap."""
+def spans(masked: Tensor) -> tuple[int, int]:
+    """Return (frames masked in every row, rows masked in every frame) of [F, T], each one span without a gap."""
     found = []
-    for whole in (hidden.all(0), hidden.all(1)):
-        places = whole.nonzero().flatten()
-        assert len(places) == 0 or int(places[-1] - places[0]) + 1 == len(places)
-        found.append(len(places))
+    for whole in (masked.all(0), masked.all(1)):
+        positions = whole.nonzero().flatten()
+        assert len(positions) == 0 or int(positions[-1] - positions[0]) + 1 == len(positions)
+        found.append(len(positions))
     return found[0], found[1]
 
 
@@ -231,9 +212,9 @@ def test_a3_masks_are_a_span_of_frames_and_one_of_rows_no_wider_than_stated() ->
 def test_a3_the_two_parts_are_masked_independently_and_as_the_seed_says() -> None:
     starts = []
     for seed in range(150):
-        hidden = draw(seed)
-        assert torch.equal(hidden, draw(seed))
-        parts = [part.all(0).nonzero().flatten() for part in hidden[0].split(PARTS, 0)]
+        masked = draw(seed)
+        assert torch.equal(masked, draw(seed))
+        parts = [part.all(0).nonzero().flatten() for part in masked[0].split(PARTS, 0)]
         if all(len(part) for part in parts):
             starts.append([float(part[0]) for part in parts])
     pairs = torch.tensor(starts).T
@@ -248,7 +229,7 @@ def test_a_batch_shares_its_masks_as_published_or_each_clip_has_its_own() -> Non
     assert not draw(0, mask_frames=0, mask_mel_rows=0, mask_encoder_rows=0).any()
 
 
-def test_what_is_hidden_is_silent_and_not_the_loud_noise_that_0_means_in_a_log_mel() -> None:
+def test_masked_entries_are_silent_and_not_the_loud_noise_that_0_is_in_a_log_mel() -> None:
     rows = Rows(PARTS)
     rows.fill(torch.arange(1152.0), torch.ones(1152))
     silence = fill_value(rows, "silence")
@@ -291,7 +272,6 @@ def tiny_run(out: Path, **changes: Any) -> TrainMvqvae:
         "held_out": 0.3,
         "batch": 2,
         "steps": 4,
-        "period": 4,
         "precision": "no",
         "device": "cpu",
         "threads": 1,
@@ -321,7 +301,7 @@ def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_stopped_run_resumes_bit_for_bit_masks_scale_and_codebooks_too(
+def test_a_stopped_run_resumes_bit_for_bit_masks_scale_and_codebook_too(
     finished: Path, folder: Path, tmp_path: Path
 ) -> None:
     really = loop.seed_step
@@ -338,7 +318,7 @@ def test_a_stopped_run_resumes_bit_for_bit_masks_scale_and_codebooks_too(
     train(tiny_run(tmp_path), find_clips(folder), tmp_path)
     mine, theirs = state(tmp_path), state(finished)
     assert mine["step"] == theirs["step"] == 4
-    assert {"rows.mean", "rows.deviation", "codebook.books.1.vectors"} < set(theirs["mvqvae"])
+    assert {"rows.mean", "rows.deviation", "rows.basis", "codebook.vectors"} < set(theirs["mvqvae"])
     assert all(torch.equal(value, mine["mvqvae"][name]) for name, value in theirs["mvqvae"].items())
     assert str(mine["optimizer"]["state"]) == str(theirs["optimizer"]["state"])
     alike = [{name: value for name, value in line.items() if name != "steps_per_second"} for line in lines(tmp_path)]
@@ -368,19 +348,20 @@ def test_a3_the_input_is_masked_and_the_target_is_the_clean_cembed(
     clean = made_up(kept, CembedConfig())[loop.batch_indices(0, 2, len(kept), 0)]
     torch.manual_seed(0)
     loop.seed_step(0, 0)
-    hidden = draw_part_masks(2, PARTS, 300, PartMasks())
-    assert 0 < float(hidden.float().mean()) < 0.4
+    masked = draw_part_masks(2, PARTS, 300, PartMasks())
+    assert 0 < float(masked.float().mean()) < 0.4
     assert torch.equal(asked[0], rows(clean))  # bit for bit
-    assert torch.equal(seen[0][~hidden], clean[~hidden])
-    assert torch.equal(seen[0][hidden], fill_value(rows, "silence").expand(2, -1, 300)[hidden])
+    assert torch.equal(seen[0][~masked], clean[~masked])
+    assert torch.equal(seen[0][masked], fill_value(rows, "silence").expand(2, -1, 300)[masked])
 
 
-def test_a3_nothing_is_hidden_in_measuring_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a3_nothing_is_masked_in_measuring_and_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     mvqvae, features = Mvqvae(FAST, "pre").train(), torch.randn(3, 1152, 300)
     monkeypatch.setattr(loop, "draw_part_masks", lambda *_: pytest.fail("masks in eval"))
     found = measure(mvqvae, features, torch.arange(3), torch.tensor([0, 1, 2]), "x")
-    assert found["x_mse"] == pytest.approx(float(F.mse_loss(mvqvae(features).mel, features).detach()), rel=1e-5)
-    assert torch.equal(encode_mels(mvqvae, features), mvqvae(features).codes)
+    expected = F.mse_loss(mvqvae(features).output, mvqvae.rows(features)).detach()
+    assert found["x_mse"] == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(encode_features(mvqvae, features), mvqvae(features).codes)
 
 
 def test_b4_what_is_optimised_is_squared_error_and_a_quarter_of_the_difference_and_a_hundredth_of_the_head(
@@ -397,7 +378,7 @@ def test_b4_what_is_optimised_is_squared_error_and_a_quarter_of_the_difference_a
     train(tiny_run(tmp_path, steps=2), find_clips(folder), tmp_path)
     for line, loss in zip(lines(tmp_path), optimised, strict=True):
         assert loss == pytest.approx(line["mse"] + 0.25 * line["latent"] + 0.01 * line["cross_entropy"], rel=1e-6)
-        assert line["mse"] == pytest.approx((1023 * line["mse_encoder"] + 129 * line["mse_mel"]) / 1152, rel=1e-5)
+        assert line["mse"] == pytest.approx((31 * line["mse_encoder"] + 129 * line["mse_mel"]) / 160, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -410,9 +391,9 @@ def test_b5_the_means_of_three_clips_do_not_depend_on_the_batch(batch: int) -> N
     whole = measure(mvqvae, features, some, labels, "x", batch=3)
     assert measure(mvqvae, features, some, labels, "x", batch=batch) == pytest.approx(whole, rel=1e-5)
     made = mvqvae(features)
-    by_clip = [float(F.mse_loss(mine, real).detach()) for mine, real in zip(made.mel, features)]
+    by_clip = [float(F.mse_loss(a, b).detach()) for a, b in zip(made.output, mvqvae.rows(features))]
     assert whole["x_mse"] == pytest.approx(sum(by_clip) / 3, rel=1e-5)
-    assert whole["x_latent"] == pytest.approx(float(commitment(made.before, made.after).detach()), rel=1e-4)
+    assert whole["x_latent"] == pytest.approx(float(commitment(made.latent, made.quantised).detach()), rel=1e-4)
     assert measure(mvqvae, features, some[:0], labels, "x") == {}
 
 
@@ -428,7 +409,7 @@ def test_errors_are_of_either_part_and_the_mels_in_its_own_units_too() -> None:
 
 
 def test_training_starts_on_the_scale_of_its_own_clips_and_lowers_the_error(folder: Path, tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, lr=1e-2, lr_low=1e-2, steps=12, save_every=12, batch=4)
+    config = tiny_run(tmp_path, lr=1e-2, steps=12, save_every=12, batch=4)
     train(config, find_clips(folder), tmp_path)
     curve = [line["mse"] for line in lines(tmp_path)]
     assert curve[-1] < curve[0]
@@ -440,7 +421,7 @@ def test_training_starts_on_the_scale_of_its_own_clips_and_lowers_the_error(fold
 
 
 def test_components_and_the_published_scale_are_found_and_kept(folder: Path, tmp_path: Path) -> None:
-    config = tiny_run(tmp_path, steps=1, scale="published", fill="zero", model=replace(FAST, components=5))
+    config = tiny_run(tmp_path, steps=1, scale="published", fill="zero", model=replace(TINY, stride=16, components=5))
     train(config, find_clips(folder), tmp_path)
     mvqvae, features, step = load_mvqvae(tmp_path)
     assert torch.equal(mvqvae.rows.mean, published_scale()[0])
@@ -455,7 +436,7 @@ def test_a_run_on_a_stand_in_says_so_in_its_log_its_settings_its_sheets_and_on_t
 ) -> None:
     monkeypatch.setattr(loop, "sheet", draw_sheet)
     train(tiny_run(tmp_path / "a", steps=1), find_clips(folder), tmp_path / "a")
-    assert "stand-in encoder: random weights in MERT's place" in capsys.readouterr().out
+    assert "stand-in encoder: random weights instead of MERT's" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "a" / "samples").iterdir()] == ["step-000001-stand-in.png"]
     assert lines(tmp_path / "a")[0]["stand_in"] == 1
     assert read_run_config(tmp_path / "a")["features"]["encoder"] == "stand-in"
@@ -467,24 +448,27 @@ def test_a_run_on_a_stand_in_says_so_in_its_log_its_settings_its_sheets_and_on_t
 
 def test_the_last_line_has_table_4_of_training_and_held_out_clips(finished: Path, folder: Path) -> None:
     kept, held = split_by_recording(find_clips(folder), 0.3)
+    measured = [kept[i] for i in evenly_spaced(len(kept), len(held)).tolist()]  # as many as are held out, at every step
     line = lines(finished)[-1]
-    assert (line["train_clips"], line["held_out_clips"]) == (len(kept), len(held))
+    assert (line["train_clips"], line["held_out_clips"]) == (len(measured), len(held))
+    assert len(measured) < len(kept)
     mvqvae, _, step = load_mvqvae(finished)
     assert step == 4
-    for side, chosen in (("train", kept), ("held_out", held)):
+    for side, chosen in (("train", measured), ("held_out", held)):
         features = made_up(chosen, CembedConfig())
         made = mvqvae(features)
         target = mvqvae.rows(features)
-        assert line[f"{side}_mse"] == pytest.approx(float(F.mse_loss(made.mel, target)), rel=1e-4)
-        assert line[f"{side}_latent"] == pytest.approx(float(commitment(made.before, made.after)), rel=1e-3)
+        assert line[f"{side}_mse"] == pytest.approx(float(F.mse_loss(made.output, target)), rel=1e-4)
+        assert line[f"{side}_latent"] == pytest.approx(float(commitment(made.latent, made.quantised)), rel=1e-3)
         assert {f"{side}_{name}" for name in ("mse_encoder", "mse_mel", "mse_mel_raw", "accuracy", "used")} <= set(line)
 
 
-def test_the_system_is_the_reports_and_what_is_asked_for_goes_before_it() -> None:
-    plan = MVQ["cmu-a"]
-    assert (plan.head, plan.head_weight, plan.batch, plan.lr_low) == ("pre", 0.01, 16, 1e-5)
-    assert TrainMvqvae().plan == plan
-    assert configured(TrainMvqvae, head="none", batch=3).plan == replace(plan, head="none", batch=3)
+def test_the_system_is_the_reports_and_given_settings_replace_it() -> None:
+    assert (MVQ.head, MVQ.batch, MVQ.lr, TrainMvqvae().head_weight) == ("pre", 16, 3e-4, 0.01)
+    assert TrainMvqvae().plan == MVQ
+    assert TrainMvqvae().settled.model == V2
+    assert TrainMvqvae(size="cmu-v1").settled.model == V1 == SIZES["cmu-v1"]
+    assert configured(TrainMvqvae, head="none", batch=3).plan == replace(MVQ, head="none", batch=3)
     assert asdict(PartMasks()) == {
         "mask_frames": 25,
         "mask_mel_rows": 25,
@@ -500,11 +484,10 @@ def test_mistakes_are_told_before_a_folder_is_made(folder: Path, tmp_path: Path)
     for changes, complaint in (
         ({"held_out": 1.0}, "14 clips, all of them held out"),
         ({"batch": 0}, "--batch 0: expected 1 or more"),
-        ({"lr_low": 1.0}, "--lr-low 1 above --lr 0.00025"),
         ({"masks": PartMasks(mask_frames=-1)}, "--mask-frames -1: expected 0 or more"),
         ({"model": replace(TINY, components=1024)}, "--components 1024: the encoder has 1023 rows"),
-        ({"model": replace(TINY, size=70_000)}, "--size 70000: expected 65536 or fewer"),
-        ({"model": replace(TINY, depth=-1)}, "--depth -1: expected 0 or more"),
+        ({"model": replace(TINY, size=70_000)}, "a codebook of 70000 codes: expected 2 to 65536"),
+        ({"model": replace(TINY, components=-1)}, "--components -1: expected 0 or more"),
     ):
         with pytest.raises(UserError, match=complaint):
             train(tiny_run(out, **changes), clips, out)
@@ -529,7 +512,7 @@ def test_the_verb_encodes_a_run_of_it_and_the_codes_decode_to_cembeds(
     out = tmp_path / "codes.npz"
     assert cli.main(["encode", str(finished), str(folder), "-o", str(out), "--device", "cpu", "--threads", "1"]) == 0
     said = capsys.readouterr().out
-    assert "14 clips, 2 x 19 codes each" in said
+    assert "14 clips, 10 x 19 codes each" in said
     assert "CEmbeds of the stand-in encoder: random weights, not MERT" in said
     found, (mvqvae, cembed, step) = read_codes(out), load_quantiser(finished)
     assert cembed == CembedConfig(encoder="stand-in")
@@ -539,7 +522,31 @@ def test_the_verb_encodes_a_run_of_it_and_the_codes_decode_to_cembeds(
     assert (found.codes == made.codes).float().mean() > 0.99  # a tie may fall the other way
     back = decode_codes(mvqvae, made.codes, batch=3)
     assert back.shape == (14, 1152, 300)
-    torch.testing.assert_close(back, mvqvae.rows.back(made.mel), atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
+    torch.testing.assert_close(back, mvqvae.rows.back(made.output), atol=1e-4, rtol=1e-4)  # type: ignore[union-attr]
+
+
+def test_a_run_of_the_removed_residual_quantiser_is_refused_and_another_of_its_time_is_read(
+    finished: Path, tmp_path: Path
+) -> None:
+    settings = read_run_config(finished)
+    (tmp_path / "state.pt").write_bytes((finished / "state.pt").read_bytes())
+    for depth, complaint in (
+        (0, None),
+        (8, "was trained with depth = 8, which this version of foleybox does not have"),
+    ):
+        changed = {**settings, "model": {**settings["model"], "depth": depth}}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        if complaint is None:
+            assert load_mvqvae(tmp_path)[2] == 4
+        else:
+            with pytest.raises(UserError, match=complaint):
+                load_mvqvae(tmp_path)
+
+
+def test_weights_of_an_mvqvae_cannot_be_chosen(finished: Path, folder: Path, tmp_path: Path) -> None:
+    words = ["encode", str(finished), str(folder), "-o", str(tmp_path / "codes.npz"), "--device", "cpu"]
+    assert cli.main([*words, "--weights", "last"]) == 2
+    assert not (tmp_path / "codes.npz").exists()
 
 
 def test_a_run_of_one_kind_is_refused_where_the_other_is_wanted(finished: Path) -> None:

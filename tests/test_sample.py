@@ -1,5 +1,6 @@
-"""A run of the lab plays: the same label and seed are the same sound, and parts that do not belong together are refused."""
+"""`foleybox sample` plays runs: a label and a seed determine the sound, and parts that do not belong together are refused."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from helpers import toy_instrument
-from toy_runs import SNAIL, VOCOS, VQ, gan_run, snail_run, vocoder_run, vqvae_run
+from toy_runs import SNAIL, VOCOS, VQ, autoencoder_run, gan_run, patches_run, snail_run, vocoder_run, vqvae_run
 
 from foleybox import cli
 from foleybox.errors import UserError
@@ -22,10 +23,14 @@ from foleybox.lab.baseline.runs import load_vqvae
 from foleybox.lab.baseline.sampling import sample
 from foleybox.lab.baseline.vqvae import Vqvae
 from foleybox.lab.core.clips import find_clips
+from foleybox.lab.core.mel import DCASE
+from foleybox.lab.core.runs import fingerprint
+from foleybox.lab.patches.runs import load_patches_and_autoencoder
+from foleybox.lab.patches.transformer import GUIDANCE, GUIDED_FROM, TEMPERATURE, draw
 from foleybox.lab.play import sample as synthesis
-from foleybox.lab.play.sample import Sample, load_system, mels_of_codes, vocode
-from foleybox.lab.vocoders import vocos
-from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.play.sample import Sample, load_system, mels_of_codes, read_vqvae, vocode
+from foleybox.lab.vocoders import hifigan, vocos
+from foleybox.lab.vocoders.runs import hifigan_config, load_vocoder
 from foleybox.labels import LABELS
 
 
@@ -37,11 +42,20 @@ class Runs:
     snail: Path
     vocoder: Path
     gan: Path
+    autoencoder: Path
+    patches: Path
+    wide: Path
+    "a vocoder of the mel that patches make"
 
     def config(self, **changes: Any) -> Sample:
         return Sample(
             **{"labels": ("all",), "run": self.snail, "vqvae": self.vqvae, "vocoder": self.vocoder, **changes}
         )
+
+    def parts(self, kind: str) -> dict[str, Any]:
+        """Return the changes that make `config` one for a kind of run."""
+        patches = {"run": self.patches, "vqvae": None, "autoencoder": self.autoencoder, "vocoder": self.wide}
+        return {"snail": {}, "gan": {"run": self.gan, "vqvae": None}, "patches": patches}[kind]
 
     def words(self, out: Path, **changes: Any) -> list[str]:
         """A command line; a flag that is None is left out."""
@@ -55,27 +69,29 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("runs")
-    made = Runs(folder / "vqvae", folder / "snail", folder / "vocoder", folder / "gan")
+    made = Runs(*(folder / name for name in ("vqvae", "snail", "vocoder", "gan", "autoencoder", "patches", "wide")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vocos.SIZES, "small", VOCOS)
         snail_run(made.snail, vqvae_run(made.vqvae))
         vocoder_run(made.vocoder)
         gan_run(made.gan)
+        patches_run(made.patches, autoencoder_run(made.autoencoder))
+        vocoder_run(made.wide, mel="wide")
         yield made
 
 
 # --- the sound ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["snail", "gan"])
-def test_a_sound_follows_from_its_label_and_seed_alone(part: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["snail", "gan", "patches"])
+def test_a_label_and_a_seed_alone_determine_a_sound(kind: str, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis, "SETTLING", 2)
-    changes = {} if part == "snail" else {"run": runs.gan, "vqvae": None}
+    changes = runs.parts(kind)
     labels, seeds = [0, 3, 3, 6], [5, 5, 6, 2**53 - 1]
     together = load_system(runs.config(**changes)).waves(labels, seeds)
     assert together.shape == (4, 88_200)
     alone = load_system(runs.config(**changes, batch=1))
-    torch.manual_seed(99)  # nothing comes from the global generator
+    torch.manual_seed(99)  # nothing is drawn from the global generator
     for label, seed, wave in zip(labels, seeds, together):
         assert torch.equal(alone.waves([label], [seed])[0], wave)
     flat = {wave.numpy().tobytes() for wave in together}
@@ -94,6 +110,77 @@ def test_the_wave_is_the_vocoders_of_the_mel_that_the_vqvae_makes_of_the_drawn_c
     made = system.waves([2, 4], [1, 2])
     torch.testing.assert_close(made[:, : wave.shape[1]], wave, atol=1e-5, rtol=1e-4)
     assert not made[:, wave.shape[1] :].any()
+
+
+def test_patches_are_drawn_as_an_instrument_of_them_draws(runs: Runs) -> None:
+    """With the labels' guidance and temperature of `export`, four seconds, through autoencoder and vocoder."""
+    model, autoencoder, _ = load_patches_and_autoencoder(runs.patches, runs.autoencoder)
+    system = load_system(runs.config(**runs.parts("patches")))
+    label, size, positions = 5, autoencoder.config, 87  # 88,200 / (256 * 4)
+    noise = torch.Generator().manual_seed(3)
+    start = TEMPERATURE[label] * torch.randn(1, positions, size.latent, generator=noise)
+    fine = torch.randn(1, positions * size.patch, size.noise, generator=noise)
+    latents = draw(model, torch.tensor([label]), start, guidance=GUIDANCE[label], guided_from=GUIDED_FROM)
+    mel = autoencoder(latents, fine).detach()
+    assert torch.equal(system.mels([label], [3]), mel)
+    with torch.no_grad():
+        wave = load_vocoder(runs.wide)[0](mel)[0, :88_200]
+    assert torch.equal(system.waves([label], [3])[0], wave)
+    assert not torch.equal(load_system(runs.config(**runs.parts("patches"), temperature=0.5)).mels([label], [3]), mel)
+
+
+def test_best_and_last_weights_can_be_chosen(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a PixelSNAIL, with the best first; of a GAN, whose best is the average; a GAN's snapshot by name."""
+    monkeypatch.setattr(synthesis, "SETTLING", 2)
+    run = tmp_path / "snail"
+    shutil.copytree(runs.snail, run)
+    state = torch.load(run / "state.pt")
+    state["step"] = 4
+    state["pixelsnail"]["out.bias"] += torch.linspace(-3, 3, 8)
+    torch.save(state, run / "best.pt")
+    made = {weights: load_system(runs.config(run=run, weights=weights)) for weights in ("best", "last")}
+    assert "PixelSNAIL at step 4" in made["best"].about
+    assert "PixelSNAIL at step 5" in made["last"].about
+    assert load_system(runs.config(run=run)).about == made["best"].about
+    mels = {weights: system.mels([1], [1]) for weights, system in made.items()}
+    assert not torch.equal(mels["best"], mels["last"])
+    assert torch.equal(mels["last"], load_system(runs.config()).mels([1], [1]))
+    gan = runs.parts("gan")
+    assert load_system(runs.config(**gan)).about.endswith("average weights")
+    assert load_system(runs.config(**gan, weights="last")).about.endswith("last weights")
+
+
+def test_the_vqvae_whose_codes_were_learnt_is_found_among_best_and_last_weights(runs: Runs, tmp_path: Path) -> None:
+    """`encode` takes the best, or the last with --weights last: the fingerprint says which."""
+    run = tmp_path / "vqvae"
+    shutil.copytree(runs.vqvae, run)
+    other = torch.load(run / "state.pt")
+    other["vqvae"]["narrow.bias"] += 1
+    torch.save(other, run / "best.pt")
+    best, last = (fingerprint(load_vqvae(run, weights)[0]) for weights in ("best", "last"))
+    assert best != last == fingerprint(load_vqvae(runs.vqvae)[0])
+    for expected in (best, last):
+        assert fingerprint(read_vqvae(run, expected, "codes")) == expected
+    with pytest.raises(UserError, match="codes was made with the VQ-VAE of fingerprint 000000000000"):
+        read_vqvae(run, "0" * 64, "codes")
+
+
+def test_an_official_hifigan_file_is_a_vocoder(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(hifigan.VERSIONS, "hifigan-v1", replace(hifigan.VERSIONS["hifigan-v1"], width=16))
+    generator = hifigan.Hifigan(hifigan_config(DCASE, "hifigan-v1"))
+    weights = generator.state_dict()
+    names = hifigan.official_names(generator.config)
+    torch.save({"generator": {theirs: weights[mine] for mine, theirs in names.items()}}, tmp_path / "g_00000001")
+    system = load_system(runs.config(vocoder=tmp_path / "g_00000001"))
+    mel = torch.randn(1, 80, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(system.vocoder(mel), generator.eval()(mel), atol=1e-5, rtol=1e-4)
+    assert system.waves([1], [1]).shape == (1, 88_200)
+    wrong = runs.words(tmp_path / "out", **{**runs.parts("patches"), "vocoder": tmp_path / "g_00000001"})
+    assert cli.main(wrong) == 2
+    assert "an official HiFi-GAN reads the mel dcase, this system makes wide" in capsys.readouterr().err
 
 
 def test_a_longer_wave_is_cut_and_344_frames_are_filled_up_to_four_seconds() -> None:
@@ -119,7 +206,7 @@ def test_temperature_top_k_and_top_p_reach_the_drawing(runs: Runs) -> None:
     assert torch.equal(one.mels([1], [1]), one.mels([1], [2]))  # the likeliest code everywhere: no chance is left
 
 
-# --- foleybox generate --------------------------------------------------------------------------------------------
+# --- foleybox sample --------------------------------------------------------------------------------------------
 
 
 def test_the_verb_writes_what_the_challenge_asks_for_where_evaluate_finds_it(
@@ -144,7 +231,7 @@ def test_the_verb_writes_what_the_challenge_asks_for_where_evaluate_finds_it(
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.wav")} == before
 
 
-def test_ctrl_c_leaves_whole_files_and_says_how_many(
+def test_ctrl_c_leaves_complete_files_and_says_how_many(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write, written = synthesis.write_wave, []
@@ -177,8 +264,6 @@ def test_parts_that_do_not_belong_together_are_refused_in_one_line(
     snail_run(empty, theirs)
     (empty / "state.pt").unlink()
     snail_run(tall, theirs, height=24)
-    wide = tmp_path / "wide"
-    vocoder_run(wide, mel="wide")
     half = tmp_path / "half"
     vocoder_run(half)
     state = torch.load(half / "state.pt")
@@ -190,16 +275,25 @@ def test_parts_that_do_not_belong_together_are_refused_in_one_line(
         ({"vqvae": None}, "name its run with --vqvae"),
         ({"vqvae": runs.snail}, "is a run of 'pixelsnail': expected one of `foleybox train vqvae`"),
         ({"vqvae": tmp_path / "none"}, "is not a run folder"),
-        ({"vocoder": None}, "name a run of `foleybox train vocoder` with --vocoder"),
+        ({"vocoder": None}, "name a run of `foleybox train vocoder` (with an MVQVAE: `train mhifigan`) with --vocoder"),
         ({"vocoder": runs.vqvae}, "expected one of `foleybox train vocoder`"),
-        ({"vocoder": wide}, "reads the mel wide, the systems make dcase"),
+        ({"vocoder": runs.wide}, "reads the mel wide, this system makes dcase"),
         ({"run": empty}, "holds no state.pt yet"),
         ({"run": tall}, "codes of 24 rows, mels of 96 bands: expected 20"),
         ({"run": runs.vqvae}, "is a run of 'vqvae': it belongs to --vqvae; expected one of"),
         ({"run": runs.vocoder}, "it belongs to --vocoder"),
         ({"run": tmp_path / "none"}, "is not a run folder"),
-        ({"run": runs.gan}, "is a GAN and draws no codes: drop --vqvae"),
-        ({"run": runs.gan, "vqvae": None, "top-k": 3}, "drop --top-k and --top-p"),
+        ({"run": runs.gan}, "is a run of `train sagan`, which does not use --vqvae: drop it"),
+        ({"run": runs.gan, "vqvae": None, "top-k": 3, "top-p": 0.5}, "does not use --top-k and --top-p: drop it"),
+        ({"run": runs.gan, "vqvae": None, "weights": "snapshot_7"}, "has no weights 'snapshot_7'"),
+        ({"weights": "average"}, "is a PixelSNAIL, which has best and last weights"),
+        ({"autoencoder": runs.autoencoder}, "is a run of `train pixelsnail`, which does not use --autoencoder"),
+        ({"run": runs.autoencoder}, "it belongs to --autoencoder"),
+        (runs.parts("patches") | {"autoencoder": None}, "draws the latents of an autoencoder: name its run"),
+        (runs.parts("patches") | {"autoencoder": runs.vqvae}, "expected one of `foleybox train autoencoder`"),
+        (runs.parts("patches") | {"vocoder": runs.vocoder}, "reads the mel dcase, this system makes wide"),
+        (runs.parts("patches") | {"weights": "last"}, "is played with its averaged weights: drop --weights last"),
+        (runs.parts("patches") | {"vqvae": runs.vqvae}, "is a run of `train patches`, which does not use --vqvae"),
         ({"count": 0}, "--count 0: expected 1 or more"),
         ({"seed": -1}, "--seed -1: expected 0 or more"),
         ({"seed": 2**53}, "the last seed would exceed"),
@@ -225,7 +319,7 @@ def test_codes_beyond_the_codebook_are_refused() -> None:
         mels_of_codes(snail, Vqvae(VQ), [0], [0])
 
 
-def test_memory_that_would_not_do_is_told_before_the_first_draw(
+def test_too_little_memory_is_reported_before_the_first_draw(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("foleybox.lab.baseline.sampling.memory_free", lambda _: 1)

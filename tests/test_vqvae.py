@@ -1,4 +1,4 @@
-"""The VQ-VAE is the published one weight for weight, its codebook moves as published or better, its training resumes.
+"""The VQ-VAE is the published one, weight for weight; its codebook moves as published or better; its training resumes.
 
 B1 to B6, C7 and C8 are the acceptance facts of design/systems-baseline-cmu.md, section 5.
 """
@@ -27,12 +27,11 @@ from foleybox.errors import UserError
 from foleybox.lab.baseline import train_vqvae as loop
 from foleybox.lab.baseline.losses import commitment, perplexity
 from foleybox.lab.baseline.runs import load_vqvae
-from foleybox.lab.baseline.systems import VQ, VqSystem
+from foleybox.lab.baseline.systems import VQ, VqSystem, learning_rate
 from foleybox.lab.baseline.train_vqvae import (
     TrainVqvae,
     evenly_spaced,
     gather_batch,
-    learning_rate,
     main,
     measure,
     train,
@@ -50,11 +49,11 @@ from foleybox.lab.baseline.vqvae import (
 )
 from foleybox.lab.core.cache import load_mels
 from foleybox.lab.core.clips import find_clips, split_by_recording
-from foleybox.lab.core.loop import cyclic_rate
 from foleybox.lab.core.mel import DCASE
 from foleybox.lab.core.runs import fingerprint, read_run_config
 
 TINY = VqvaeConfig(channels=4, residual=2, width=3, size=8)
+PERIOD = 0.8  # epochs of 10 training clips at batch 2: 4 steps
 draw_sheet = loop.mel_sheet
 
 
@@ -76,8 +75,8 @@ def on_paper(config: VqvaeConfig, head: Any = "none") -> Vqvae:
 def test_b1_a_mel_becomes_a_grid_of_a_quarter_and_comes_back(mel: tuple[int, int], grid: tuple[int, int]) -> None:
     made = Vqvae(TINY)(torch.randn(2, *mel))
     assert made.codes.shape == (2, *grid)
-    assert made.before.shape == made.after.shape == (2, TINY.width, *grid)
-    assert made.mel.shape == (2, *mel)
+    assert made.latent.shape == made.quantised.shape == (2, TINY.width, *grid)
+    assert made.output.shape == (2, *mel)
     assert made.logits is None
     assert Vqvae(TINY, "pre")(torch.randn(2, 80, 344)).logits.shape == (2, 7)
 
@@ -142,7 +141,7 @@ def test_b3_an_update_by_hand() -> None:
     before = grid(torch.tensor([[0.2, -0.4], [0.8, 1.2]]))
     codes = book(before)
     assert codes.flatten().tolist() == [0, 1]
-    book.follow(before, codes, step=0)
+    book.update(before, codes, step=0)
 
     n0, n1 = 0.99 * 3 + 0.01, 0.99 * 5 + 0.01
     m0, m1 = [0.01 * 0.2, 0.01 * -0.4], [0.99 + 0.01 * 0.8, 0.99 + 0.01 * 1.2]
@@ -167,11 +166,11 @@ def test_b3_the_codebook_is_the_published_one_update_after_update() -> None:
         one_hot = F.one_hot((-distance).max(1)[1], 6).float()
         codes = book(before)
         assert torch.equal(codes.flatten(), one_hot.argmax(1))
-        torch.testing.assert_close(book.look_up(codes), (one_hot @ embed.T).view(2, 3, 5, 4).permute(0, 3, 1, 2))
+        torch.testing.assert_close(book.lookup(codes), (one_hot @ embed.T).view(2, 3, 5, 4).permute(0, 3, 1, 2))
         size = 0.99 * size + 0.01 * one_hot.sum(0)
         average = 0.99 * average + 0.01 * flat.T @ one_hot
         embed = average / ((size + 1e-5) / (size.sum() + 6e-5) * size.sum())
-        book.follow(before, codes, step)
+        book.update(before, codes, step)
         torch.testing.assert_close(book.vectors, embed.T, rtol=1e-5, atol=1e-6)
 
 
@@ -182,7 +181,7 @@ def test_b3_nothing_but_follow_moves_the_codebook_and_it_is_no_parameter() -> No
     assert not list(vqvae.codebook.parameters())
     for training in (True, False):
         made = vqvae.train(training)(torch.randn(2, 16, 16))
-        (made.mel.sum() + commitment(made.before, made.after) + made.logits.sum()).backward()
+        (made.output.sum() + commitment(made.latent, made.quantised) + made.logits.sum()).backward()
     assert all(torch.equal(value, before[name]) for name, value in vqvae.codebook.state_dict().items())
     assert not any(value.requires_grad for value in vqvae.codebook.buffers())
     counts = made.codes.flatten().bincount(minlength=TINY.size)
@@ -197,7 +196,7 @@ def outputs(seed: int) -> Tensor:
 def used_after(book: Codebook, updates: int) -> tuple[int, float]:
     for step in range(updates):
         before = outputs(step)
-        book.follow(before, book(before), step)
+        book.update(before, book(before), step)
     counts = book(outputs(updates)).flatten().bincount(minlength=512)
     return int((counts > 0).sum()), float(perplexity(counts))
 
@@ -219,7 +218,7 @@ def test_the_default_codebook_starts_on_the_data_and_stays_in_use() -> None:
     """On the same outputs, which are noise without any structure: real ones spread over more codes."""
     torch.manual_seed(0)
     book = Codebook(VqvaeConfig())
-    book.start(outputs(99))
+    book.initialise(outputs(99))
     used, various = used_after(book, 10)
     assert used > 150
     assert various > 120
@@ -232,18 +231,18 @@ def test_the_default_codebook_keeps_up_with_an_encoder_that_has_just_begun() -> 
     book = Codebook(VqvaeConfig(width=8, size=64))
     places = torch.randn(40, 8)
     clips = places[torch.randint(40, (2, 20, 86))].permute(0, 3, 1, 2)
-    book.start(0.01 * clips)
+    book.initialise(0.01 * clips)
     before, codes = clips, book(clips)
     for step in range(20):
         before = 1.3**step * 0.01 * clips
-        book.follow(before, book(before), step)
+        book.update(before, book(before), step)
     last = 1.3**19 * 0.01 * clips
     codes = book(last)
-    assert float(commitment(last, book.look_up(codes)) / last.square().mean()) < 0.1
+    assert float(commitment(last, book.lookup(codes)) / last.square().mean()) < 0.1
     assert len(codes.unique()) > 30
 
 
-def test_an_unused_code_is_drawn_anew_where_the_data_is_coded_worst() -> None:
+def test_an_unused_code_is_replaced_where_the_data_is_coded_worst() -> None:
     torch.manual_seed(0)
     book = Codebook(VqvaeConfig(width=2, size=4))
     book.vectors.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [50.0, 50.0]]))
@@ -251,7 +250,7 @@ def test_an_unused_code_is_drawn_anew_where_the_data_is_coded_worst() -> None:
     points = torch.tensor([[0.0, 0.0]] * 40 + [[1.0, 0.0]] * 20 + [[0.0, 1.0]] * 20 + [[5.0, 5.0]])
     drawn = []
     for _ in range(400):
-        drawn.append(book.follow(grid(points), book(grid(points)), step=10_000))
+        drawn.append(book.update(grid(points), book(grid(points)), step=10_000))
         if drawn[-1]:
             break
     assert drawn == [0] * (len(drawn) - 1) + [1]
@@ -290,9 +289,9 @@ def test_the_codebook_is_float32_under_autocast(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=dtype):
         made = vqvae(torch.randn(2, 16, 16))
     assert made.logits is not None
-    assert {part.dtype for part in (made.before, made.after, made.mel, made.logits)} == {torch.float32}
-    assert torch.equal(made.codes, vqvae.codebook(made.before))
-    assert torch.equal(made.logits, vqvae.classifier(made.before.mean((2, 3))))  # type: ignore[misc]
+    assert {part.dtype for part in (made.latent, made.quantised, made.output, made.logits)} == {torch.float32}
+    assert torch.equal(made.codes, vqvae.codebook(made.latent))
+    assert torch.equal(made.logits, vqvae.classifier(made.latent.mean((2, 3))))  # type: ignore[misc]
 
 
 # --- the losses ---------------------------------------------------------------------------------------------------
@@ -337,11 +336,11 @@ def test_the_head_reads_before_or_after_quantisation_and_changes_no_code() -> No
         vqvae = Vqvae(TINY, head)
         made[head] = vqvae(mel)
         if vqvae.classifier is not None:
-            read = made[head].before if head == "pre" else made[head].after
+            read = made[head].latent if head == "pre" else made[head].quantised
             assert torch.equal(made[head].logits, vqvae.classifier(read.mean((2, 3))))
     assert not torch.equal(made["pre"].logits, made["post"].logits)
     assert torch.equal(made["none"].codes, made["pre"].codes)
-    assert torch.equal(made["none"].mel, made["pre"].mel)
+    assert torch.equal(made["none"].output, made["pre"].output)
     assert list(inspect.signature(Vqvae.forward).parameters) == ["self", "mel"]  # the label is a target, not an input
 
 
@@ -354,9 +353,9 @@ def test_b5_the_means_of_three_clips_do_not_depend_on_the_batch(batch: int) -> N
     whole_set, parts = measure(vqvae, mels, labels, "x", batch=3), measure(vqvae, mels, labels, "x", batch=batch)
     assert parts == pytest.approx(whole_set, rel=1e-5)
     made = vqvae(mels)
-    by_clip = [float(F.mse_loss(mine, real).detach()) for mine, real in zip(made.mel, mels)]
+    by_clip = [float(F.mse_loss(mine, real).detach()) for mine, real in zip(made.output, mels)]
     assert whole_set["x_mse"] == pytest.approx(sum(by_clip) / 3, rel=1e-5)
-    difference = (made.before - made.after).square().mean().detach()
+    difference = (made.latent - made.quantised).square().mean().detach()
     assert whole_set["x_latent"] == pytest.approx(float(difference), rel=1e-4)
     assert whole_set["x_clips"] == 3
 
@@ -364,34 +363,52 @@ def test_b5_the_means_of_three_clips_do_not_depend_on_the_batch(batch: int) -> N
 # --- the rate -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", ["triangle", "cosine"])
-def test_c8_the_cyclic_rate_starts_low_returns_after_a_period_and_stays_between(shape: Any) -> None:
-    rates = [cyclic_rate(step, 1e-5, 2.5e-4, 20, shape) for step in range(60)]
+def test_c8_the_cyclic_rate_starts_low_returns_after_a_period_and_stays_between() -> None:
+    rates = [learning_rate("triangle", 2.5e-4, step, 20, 1000) for step in range(60)]
     assert rates[0] == rates[20] == rates[40] == pytest.approx(1e-5, rel=1e-12)
     assert rates[10] == rates[30] == pytest.approx(2.5e-4, rel=1e-12)
     assert all(1e-5 < rate < 2.5e-4 for step, rate in enumerate(rates) if step % 10)
     assert rates[:20] == pytest.approx(rates[40:])
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:21] == sorted(rates[10:21], reverse=True)
-    middle = {"triangle": 0.2, "cosine": (1 - math.cos(math.pi / 5)) / 2}[shape]
-    assert rates[2] == pytest.approx(1e-5 + middle * 2.4e-4)
+    assert rates[2] == pytest.approx(1e-5 + 0.2 * 2.4e-4)
+
+
+def test_the_one_cycle_rate_is_the_public_schedulers() -> None:
+    """`CycleScheduler` of the public baseline, written out: two phases, counted from 1."""
+    lr, steps = 3e-4, 200
+    first = [lr / 25 + n / 10 * (lr - lr / 25) for n in range(1, 11)]
+    end = lr / 25 / 1e4
+    second = [end + (lr - end) / 2 * (math.cos(math.pi * n / 190) + 1) for n in range(1, 191)]
+    assert [learning_rate("one-cycle", lr, step, 20, steps) for step in range(steps)] == pytest.approx(first + second)
+    assert learning_rate("constant", lr, 7, 20, steps) == lr
 
 
 def test_the_systems_are_the_reports() -> None:
     assert set(VQ) == set(get_args(VqSystem)) == {"baseline", "cmu-b"}
     baseline, cmu = VQ["baseline"], VQ["cmu-b"]
     assert (baseline.head, baseline.batch, baseline.schedule, baseline.lr) == ("none", 16, "constant", 3e-4)
-    assert (baseline.precision, baseline.clip_norm) == ("no", 0)
-    assert (cmu.head, cmu.head_weight, cmu.batch, cmu.lr_low) == ("pre", 0.01, 16, 1e-5)
-    assert cmu.schedule != "constant"
-    assert cmu.precision != "no"
+    assert replace(cmu, head="none", precision="no") == baseline  # one rate: they differ in the head
+    assert (cmu.head, TrainVqvae().head_weight, cmu.precision) == ("pre", 0.01, "bf16")
+    assert TrainVqvae().settled.model == VqvaeConfig()
 
 
-def test_what_is_asked_for_goes_before_what_the_system_says() -> None:
-    config = configured(TrainVqvae, system="cmu-b", head="none", lr=1e-3, period=8)
-    assert config.plan == replace(VQ["cmu-b"], head="none", lr=1e-3)
-    assert [learning_rate(config, step) for step in (0, 4, 8)] == pytest.approx([1e-5, 1e-3, 1e-5])
-    assert [learning_rate(TrainVqvae(), step) for step in (0, 999)] == [3e-4, 3e-4]
+def test_given_settings_replace_those_of_the_system() -> None:
+    config = configured(TrainVqvae, system="cmu-b", head="none", lr=1e-3, precision="no")
+    assert config.plan == replace(VQ["cmu-b"], head="none", lr=1e-3, precision="no")
+    assert (config.settled.head, config.settled.lr, config.settled.batch) == ("none", 1e-3, 16)
+    assert config.settled.run.precision == "no"
+
+
+def test_a_period_is_twenty_epochs_of_the_training_clips(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    periods = []
+    monkeypatch.setattr(loop, "learning_rate", lambda schedule, lr, step, period, steps: periods.append(period) or lr)
+    config = tiny_run(tmp_path, steps=1, batch=4, schedule="triangle", period_epochs=20.0)
+    train(config, find_clips(folder), tmp_path)
+    kept, _ = split_by_recording(find_clips(folder), 0.3)
+    assert periods == [round(20 * len(kept) / 4)]
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -411,7 +428,9 @@ def tiny_run(out: Path, **changes: Any) -> TrainVqvae:
         "held_out": 0.3,
         "batch": 2,
         "steps": 4,
-        "period": 4,
+        "schedule": "triangle",
+        "lr": 2.5e-4,
+        "period_epochs": PERIOD,
         "device": "cpu",
         "threads": 1,
         "tracker": "none",
@@ -497,28 +516,32 @@ def test_b4_what_is_optimised_is_squared_error_and_a_quarter_of_the_difference_a
     mel = load_mels(kept, DCASE)[loop.batch_indices(0, 2, len(kept), 0)]
     torch.manual_seed(0)
     vqvae = Vqvae(TINY, "pre")
-    vqvae.codebook.start(vqvae.encode(mel))
+    vqvae.codebook.initialise(vqvae.encode(mel))
     made = vqvae(mel)
-    assert lines(tmp_path)[0]["mse"] == pytest.approx(float(F.mse_loss(made.mel, mel).detach()), rel=1e-5)
-    assert lines(tmp_path)[0]["latent"] == pytest.approx(float(commitment(made.before, made.after).detach()), rel=1e-4)
+    assert lines(tmp_path)[0]["mse"] == pytest.approx(float(F.mse_loss(made.output, mel).detach()), rel=1e-5)
+    assert lines(tmp_path)[0]["latent"] == pytest.approx(
+        float(commitment(made.latent, made.quantised).detach()), rel=1e-4
+    )
 
 
-def test_table_3_can_be_read_from_the_last_line_and_held_out_recordings_were_not_heard(
+def test_table_3_can_be_read_from_the_last_line_and_held_out_recordings_were_not_trained_on(
     finished: Path, folder: Path
 ) -> None:
     clips = find_clips(folder)
     kept, held = split_by_recording(clips, 0.3)
     line = lines(finished)[-1]
-    assert (line["train_clips"], line["held_out_clips"]) == (len(kept), len(held))
-    heard = {json.loads(row)["clip"].split()[0] for row in (finished / "clips.jsonl").read_text().splitlines()}
-    assert heard == {f"{clip.path.parent.name}/{clip.path.name}" for clip in kept}
+    listed = {json.loads(row)["clip"].split()[0] for row in (finished / "clips.jsonl").read_text().splitlines()}
+    assert listed == {f"{clip.path.parent.name}/{clip.path.name}" for clip in kept}
+    measured = [kept[i] for i in evenly_spaced(len(kept), len(held)).tolist()]  # as many as are held out, at every step
+    assert (line["train_clips"], line["held_out_clips"]) == (len(measured), len(held))
+    assert len(measured) < len(kept)
     vqvae, step = load_vqvae(finished)
     assert step == 4
-    for side, chosen in (("train", kept), ("held_out", held)):
+    for side, chosen in (("train", measured), ("held_out", held)):
         mels = load_mels(chosen, DCASE)
         made = vqvae(mels)
-        assert line[f"{side}_mse"] == pytest.approx(float(F.mse_loss(made.mel, mels)), rel=1e-4)
-        assert line[f"{side}_latent"] == pytest.approx(float(commitment(made.before, made.after)), rel=1e-3)
+        assert line[f"{side}_mse"] == pytest.approx(float(F.mse_loss(made.output, mels)), rel=1e-4)
+        assert line[f"{side}_latent"] == pytest.approx(float(commitment(made.latent, made.quantised)), rel=1e-3)
         assert line[f"{side}_used"] == len(made.codes.unique())
         assert 0 <= line[f"{side}_accuracy"] <= 1
         assert line[f"{side}_cross_entropy"] > 0
@@ -534,7 +557,8 @@ def test_a_run_without_a_head_has_no_cross_entropy(folder: Path, tmp_path: Path)
 
 def test_the_run_folder_names_what_the_system_stands_for(finished: Path) -> None:
     settings = read_run_config(finished)
-    assert {name: settings[name] for name in asdict(VQ["cmu-b"])} == {**asdict(VQ["cmu-b"]), "batch": 2}
+    given = {"batch": 2, "schedule": "triangle", "lr": 2.5e-4}
+    assert {name: settings[name] for name in asdict(VQ["cmu-b"])} == asdict(VQ["cmu-b"]) | given
 
 
 def test_training_lowers_the_error_and_uses_the_codebook(folder: Path, tmp_path: Path) -> None:
@@ -582,10 +606,10 @@ class HalfPrecision(Accelerator):
         self.scaler = torch.amp.GradScaler("cpu", init_scale=65_536.0)  # type: ignore[assignment]
 
 
-def test_c7_gradients_are_clipped_after_unscaling_and_the_scale_falls_after_a_bad_step(
+def test_c7_gradients_are_unscaled_before_their_norm_and_the_scale_falls_after_a_bad_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Scaled by 65,536 and then clipped, the true norm would be a 65,536th, below what Adam can see."""
+    """The norm is that of the true gradients; the optimiser gets those, and not their 65,536-fold."""
     monkeypatch.setattr(loop, "accelerator_for", lambda *_, **rest: HalfPrecision(kwargs_handlers=rest["handlers"]))
     monkeypatch.setattr(HalfPrecision, "autocast", lambda self: torch.autocast("cpu", enabled=False))
     norms = []
@@ -605,11 +629,10 @@ def test_c7_gradients_are_clipped_after_unscaling_and_the_scale_falls_after_a_ba
 
     monkeypatch.setattr(loop, "commitment", commitment)
     monkeypatch.setattr(loop, "measure", lambda *_: {})
-    train(tiny_run(tmp_path, steps=3, clip_norm=0.5), find_clips(folder), tmp_path)
+    train(tiny_run(tmp_path, steps=3), find_clips(folder), tmp_path)
     found = lines(tmp_path)
-    assert norms == pytest.approx([0.5, 0.5], rel=1e-3)
-    assert found[0]["norm"] > 1  # the true one, unclipped
-    assert found[0]["norm"] < 1000  # and not its 65,536-fold
+    assert norms == pytest.approx([found[0]["norm"], found[2]["norm"]], rel=1e-3)
+    assert 1 < found[0]["norm"] < 1000
     assert [line["skipped"] for line in found] == [0, 1, 0]
     assert state(tmp_path)["scaler"]["scale"] == 32_768
 
@@ -624,11 +647,10 @@ def test_processes_put_a_batch_together_in_the_order_that_one_has() -> None:
 
 
 def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_path: Path) -> None:
-    """Losses and the codebook's use, step by step: the statistics are of the whole batch, the draws are the same."""
-    model = "--channels 4 --residual 2 --width 3 --size 64"
+    """Losses, the use of the codebook and the codebook: statistics are of the whole batch, random draws are the same."""
     flags = (
-        f"{folder} --system cmu-b --steps 3 --batch 4 --lr-low 1e-2 --lr 2e-2 --precision no --held-out 0.3 --device cpu "
-        f"--threads 1 --tracker none --sample-every 1 {model}"
+        f"{folder} --system cmu-b --steps 3 --batch 4 --size tiny --lr 2e-2 --precision no --held-out 0.3 --device cpu "
+        f"--threads 1 --tracker none --sample-every 100"
     )
     command = [sys.executable, "-m", "foleybox", "train", "vqvae", *flags.split(), "-o", str(tmp_path / "two")]
     with socket.socket() as free:
@@ -658,11 +680,10 @@ def test_mistakes_are_told_before_a_folder_is_made(folder: Path, tmp_path: Path)
     for changes, complaint in (
         ({"held_out": 1.0}, "14 clips, all of them held out"),
         ({"batch": 0}, "--batch 0: expected 1 or more"),
-        ({"lr_low": 1.0}, "--lr-low 1 above --lr 0.00025"),
-        ({"period": 1}, "--period 1: expected 2 or more"),
+        ({"period_epochs": -1.0}, "--period-epochs -1.0: expected 0 or more"),
         ({"precision": "fp16"}, "precision fp16 needs a GPU"),
-        ({"model": replace(TINY, size=70_000)}, "--size 70000: expected 65536 or fewer"),
-        ({"model": replace(TINY, size=1)}, "--size 1: expected 2 or more"),
+        ({"model": replace(TINY, size=70_000)}, "a codebook of 70000 codes: expected 2 to 65536"),
+        ({"model": replace(TINY, size=1)}, "a codebook of 1 codes: expected 2 to 65536"),
     ):
         with pytest.raises(UserError, match=complaint):
             train(tiny_run(out, **changes), clips, out)
@@ -670,7 +691,8 @@ def test_mistakes_are_told_before_a_folder_is_made(folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"head": "post"}, {"period": 5}, {"system": "baseline"}, {"model": replace(TINY, size=9)}]
+    "changes",
+    [{"head": "post"}, {"period_epochs": 5.0}, {"system": "baseline"}, {"model": replace(TINY, size=9)}, {"lr": 1e-4}],
 )
 def test_another_head_or_cycle_is_another_run(changes: dict[str, Any], finished: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="was started with"):
@@ -707,6 +729,28 @@ def test_clips_are_spread_evenly_and_each_once() -> None:
     assert evenly_spaced(10, 3).tolist() == [0, 3, 6]
     assert evenly_spaced(3, 10).tolist() == [0, 1, 2]
     assert len(evenly_spaced(2283, 101).unique()) == 101
+
+
+def test_a_one_cycle_schedule_cannot_be_lengthened_and_the_others_can(folder: Path, tmp_path: Path) -> None:
+    for schedule in ("one-cycle", "constant"):
+        train(tiny_run(tmp_path / schedule, schedule=schedule, steps=1), find_clips(folder), tmp_path / schedule)
+    train(tiny_run(tmp_path / "constant", schedule="constant", steps=2), find_clips(folder), tmp_path / "constant")
+    longer = tiny_run(tmp_path / "one-cycle", schedule="one-cycle", steps=2)
+    with pytest.raises(UserError, match="was started with one_cycle = 1, now 2"):
+        train(longer, find_clips(folder), tmp_path / "one-cycle")
+
+
+def test_a_run_of_the_version_before_can_be_resumed_and_loaded(folder: Path, tmp_path: Path) -> None:
+    """Its settings had a lowest rate, a period in steps and a clipping norm."""
+    flags = {"system": "baseline", "schedule": None, "lr": None, "steps": 1, "precision": "bf16"}
+    train(tiny_run(tmp_path, **flags), find_clips(folder), tmp_path)
+    settings = read_run_config(tmp_path)
+    for name in ("size", "period_epochs", "one_cycle"):
+        del settings[name]
+    settings |= {"lr_low": 3e-4, "period": 5450, "clip_norm": 0.0, "period_epochs": PERIOD}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    train(tiny_run(tmp_path, **{**flags, "steps": 2}), find_clips(folder), tmp_path)
+    assert load_vqvae(tmp_path)[1] == 2
 
 
 def test_the_verb_trains_from_a_folder_and_draws_reconstructions(

@@ -1,4 +1,4 @@
-"""Run folders of tiny parts that never learned: what they make is noise, and just as reproducible."""
+"""Run folders of tiny untrained parts: their sounds are noise, and as reproducible as any."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,18 @@ from foleybox.lab.core.mel import MELS
 from foleybox.lab.core.runs import fingerprint, open_run, save_state
 from foleybox.lab.kt.sagan import Generator, SaganConfig
 from foleybox.lab.kt.train_sagan import TrainSagan
+from foleybox.lab.patches.autoencoder import SIZES as AUTOENCODERS
+from foleybox.lab.patches.autoencoder import Autoencoder
+from foleybox.lab.patches.train_autoencoder import TrainAutoencoder
+from foleybox.lab.patches.train_patches import TrainPatches
+from foleybox.lab.patches.transformer import SIZES as PATCHES
+from foleybox.lab.patches.transformer import Patches
 from foleybox.lab.vocoders.runs import vocos_config
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
 from foleybox.lab.vocoders.vocos import Vocos, VocosConfig
 
 VQ = VqvaeConfig(channels=4, residual=2, width=3, size=8)
-SNAIL = PixelSnailConfig(20, 4, 8, channels=16, inner=12, kernel=3, blocks=1, gates=1, heads=2, label_width=0)
+SNAIL = PixelSnailConfig(20, 4, 8, channels=16, inner=12, kernel=3, blocks=1, gates=1, heads=2, label_width=6)
 VOCOS = VocosConfig(width=16, inner=32, layers=2)
 GAN = SaganConfig(plan="S", width=4)
 
@@ -33,27 +39,27 @@ def vqvae_run(out: Path, seed: int = 0, **changes: Any) -> str:
     torch.manual_seed(seed)
     vqvae = Vqvae(config)
     with torch.no_grad():
-        vqvae.codebook.start(vqvae.encode(torch.randn(2, 80, 16)))
-        vqvae.codebook.vectors.normal_(std=10)  # other codes are heard, in 16 bits too
+        vqvae.codebook.initialise(vqvae.encode(torch.randn(2, 80, 16)))
+        vqvae.codebook.vectors.normal_(std=10)  # so that other codes make another wave, in 16 bits too
     save_state(out / "state.pt", 3, {"vqvae": vqvae})
     return fingerprint(vqvae)
 
 
 def snail_run(out: Path, vqvae: str, seed: int = 0, **changes: Any) -> PixelSnail:
-    """Write the run of a PixelSNAIL that learnt the codes of that VQ-VAE."""
+    """Write the run of a PixelSNAIL for the codes of that VQ-VAE."""
     config = replace(SNAIL, **changes)
     open_run(out, "pixelsnail", Settled(Path("codes.npz"), model=config, vqvae=vqvae), [])
     torch.manual_seed(seed)
     snail = PixelSnail(config)
     with torch.no_grad():
         for weight in snail.parameters():
-            weight.mul_(2)  # labels and seeds speak up
+            weight.mul_(2)  # so that labels and seeds matter
     save_state(out / "state.pt", 5, {"pixelsnail": snail})
     return snail.eval()
 
 
 def vocoder_run(out: Path, **changes: Any) -> None:
-    """Write a vocoder's run, of the tiny size that `small` is while a test uses `tiny`."""
+    """Write a vocoder's run of the size `small`."""
     config = configured(TrainVocoder, size="small", **changes)
     open_run(out, "vocoder", config, [])
     torch.manual_seed(0)
@@ -61,7 +67,7 @@ def vocoder_run(out: Path, **changes: Any) -> None:
 
 
 def gan_run(out: Path) -> None:
-    """Write the run of a GAN whose labels differ, as they do not at its start."""
+    """Write the run of a GAN whose labels differ; those of an untrained one are equal."""
     open_run(out, "sagan", configured(TrainSagan, model=GAN), [])
     torch.manual_seed(0)
     generator = Generator(GAN)
@@ -71,8 +77,29 @@ def gan_run(out: Path) -> None:
     save_state(out / "state.pt", 9, {"average": generator, "generator": generator})
 
 
+def autoencoder_run(out: Path) -> str:
+    """Write an autoencoder's run; return the fingerprint of its components, which runs of patches record."""
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(AUTOENCODERS["tiny"])
+    open_run(out, "autoencoder", configured(TrainAutoencoder, model=autoencoder.config), [])
+    save_state(out / "state.pt", 4, {"average": autoencoder})
+    return fingerprint(autoencoder.components)
+
+
+def patches_run(out: Path, autoencoder: str) -> None:
+    """Write the run of a patches model for the latents of that autoencoder, with labels that differ."""
+    config = replace(PATCHES["tiny"], latent=AUTOENCODERS["tiny"].latent)
+    open_run(out, "patches", configured(TrainPatches, model=config, autoencoder=Path(autoencoder)), [])
+    torch.manual_seed(0)
+    model = Patches(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    save_state(out / "state.pt", 6, {"average": model})
+
+
 def toy_codes(vqvae: str, count: int = 14) -> Codes:
-    """Return codes of that VQ-VAE that follow from their label."""
+    """Return codes of that VQ-VAE that depend on their label."""
     torch.manual_seed(3)
     labels = torch.arange(count) % 7
     codes = (labels[:, None, None] + torch.arange(80).view(1, 20, 4) // 3 + torch.randint(2, (count, 20, 4))) % 8

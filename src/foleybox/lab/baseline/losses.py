@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-# --- vector quantisation ------------------------------------------------------------------------------------------
 
+def commitment(latent: Tensor, quantised: Tensor) -> Tensor:
+    """Return mean (z - sg[e])^2 of the encoder's outputs z and their codes' vectors e, both [B, D, H, W].
 
-def commitment(before: Tensor, after: Tensor) -> Tensor:
-    """Return mean (z - sg[e])^2 of `before` z and their codes' vectors `after` e, [B, D, H, W] both (van den Oord et al.
-    2017, equation 3, third term). It is the reports' "latent difference"; its gradient reaches the encoder alone.
+    The third term of van den Oord et al. 2017, equation 3; the reports' "latent difference". Its gradient reaches the
+    encoder alone.
     """
-    return (before - after.detach()).square().mean()
+    return (latent - quantised.detach()).square().mean()
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Return exp(-sum p ln p) of how often each code was used [K]: how many equally used codes would be as various."""
+    """Return exp(-sum p ln p) of the number of uses of each code [K]: the number of equally used codes with that entropy."""
     share = counts / counts.sum()
     return torch.special.entr(share).sum().exp()

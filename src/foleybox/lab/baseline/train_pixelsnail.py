@@ -1,4 +1,4 @@
-"""Train PixelSNAIL on codes: cross-entropy of every code from those before it and the label; one visible loop.
+"""Train PixelSNAIL on codes: the cross-entropy of every code given the codes before it and the label.
 
 `foleybox train pixelsnail CODES --system baseline|cmu-b|cmu-a -o RUN`.
 """
@@ -17,23 +17,22 @@ from torch import nn
 from foleybox.errors import UserError
 from foleybox.lab.baseline.codes import Codes, split_codes
 from foleybox.lab.baseline.pixelsnail import PUBLISHED, SIZES, PixelSnail, PixelSnailConfig
-from foleybox.lab.baseline.systems import SNAIL, SnailSystem, SnailTraining
+from foleybox.lab.baseline.systems import SMALL_LR, SNAIL, Schedule, SnailSystem, SnailTraining, learning_rate
 from foleybox.lab.core.loop import (
     Best,
     Log,
     accelerator_for,
     at_least,
     batch_indices,
-    cyclic_rate,
     due,
     evenly_spaced,
     seed_step,
     share,
 )
-from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
+from foleybox.lab.core.runs import PythonOnly, RunConfig, open_run, resume, save_state
 
 PATIENCE = 100
-"steps without a finite gradient after which training gives up"
+"steps without a finite gradient after which training stops"
 
 
 @dataclass(frozen=True)
@@ -46,46 +45,42 @@ class TrainPixelsnail:
     data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CODES")]
     "the codes file, of `foleybox encode`"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/pixelsnail")
-    "the run folder: checkpoint, log"
+    "the run folder: checkpoints, log"
     system: SnailSystem = "baseline"
-    "baseline: one rate. cmu-b: cyclic rate, mixed precision, clipped gradients. cmu-a: Zen mode too (lab/systems.py)"
-    size: Literal["small", "medium", "cmu-v1", "published"] = "published"
-    "2.5, 13, 44 or 97 million parameters for 20 x 86 of 512 codes; a processor can train the small one"
+    "baseline: constant rate. cmu-b: cyclic rate, mixed precision, clipped gradients. cmu-a: also Zen mode"
+    size: Literal["tiny", "small", "medium", "cmu-v1", "published"] = "published"
+    "0.1, 3.1, 14, 44 or 97 million parameters for a grid of 20 x 86 of 512 codes; a CPU trains small, tiny tries the commands"
     zen: Literal[0, 1, 2] | None = None
-    "another number of halvings of the grid before its attention than the system's: 4 times fewer tokens each"
-    cond_resnet: bool = False
-    "also hold the 6.5 million parameters that the published code never uses"
-    dropout: float = 0.1
+    "halvings of the grid before the attention (a quarter of the positions each), if not the system's"
     held_out: float = 0.05
     "share of the recordings never trained on, for the held-out numbers; 0: none"
     batch: int | None = None
-    "clips a step, over all processes, if not the system's"
-    schedule: Literal["constant", "triangle", "cosine"] | None = None
-    "another course of the learning rate than the system's"
+    "clips per step, over all processes, if not the system's"
+    schedule: Schedule | None = None
+    "of the learning rate, if not the system's; a period of the triangle is 20 epochs"
     lr: float | None = None
-    "another learning rate of Adam, or highest of the cycle, than the system's"
-    lr_low: float | None = None
-    "another lowest rate of the cycle than the system's"
-    period: int = 10_900
-    "steps of a cycle: 20 epochs of the report's 4,360 clips"
-    clip_norm: float | None = None
-    "another longest gradient than the system's; 0: any length"
+    "learning rate, or the highest of a cycle, if not the system's (published sizes) or the size's (small, medium)"
     steps: int = 144_000
-    "in all, those of earlier sittings included: CMU's 265 epochs; the baseline's 1,500 are 909,000"
+    "in all, those of earlier runs of the command included: CMU's 265 epochs; the baseline's 1,500 are 909,000"
+    clip_norm: PythonOnly[float | None] = None
+    "the norm that gradients are clipped to, if not the system's; 0: none"
+    period_epochs: PythonOnly[float] = 20.0
+    "epochs of a period of the triangle"
     run: RunConfig = field(default_factory=RunConfig)
     score_every: int = 0
-    "steps between scores of drawn sounds, where there are some (`--reference`); 0: at every measurement"
+    "steps between scores of drawn sounds, with --reference; 0: at every measurement"
 
     @property
     def plan(self) -> SnailTraining:
-        """The system's training, with what was asked for otherwise."""
-        named = {name: getattr(self, name, None) for name in asdict(SNAIL[self.system])}
-        named["precision"] = self.run.precision
-        return replace(SNAIL[self.system], **{name: value for name, value in named.items() if value is not None})
+        """The system's training, with the settings that were given instead."""
+        system = SNAIL[self.system]
+        system = replace(system, lr=SMALL_LR.get(self.size, system.lr))
+        given = {name: getattr(self, name, None) for name in asdict(system)} | {"precision": self.run.precision}
+        return replace(system, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def settled(self) -> Self:
-        """The same settings with those of the system filled in."""
+        """These settings with those of the system filled in."""
         values = asdict(self.plan)
         run = replace(self.run, precision=values.pop("precision"))
         return replace(self, run=run, **values)
@@ -93,30 +88,47 @@ class TrainPixelsnail:
 
 @dataclass(frozen=True)
 class Settled(TrainPixelsnail):
-    """The settings of a run once its codes are known: what its folder keeps."""
+    """The settings of a run once its codes are known, as its folder keeps them."""
 
     model: PixelSnailConfig = PUBLISHED
     vqvae: str = ""
     "fingerprint of the VQ-VAE whose codes these are: no other can decode what this model draws"
     scored: str | None = None
-    "what the score is, by which the best weights are kept; None: cross-entropy on held-out clips"
+    "the score by which the best weights are kept; None: cross-entropy on held-out clips"
+    one_cycle: int | None = None
+    "steps of a one-cycle schedule, which cannot be changed later"
 
 
 Score = Callable[[PixelSnail], float]
+Build = Callable[[PixelSnailConfig, int], PixelSnail]
+"""Makes the model of a size and of a number of halvings (`zen`)."""
+
+
+def build_plain(config: PixelSnailConfig, zen: int) -> PixelSnail:
+    """Return the baseline's PixelSNAIL."""
+    if zen:
+        raise ValueError(f"zen {zen}: the baseline's PixelSNAIL has no Zen mode, cmu.zen.make_pixelsnail builds it")
+    return PixelSnail(config)
 
 
 def train(
-    config: TrainPixelsnail, codes: Codes, out: Path, score: Score | None = None, scored: str = "a score"
+    config: TrainPixelsnail,
+    codes: Codes,
+    out: Path,
+    score: Score | None = None,
+    scored: str = "a score",
+    build: Build = build_plain,
 ) -> PixelSnail:
     """Train on `codes` without those held out, writing to `out`; return the model in eval mode.
 
-    The model with the lowest score so far is kept in `best.pt`: the score is the held-out cross-entropy whenever it is
-    measured, or what `score` (a quick Fréchet distance, say; `scored` is its name) returns for the model, every
-    `score_every` steps.
+    The weights with the lowest score so far are kept in `best.pt`. The score is the held-out cross-entropy whenever it
+    is measured, or what `score` (for instance a Fréchet distance of drawn sounds; `scored` is its name) returns for the
+    model, every `score_every` steps. `build` makes the model.
 
-    Raises UserError for settings that do not go together, nothing to train on, a run folder of another configuration
-    or of another VQ-VAE's codes, and gradients that stay infinite or NaN.
+    Raises UserError for settings that do not go together, no training clips, a run folder of another configuration or
+    of another VQ-VAE's codes, and gradients that stay infinite or NaN.
     """
+    config = config.settled
     plan = config.plan
     kept, held = split_codes(codes, config.held_out)
     check(config, plan, kept, held)
@@ -124,18 +136,17 @@ def train(
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if plan.batch % world:
         raise UserError(f"--batch {plan.batch} over {world} processes: expected a multiple of {world}")
-    size = model_config(config, codes)
-    with accelerator.main_process_first():  # one writes the folder, the others read it
-        open_run(
-            out, "pixelsnail",
-            Settled(
-                **vars(config.settled), model=size, vqvae=codes.fingerprint,
-                scored=None if score is None else scored,
-            ), clips=kept.heard,
-        )  # fmt: skip
-
     torch.manual_seed(config.run.seed)
-    snail = PixelSnail(size).to(device)
+    snail = build(model_config(config, codes), plan.zen)
+    with accelerator.main_process_first():  # process 0 writes the folder, the others read it
+        settled = Settled(
+            **vars(config), model=snail.config, vqvae=codes.fingerprint, scored=None if score is None else scored,
+            one_cycle=config.steps if plan.schedule == "one-cycle" else None,
+        )  # fmt: skip
+        open_run(out, "pixelsnail", settled, clips=kept.rows)
+    period = max(2, round(config.period_epochs * len(kept.codes) / plan.batch))
+
+    snail = snail.to(device)
     snail.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     optimizer = torch.optim.Adam([weight for weight in snail.parameters() if weight.requires_grad], plan.lr)
     best = Best()
@@ -149,7 +160,7 @@ def train(
     skipped_in_a_row = 0
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
-            seed_step(config.run.seed, step, rank)  # each process drops out for itself
+            seed_step(config.run.seed, step, rank)  # every process has dropout of its own
             snail.train()
             indices = share(batch_indices(step, plan.batch, len(kept.codes), config.run.seed), rank, world)
             real, label = kept.codes[indices].to(device), kept.labels[indices].to(device)
@@ -158,11 +169,11 @@ def train(
             terms = {"cross_entropy": F.cross_entropy(logits.float(), real)}
             numbers = {"accuracy": (logits.argmax(1) == real).float().mean()}
 
-            rate = learning_rate(config, step)
+            rate = learning_rate(plan.schedule, plan.lr, step, period, config.steps)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             accelerator.backward(sum(terms.values(), torch.zeros((), device=device)))
-            accelerator.unscale_gradients(optimizer)  # the norm is that of the gradients, not of fp16's multiples
+            accelerator.unscale_gradients(optimizer)  # before the norm: it is that of the true gradients
             norm = nn.utils.clip_grad_norm_(snail.parameters(), plan.clip_norm or torch.inf)
             finite = bool(torch.isfinite(norm))
             if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
@@ -177,11 +188,11 @@ def train(
             done = step + 1
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
-            last, extra = done == config.steps, {}
+            extra = {}
             if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
-                count = len(kept.codes)
-                some = torch.arange(count) if last else evenly_spaced(count, max(len(held.codes), plan.batch))
-                extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
+                some = evenly_spaced(len(kept.codes), max(len(held.codes), plan.batch))
+                with accelerator.autocast():
+                    extra = measure(snail, kept.pick(some), "train") | measure(snail, held, "held_out")
             now = extra.get("held_out_cross_entropy", torch.inf)
             score_every = config.score_every or config.run.sample_every
             if score is not None:
@@ -200,42 +211,24 @@ def train(
 
 
 def check(config: TrainPixelsnail, plan: SnailTraining, kept: Codes, held: Codes) -> None:
-    """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, score_every=0)
-    at_least(config, held_out=0)
-    at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0)
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"--dropout {config.dropout}: expected 0 or more, below 1")
-    if plan.schedule != "constant" and plan.lr_low > plan.lr:
-        raise UserError(
-            f"--lr-low {plan.lr_low:g} above --lr {plan.lr:g}: expected the lowest of the cycle to be lower"
-        )
+    """Raise UserError for settings with which training would fail later."""
+    at_least(config, steps=1, score_every=0, held_out=0, period_epochs=0)
+    at_least(plan, batch=1, lr=0, clip_norm=0)
     if not len(kept.codes):
         raise UserError(f"{len(held.codes)} clips, all of them held out: encode more recordings, or lower --held-out")
 
 
 def model_config(config: TrainPixelsnail, codes: Codes) -> PixelSnailConfig:
-    """Return the size that was asked for, for the grid and the codebook of these codes, whatever they are."""
+    """Return the chosen size for the grid and the codebook of these codes."""
     _, height, width = codes.codes.shape
-    return replace(
-        SIZES[config.size], height=height, width=width, codes=codes.size, dropout=config.dropout,
-        cond_resnet=config.cond_resnet, zen=config.plan.zen,
-    )  # fmt: skip
-
-
-def learning_rate(config: TrainPixelsnail, step: int) -> float:
-    """Return the rate of a step; it does not depend on `steps`, which may be raised later."""
-    plan = config.plan
-    if plan.schedule == "constant":
-        return plan.lr
-    return cyclic_rate(step, plan.lr_low, plan.lr, config.period, plan.schedule)
+    return replace(SIZES[config.size], height=height, width=width, codes=codes.size)
 
 
 @torch.no_grad()
 def measure(snail: PixelSnail, codes: Codes, name: str, batch: int = 8) -> dict[str, float]:
-    """Return what the model in eval mode gives the codes, clip by clip: means over clips, whatever the batch.
+    """Return measures of the model in eval mode on codes: means over clips, whatever the batch.
 
-    cross_entropy (nats a code; ln K for knowing nothing), accuracy (share of codes that are the likeliest), clips.
+    cross_entropy (nats per code; ln K for a uniform distribution), accuracy (share of codes that are the likeliest), clips.
     """
     if not len(codes.codes):
         return {}
@@ -244,7 +237,7 @@ def measure(snail: PixelSnail, codes: Codes, name: str, batch: int = 8) -> dict[
     nats = hits = 0.0
     for real, label in zip(codes.codes.split(batch), codes.labels.split(batch)):
         logits, real = snail(real.to(device), label.to(device)), real.to(device)
-        nats += float(F.cross_entropy(logits, real, reduction="none").mean((1, 2)).sum())
+        nats += float(F.cross_entropy(logits.float(), real, reduction="none").mean((1, 2)).sum())
         hits += float((logits.argmax(1) == real).float().mean((1, 2)).sum())
     found = {"cross_entropy": nats / len(codes.codes), "accuracy": hits / len(codes.codes), "clips": len(codes.codes)}
     return {f"{name}_{key}": float(value) for key, value in found.items()}

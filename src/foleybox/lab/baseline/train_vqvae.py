@@ -1,4 +1,4 @@
-"""Train the VQ-VAE of the baseline and of CMU: squared error, commitment, the foley head; one visible loop.
+"""Train the VQ-VAE of the baseline and of CMU's track B: squared error, commitment, classification head.
 
 `foleybox train vqvae FOLDER --system baseline|cmu-b -o RUN`.
 """
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from foleybox.errors import UserError
 from foleybox.lab.baseline.losses import commitment, perplexity
-from foleybox.lab.baseline.systems import VQ, VqSystem, VqTraining
-from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.baseline.systems import VQ, Schedule, VqSystem, VqTraining, learning_rate
+from foleybox.lab.baseline.vqvae import PUBLISHED, SIZES, Vqvae, VqvaeConfig
 from foleybox.lab.core.cache import load_mels
 from foleybox.lab.core.clips import ClipFile, find_clips, label_ids, split_by_recording, training_rows
 from foleybox.lab.core.loop import (
@@ -28,7 +28,6 @@ from foleybox.lab.core.loop import (
     at_least,
     batch_indices,
     broadcast_buffers,
-    cyclic_rate,
     due,
     evenly_spaced,
     gather_batch,
@@ -36,7 +35,7 @@ from foleybox.lab.core.loop import (
     share,
 )
 from foleybox.lab.core.mel import DCASE
-from foleybox.lab.core.runs import RunConfig, open_run, resume, save_state
+from foleybox.lab.core.runs import PythonOnly, RunConfig, open_run, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.labels import LABELS
 
@@ -53,49 +52,50 @@ class TrainVqvae:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vqvae")
     "the run folder: checkpoint, log, sheets of reconstructions"
     system: VqSystem = "baseline"
-    "baseline: without labels, one rate. cmu-b: foley head, cyclic rate, mixed precision (lab/systems.py)"
+    "cmu-b adds the classification head, and trains in mixed precision"
+    size: Literal["tiny", "published"] = "published"
+    "2.2 million parameters as published; tiny: for trying the commands"
     tiers: tuple[str, ...] = ()
     "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
     held_out: float = 0.05
     "share of the recordings never trained on, for the held-out numbers; 0: none"
-    model: VqvaeConfig = field(default_factory=VqvaeConfig)
     head: Literal["none", "pre", "post"] | None = None
-    "another foley head than the system's: none, reading what enters (pre) or what leaves (post) quantisation"
-    head_weight: float | None = None
-    "another weight of the head's cross-entropy than the system's"
-    commitment: float = 0.25
-    "weight of the latent difference"
+    "classification head, if not the system's: none, on the encoder's output (pre), on the quantised one (post)"
     batch: int | None = None
-    "clips a step, over all processes, if not the system's"
-    schedule: Literal["constant", "triangle", "cosine"] | None = None
-    "another course of the learning rate than the system's"
+    "clips per step, over all processes, if not the system's"
+    schedule: Schedule | None = None
+    "of the learning rate, if not the system's; a period of the triangle is 20 epochs"
     lr: float | None = None
-    "another learning rate of Adam, or highest of the cycle, than the system's; the report's 3e-3 is ten times the code's"
-    lr_low: float | None = None
-    "another lowest rate of the cycle than the system's"
-    period: int = 5450
-    "steps of a cycle: 20 epochs of the report's 4,360 clips"
-    clip_norm: float | None = None
-    "another longest gradient than the system's; 0: any length"
+    "learning rate, or the highest of a cycle, if not the system's 3e-4"
     steps: int = 218_000
-    "in all, those of earlier sittings included: the report's 800 epochs"
+    "in all, those of earlier runs of the command included: the report's 800 epochs"
+    model: PythonOnly[VqvaeConfig | None] = None
+    "another size than that of `size`"
+    head_weight: PythonOnly[float] = 0.01
+    "weight of the head's cross-entropy"
+    commitment: PythonOnly[float] = 0.25
+    "weight of the commitment loss"
+    period_epochs: PythonOnly[float] = 20.0
+    "epochs of a period of the triangle"
     run: RunConfig = field(default_factory=lambda: RunConfig(sample_every=2000))
     score_every: int = 0
-    "steps between scores of reconstructed sounds, where there are some (`--reference`); 0: at every sheet"
+    "steps between scores of reconstructed sounds, with --reference; 0: at every sheet"
+
+    REMOVED: ClassVar[dict[str, Any]] = {"lr_low": 3e-4, "period": 5450, "clip_norm": 0.0}
 
     @property
     def plan(self) -> VqTraining:
-        """The system's training, with what was asked for otherwise."""
-        named = {name: getattr(self, name, None) for name in asdict(VQ[self.system])}
-        named["precision"] = self.run.precision
-        return replace(VQ[self.system], **{name: value for name, value in named.items() if value is not None})
+        """The system's training, with the settings that were given instead."""
+        system = VQ[self.system]
+        given = {name: getattr(self, name, None) for name in asdict(system)} | {"precision": self.run.precision}
+        return replace(system, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def settled(self) -> Self:
-        """The same settings with those of the system filled in."""
+        """These settings with those of the system and the size filled in."""
         values = asdict(self.plan)
         run = replace(self.run, precision=values.pop("precision"))
-        return replace(self, run=run, **values)
+        return replace(self, run=run, model=self.model or SIZES[self.size], **values)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ class Settled(TrainVqvae):
     """The settings of a run as its folder keeps them."""
 
     scored: str | None = None
-    "what the score is, by which the best weights are kept; None: there is no score, the last are"
+    "the score by which the best weights are kept; None: no score, the last weights are used"
+    one_cycle: int | None = None
+    "steps of a one-cycle schedule, which cannot be changed later"
 
 
 Score = Callable[[Vqvae], float]
@@ -118,45 +120,40 @@ def main(config: TrainVqvae, score: Score | None = None, scored: str = "a score"
     return 0
 
 
-def learning_rate(config: TrainVqvae, step: int) -> float:
-    """Return the rate of a step; it does not depend on `steps`, which may be raised later."""
-    plan = config.plan
-    if plan.schedule == "constant":
-        return plan.lr
-    return cyclic_rate(step, plan.lr_low, plan.lr, config.period, plan.schedule)
-
-
 def train(
     config: TrainVqvae, clips: list[ClipFile], out: Path, score: Score | None = None, scored: str = "a score"
 ) -> Vqvae:
     """Train on `clips` without those held out, writing to `out`; return the model in eval mode.
 
-    Given a `score` (the distance of reconstructed sounds, say; `scored` is its name), every `score_every` steps the model
-    with the lowest so far is kept in `best.pt`, and is the one that is read from the run.
+    With a `score` (for instance a distance of reconstructed sounds; `scored` is its name), computed every `score_every`
+    steps, the weights with the lowest score so far are kept in `best.pt`.
 
-    Raises UserError for settings that do not go together, nothing to train on, or a run folder of another configuration.
+    Raises UserError for settings that do not go together, no training clips, or a run folder of another configuration.
     """
-    plan = config.plan
+    config = config.settled
+    plan, network = config.plan, config.model or PUBLISHED
     kept, held = split_by_recording(clips, config.held_out)
-    check(config, plan, len(kept), len(held))
+    check(config, plan, network, len(kept), len(held))
     unsynced = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = accelerator_for(config.run, plan.precision, out, handlers=[unsynced])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     if plan.batch % world:
         raise UserError(f"--batch {plan.batch} over {world} processes: expected a multiple of {world}")
-    if config.model.norm and world > 1:
+    if network.norm and world > 1:
         raise UserError(
-            f"--norm over {world} processes: its statistics would be those of a part; start it without torchrun"
+            f"batch norm over {world} processes: its statistics would be those of a part; start it without torchrun"
         )
-    with accelerator.main_process_first():  # one writes the folder and the cache, the others read them
-        settled = Settled(**vars(config.settled), scored=None if score is None else scored)
+    with accelerator.main_process_first():  # process 0 writes the folder and the cache, the others read them
+        cycle = config.steps if plan.schedule == "one-cycle" else None
+        settled = Settled(**vars(config), scored=None if score is None else scored, one_cycle=cycle)
         open_run(out, "vqvae", settled, clips=training_rows(kept))
         mels = load_mels(kept, DCASE)  # [N, 80, 344]
         held_mels = load_mels(held, DCASE) if held else mels[:0]
     labels, held_labels = label_ids(kept), label_ids(held)
+    period = max(2, round(config.period_epochs * len(mels) / plan.batch))
 
     torch.manual_seed(config.run.seed)
-    vqvae = Vqvae(config.model, plan.head).to(device)
+    vqvae = Vqvae(network, plan.head).to(device)
     vqvae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     optimizer = torch.optim.Adam(vqvae.parameters(), plan.lr)
     best = Best()
@@ -169,7 +166,7 @@ def train(
     if not start:
         with torch.no_grad():
             first = batch_indices(0, plan.batch, len(mels), config.run.seed)
-            vqvae.codebook.start(vqvae.encode(mels[first].to(device)))
+            vqvae.codebook.initialise(vqvae.encode(mels[first].to(device)))
     broadcast_buffers(vqvae.codebook, world)
     model, optimizer = accelerator.prepare(vqvae, optimizer)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
@@ -182,36 +179,36 @@ def train(
             mel, label = mels[indices].to(device), labels[indices].to(device)
             with accelerator.autocast():
                 made = model(mel)
-            difference = commitment(made.before, made.after)
-            terms = {"mse": F.mse_loss(made.mel, mel), "commitment": config.commitment * difference}
+            difference = commitment(made.latent, made.quantised)
+            terms = {"mse": F.mse_loss(made.output, mel), "commitment": config.commitment * difference}
             numbers = {"latent": difference}
             if made.logits is not None:
                 cross_entropy = F.cross_entropy(made.logits, label)
-                terms["foley"] = plan.head_weight * cross_entropy
+                terms["foley"] = config.head_weight * cross_entropy
                 numbers["cross_entropy"] = cross_entropy
 
-            rate = learning_rate(config, step)
+            rate = learning_rate(plan.schedule, plan.lr, step, period, config.steps)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             accelerator.backward(sum(terms.values(), torch.zeros((), device=device)))
-            accelerator.unscale_gradients(optimizer)  # the norm is that of the gradients, not of fp16's multiples
-            norm = nn.utils.clip_grad_norm_(vqvae.parameters(), plan.clip_norm or torch.inf)
+            accelerator.unscale_gradients(optimizer)  # before the norm: it is that of the true gradients
+            norm = nn.utils.clip_grad_norm_(vqvae.parameters(), torch.inf)
             finite = bool(torch.isfinite(norm))
             if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
                 optimizer.step()
-            before, codes = (gather_batch(part.detach(), accelerator) for part in (made.before, made.codes))
-            counts = codes.flatten().bincount(minlength=config.model.size)
+            latent, codes = (gather_batch(part.detach(), accelerator) for part in (made.latent, made.codes))
+            counts = codes.flatten().bincount(minlength=network.size)
             numbers |= {"perplexity": perplexity(counts), "used": (counts > 0).sum()}
             if finite:
-                numbers["drawn_anew"] = torch.tensor(vqvae.codebook.follow(before, codes, step))
+                numbers["codes_replaced"] = torch.tensor(vqvae.codebook.update(latent, codes, step))
                 broadcast_buffers(vqvae.codebook, world)
 
             done = step + 1
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
             log.advance(done)
-            last, extra = done == config.steps, {}
+            extra = {}
             if due(done, config.steps, config.run.sample_every) and accelerator.is_main_process:
-                some = torch.arange(len(mels)) if last else evenly_spaced(len(mels), max(len(held), plan.batch))
+                some = evenly_spaced(len(mels), max(len(held), plan.batch))
                 extra = measure(vqvae, mels[some], labels[some], "train")
                 extra |= measure(vqvae, held_mels, held_labels, "held_out")
                 shown = (held_mels, held_labels) if held else (mels, labels)
@@ -230,28 +227,22 @@ def train(
     return vqvae.eval()
 
 
-def check(config: TrainVqvae, plan: VqTraining, kept: int, held: int) -> None:
-    """Raise UserError for what training would stumble over later."""
-    at_least(config, steps=1, period=2, score_every=0)
-    at_least(config, held_out=0)
-    at_least(plan, batch=1, lr=0, lr_low=0, clip_norm=0, head_weight=0)
-    at_least(config.model, channels=2, blocks=0, residual=1, width=1, size=2)
-    if config.model.size > 65_536:
-        raise UserError(f"--size {config.model.size}: expected 65536 or fewer, which a codes file can hold")
-    if plan.schedule != "constant" and plan.lr_low > plan.lr:
-        raise UserError(
-            f"--lr-low {plan.lr_low:g} above --lr {plan.lr:g}: expected the lowest of the cycle to be lower"
-        )
+def check(config: TrainVqvae, plan: VqTraining, network: VqvaeConfig, kept: int, held: int) -> None:
+    """Raise UserError for settings with which training would fail later."""
+    at_least(config, steps=1, score_every=0, held_out=0, head_weight=0, period_epochs=0)
+    at_least(plan, batch=1, lr=0)
+    if not 2 <= network.size <= 65_536:
+        raise UserError(f"a codebook of {network.size} codes: expected 2 to 65536, which a codes file can hold")
     if not kept:
         raise UserError(f"{held} clips, all of them held out: give more recordings or a lower --held-out")
 
 
 @torch.no_grad()
 def measure(vqvae: Vqvae, mels: Tensor, labels: Tensor, name: str, batch: int = 16) -> dict[str, float]:
-    """Return what the model in eval mode does to log-mels [N, M, T]: means over clips, whatever the batch.
+    """Return measures of the model in eval mode on log-mels [N, M, T]: means over clips, whatever the batch.
 
-    mse (of natural-log mels), latent (the latent difference), cross_entropy and accuracy (of the foley head, if there
-    is one), perplexity and used (of all codes together), clips. The report's Table 3 is of the first three.
+    mse (of natural-log mels), latent (the latent difference), cross_entropy and accuracy (of the head, if there is one),
+    perplexity and used (of the codes of all clips together), clips. The report's Table 3 has the first three.
     """
     if not len(mels):
         return {}
@@ -262,7 +253,7 @@ def measure(vqvae: Vqvae, mels: Tensor, labels: Tensor, name: str, batch: int = 
     for mel, label in zip(mels.split(batch), labels.split(batch)):
         mel, label = mel.to(device), label.to(device)
         made = vqvae(mel)
-        means = {"mse": F.mse_loss(made.mel, mel), "latent": commitment(made.before, made.after)}
+        means = {"mse": F.mse_loss(made.output, mel), "latent": commitment(made.latent, made.quantised)}
         if made.logits is not None:
             means["cross_entropy"] = F.cross_entropy(made.logits, label)
             means["accuracy"] = (made.logits.argmax(1) == label).float().mean()
@@ -276,9 +267,9 @@ def measure(vqvae: Vqvae, mels: Tensor, labels: Tensor, name: str, batch: int = 
 
 @torch.no_grad()
 def sheet(path: Path, vqvae: Vqvae, mels: Tensor, labels: Tensor) -> None:
-    """Draw up to two clips of each label, each beside its reconstruction."""
+    """Draw up to two clips of each label, each next to its reconstruction."""
     shown = [int(i) for label in LABELS for i in torch.nonzero(labels == label.id).flatten()[:2]]
     vqvae.eval()
-    made = vqvae(mels[shown].to(vqvae.codebook.vectors.device)).mel.cpu()
+    made = vqvae(mels[shown].to(vqvae.codebook.vectors.device)).output.cpu()
     pairs = torch.stack([mels[shown], made], 1).flatten(0, 1)
     mel_sheet(path, pairs, labels[shown].repeat_interleave(2), columns=4)

@@ -9,11 +9,9 @@ from foleybox.lab.cmu.mvqvae import Rows
 from foleybox.lab.core.mel import CEMBED
 from foleybox.lab.vocoders.hifigan import Hifigan, HifiganConfig
 
-# --- CEmbeds to waves ---------------------------------------------------------------------------------------------
-
 
 class Mhifigan(nn.Module):
-    """CMU's vocoder: raw CEmbeds [B, 1152, T] to waves [B, 320 T] at 24 kHz; HiFi-GAN behind the scale of the rows."""
+    """Raw CEmbeds [B, 1152, T] to waves [B, 320 T] at 24 kHz: a HiFi-GAN of scaled rows."""
 
     def __init__(self, config: HifiganConfig) -> None:
         super().__init__()
@@ -27,7 +25,7 @@ class Mhifigan(nn.Module):
 def waves_of_cembeds(mhifigan: Mhifigan, features: Tensor, rate: int = 22_050) -> Tensor:
     """Return the waves of CEmbeds [N, 1152, 300], float32 [N, 88200] at the task's 22,050 Hz, on the CPU.
 
-    With `rate` 24,000 they are as the vocoder made them, [N, 96000].
+    With `rate` 24,000 they are not resampled, [N, 96000].
     """
     device = mhifigan.rows.mean.device
     waves = torch.cat([mhifigan(part.to(device)).cpu() for part in features.split(1)])
@@ -36,8 +34,8 @@ def waves_of_cembeds(mhifigan: Mhifigan, features: Tensor, rate: int = 22_050) -
     return torch.stack([torch.from_numpy(resample(wave.numpy(), CEMBED.rate, rate)) for wave in waves])
 
 
-# CMU's vocoder of CEmbeds: rates as in the public copy of its code; 17,778,178 weights. At a rate of 10 a kernel of 16
-# covers some samples twice and others once; one of 20 covers all alike, in 18,302,466.
+# Rates as in the public copy of CMU's code; 17,778,178 weights. At a rate of 10 a kernel of 16 covers some samples twice
+# and others once; a kernel of 20 covers all equally, with 18,302,466 weights.
 MHIFIGAN = HifiganConfig(bands=1152, rates=(10, 8, 2, 2))
 MHIFIGAN_EVEN = HifiganConfig(bands=1152, rates=(10, 8, 2, 2), kernels=(20, 16, 4, 4))
 CEMBED_VERSIONS = {"mhifigan": MHIFIGAN, "mhifigan-even": MHIFIGAN_EVEN}

@@ -6,17 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from foleybox.errors import UserError
-from foleybox.lab.baseline.runs import load_vqvae
+from foleybox.lab.baseline import runs as baseline
+from foleybox.lab.baseline.pixelsnail import PixelSnail
+from foleybox.lab.baseline.runs import Weights, load_vqvae
 from foleybox.lab.baseline.vqvae import Vqvae
 from foleybox.lab.cmu.cembed import CembedConfig
 from foleybox.lab.cmu.mhifigan import CEMBED_VERSIONS, Mhifigan
 from foleybox.lab.cmu.mvqvae import Mvqvae, MvqvaeConfig
+from foleybox.lab.cmu.zen import ZenConfig, ZenPixelSnail
+from foleybox.lab.core.compat import read_settings
 from foleybox.lab.core.runs import fill_part, read_run_config, read_trained
 from foleybox.lab.vocoders.hifigan import HifiganConfig
 
 
+def load_pixelsnail(run: Path, weights: Weights = "best") -> tuple[PixelSnail, str, int]:
+    """Return (the PixelSNAIL or Zen PixelSNAIL of a run in eval mode, the fingerprint of its VQ-VAE or MVQVAE, the step).
+
+    Raises UserError for a bad run or a partial checkpoint.
+    """
+    if read_run_config(run).get("model", {}).get("zen"):
+        return baseline.load_pixelsnail(run, weights, ZenConfig, ZenPixelSnail)
+    return baseline.load_pixelsnail(run, weights)
+
+
 def load_mhifigan(run: Path) -> tuple[Mhifigan, CembedConfig, int]:
-    """Return (the MHiFiGAN of a run in eval mode, its weight norms folded in, what its CEmbeds are made of, the step).
+    """Return (the MHiFiGAN of a run in eval mode, its weight norms folded in, the settings of its CEmbeds, the step).
 
     Raises UserError for a bad run or a partial checkpoint.
     """
@@ -28,32 +42,35 @@ def load_mhifigan(run: Path) -> tuple[Mhifigan, CembedConfig, int]:
 
 
 def load_mvqvae(run: Path) -> tuple[Mvqvae, CembedConfig, int]:
-    """Return (the frozen MVQVAE of a run, what its CEmbeds are made of, the step).
+    """Return (the frozen MVQVAE of a run, the settings of its CEmbeds, the step).
 
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "mvqvae")
-    mvqvae = Mvqvae(MvqvaeConfig(**settings["model"]), settings["head"])
+    mvqvae = Mvqvae(read_settings(MvqvaeConfig, settings["model"], run), settings["head"])
     fill_part(mvqvae, "mvqvae", state, run / "state.pt")
     return mvqvae.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
 
 
 def read_cembed_config(settings: Mapping[str, Any]) -> CembedConfig:
-    """Return what the CEmbeds of a run with these settings are made of."""
+    """Return the settings of the CEmbeds of a run with these settings."""
     features = settings["features"]
     return CembedConfig(**{**features, "layer_weights": tuple(features["layer_weights"])})
 
 
-def load_quantiser(run: Path) -> tuple[Vqvae | Mvqvae, CembedConfig | None, int]:
-    """Return (the frozen VQ-VAE or MVQVAE of a run, what its CEmbeds are made of or None for mels, the step)."""
+def load_quantiser(run: Path, weights: Weights = "best") -> tuple[Vqvae | Mvqvae, CembedConfig | None, int]:
+    """Return (the frozen VQ-VAE or MVQVAE of a run, the settings of its CEmbeds or None for mels, the step).
+
+    An MVQVAE has its last weights only. Raises UserError for a bad run or a partial checkpoint.
+    """
     if read_run_config(run).get("part") == "mvqvae":
         return load_mvqvae(run)
-    vqvae, step = load_vqvae(run)
+    vqvae, step = load_vqvae(run, weights)
     return vqvae, None, step
 
 
 def mhifigan_config(version: str, width: int | None = None) -> HifiganConfig:
-    """Return the settings of an MHiFiGAN. Raises UserError for a width that its rises cannot halve."""
+    """Return the settings of an MHiFiGAN. Raises UserError for a width that its upsampling layers cannot halve."""
     config = CEMBED_VERSIONS[version]
     halved = 2 ** len(config.rates)
     if width is not None and (width < halved or width % halved):

@@ -1,8 +1,8 @@
-"""Trained parts -> waves, in torch: a label and a seed become a mel, and the mel a wave; `foleybox generate` of a run.
+"""`foleybox sample`: trained parts -> waves, in torch, without exporting an instrument.
 
-A PixelSNAIL run draws codes, which the very VQ-VAE that it learnt from turns into a mel; a GAN run makes the mel itself.
-Any vocoder run that reads such mels makes the wave. Every clip is decoded by itself, so that what else is in the batch
-does not touch its last bit.
+A PixelSNAIL draws codes, which the VQ-VAE (or MVQVAE) of its training decodes to a mel (or a CEmbed). A GAN makes the
+mel itself; a patches model draws latents, which its autoencoder decodes to a mel. A vocoder that reads such mels makes
+the wave. Every clip is decoded by itself, so that the other clips of a batch do not change its last bits.
 
 Letters: N clips, M mel bands, T frames, L samples.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,28 +20,32 @@ from torch import Tensor, nn
 
 from foleybox.audio import write_wave
 from foleybox.errors import UserError
-from foleybox.lab.baseline.codes import check_vqvae, decode_codes
+from foleybox.lab.baseline.codes import check_fingerprint, decode_codes
 from foleybox.lab.baseline.pixelsnail import PixelSnail
-from foleybox.lab.baseline.runs import load_pixelsnail, load_vqvae
+from foleybox.lab.baseline.runs import Weights, load_vqvae_of_codes
 from foleybox.lab.baseline.sampling import PLAIN, Drawing, check_drawing
 from foleybox.lab.baseline.sampling import sample as sample_codes
 from foleybox.lab.baseline.vqvae import Vqvae
 from foleybox.lab.cmu.mhifigan import Mhifigan, waves_of_cembeds
 from foleybox.lab.cmu.mvqvae import Mvqvae
-from foleybox.lab.cmu.runs import load_mhifigan, load_mvqvae
-from foleybox.lab.core.mel import DCASE
+from foleybox.lab.cmu.runs import load_mhifigan, load_mvqvae, load_pixelsnail
+from foleybox.lab.core.mel import DCASE, MELS, WIDE, MelConfig
 from foleybox.lab.core.runs import read_run_config
 from foleybox.lab.kt.runs import load_generator
 from foleybox.lab.kt.sagan import Generator, refresh_batch_norm, to_mel
-from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.patches.autoencoder import Autoencoder
+from foleybox.lab.patches.runs import load_patches_and_autoencoder
+from foleybox.lab.patches.transformer import GUIDANCE, GUIDED_FROM, TEMPERATURE, Patches, draw
+from foleybox.lab.vocoders.hifigan import Hifigan
+from foleybox.lab.vocoders.runs import hifigan_config, load_vocoder, read_official_hifigan
 from foleybox.labels import LABELS, Label, parse_label
 from foleybox.version import __version__
 
 SECONDS = 4.0
-SAMPLES = round(SECONDS * DCASE.rate)  # 88,200, as the challenge wants them
-SEEDS = 2**53  # as the studio's: JSON carries whole numbers exactly up to here
-SETTLING = 50  # batches from which a GAN's batch statistics are re-estimated, as `export` does
-PARTS = ("pixelsnail", "sagan")  # what a run that can be played trains
+SAMPLES = round(SECONDS * DCASE.rate)  # 88,200, the challenge's length
+SEEDS = 2**53  # as in the studio: JSON holds integers exactly up to this
+SETTLING = 50  # batches from which a GAN's batch statistics are estimated again, as in `export`
+PARTS = ("pixelsnail", "sagan", "patches")  # of the runs that can be played
 
 
 class System(NamedTuple):
@@ -51,17 +55,17 @@ class System(NamedTuple):
     "(labels, seeds) -> log-mels [N, M, T] on the CPU; for an MHiFiGAN, CEmbeds"
     vocoder: nn.Module
     about: str
-    "what it is made of, for the files' comments"
+    "the parts and their steps, for the files' comments"
 
     def waves(self, labels: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        """Return the waves [N, 88200] at 22,050 Hz of labels and their seeds: each a function of its own two alone."""
+        """Return the waves [N, 88200] at 22,050 Hz of labels and seeds; each depends on its own label and seed alone."""
         made = self.mels(labels, seeds)
         return (
             waves_of_cembeds(self.vocoder, made) if isinstance(self.vocoder, Mhifigan) else vocode(self.vocoder, made)
         )
 
 
-# --- the steps ----------------------------------------------------------------------------------------------------
+# --- labels and seeds to waves ------------------------------------------------------------------------------------
 
 
 def mels_of_codes(
@@ -71,20 +75,20 @@ def mels_of_codes(
     seeds: Sequence[int],
     drawing: Drawing = PLAIN,
     batch: int = 16,
-    watched: bool = True,
+    progress: bool = True,
 ) -> Tensor:
-    """Draw codes for labels and seeds, and return their log-mels [N, M, T] (an MVQVAE's: CEmbeds) on the CPU."""
-    return decode_codes(vqvae, sample_codes(snail, labels, seeds, drawing, batch, watched), batch=1)
+    """Draw codes for labels and seeds, and return their log-mels [N, M, T] (of an MVQVAE, CEmbeds) on the CPU."""
+    return decode_codes(vqvae, sample_codes(snail, labels, seeds, drawing, batch, progress), batch=1)
 
 
 @torch.no_grad()
 def mels_of_noise(
     generator: Generator, labels: Sequence[int], seeds: Sequence[int], temperature: float = 1.0
 ) -> Tensor:
-    """Return the log-mels [N, M, T] that KT's generator in eval mode makes, on the CPU.
+    """Return the log-mels [N, M, T] of KT's generator in eval mode, on the CPU.
 
-    A seed's noise is torch's; the exported instrument has noise that other languages can make too, and so other sounds
-    at the same seeds.
+    The noise of a seed is torch's. An exported instrument has another noise, which other languages can compute too, and
+    so makes other sounds of the same seeds.
     """
     device = next(generator.parameters()).device
     mels = []
@@ -96,10 +100,34 @@ def mels_of_noise(
 
 
 @torch.no_grad()
+def mels_of_patches(
+    model: Patches, autoencoder: Autoencoder, labels: Sequence[int], seeds: Sequence[int], temperature: float = 1.0
+) -> Tensor:
+    """Return the log-mels [N, M, T] that a patches model draws, on the CPU, with the noise of `mels_of_noise`.
+
+    Guidance and temperature of the labels are those with which `export` makes an instrument; `temperature` multiplies
+    the latter. T is at least four seconds.
+    """
+    device, size = next(model.parameters()).device, autoencoder.config
+    positions = -(-SAMPLES // (WIDE.hop * size.patch))
+    mels = []
+    for label, seed in zip(labels, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(1, positions, size.latent, generator=generator)
+        fine = torch.randn(1, positions * size.patch, size.noise, generator=generator)
+        latents = draw(
+            model, torch.tensor([label], device=device), (temperature * TEMPERATURE[label] * noise).to(device),
+            guidance=GUIDANCE[label], guided_from=GUIDED_FROM,
+        )  # fmt: skip
+        mels.append(autoencoder(latents, fine.to(device)).cpu())
+    return torch.cat(mels)
+
+
+@torch.no_grad()
 def vocode(vocoder: nn.Module, mels: Tensor, samples: int = SAMPLES) -> Tensor:
     """Return the waves [N, samples] of log-mels [N, M, T], on the CPU, one by one.
 
-    344 frames are 88,064 samples; the 136 to four seconds are zeros, as in the challenge's baseline.
+    344 frames are 88,064 samples; the remaining 136 of four seconds are zeros.
     """
     device = next(vocoder.parameters()).device
     waves = torch.cat([vocoder(mel[None].to(device)).cpu() for mel in mels])[:, :samples]
@@ -109,94 +137,137 @@ def vocode(vocoder: nn.Module, mels: Tensor, samples: int = SAMPLES) -> Tensor:
 # --- the parts ----------------------------------------------------------------------------------------------------
 
 
-def read_vocoder(run: Path) -> nn.Module:
-    """Return the vocoder of a run. Raises UserError for one that reads other mels than the systems make."""
-    vocoder, mel, _ = load_vocoder(run)
-    if mel != DCASE:
+def read_vocoder(run: Path, mel: MelConfig = DCASE) -> nn.Module:
+    """Return the vocoder of a run, or of an official HiFi-GAN checkpoint (V1, `g_00935000` of the challenge's baseline).
+
+    Raises UserError for one that reads another mel than `mel`.
+    """
+    wanted = next(name for name, known in MELS.items() if known == mel)
+    if run.is_file():
+        if mel != DCASE:
+            raise UserError(f"{run}: an official HiFi-GAN reads the mel dcase, this system makes {wanted}")
+        official = Hifigan(hifigan_config(mel, "hifigan-v1"))
+        read_official_hifigan(run, official)
+        official.remove_weight_norm()
+        return official.eval()
+    vocoder, found, _ = load_vocoder(run)
+    if found != mel:
         raise UserError(
-            f"the vocoder {run} reads the mel {read_run_config(run)['mel']}, the systems make dcase: name one of "
-            "`foleybox train vocoder --mel dcase`"
+            f"the vocoder {run} reads the mel {read_run_config(run)['mel']}, this system makes {wanted}: name one of "
+            f"`foleybox train vocoder --mel {wanted}`"
         )
     return vocoder
 
 
-def read_vqvae(run: Path, expected: str, what: str) -> Vqvae:
-    """Return the VQ-VAE of a run. Raises UserError unless its codes are those that `what` draws."""
-    vqvae, _ = load_vqvae(run)
-    check_vqvae(vqvae, expected, what)
+def read_vqvae(run: Path, expected: str, source: str) -> Vqvae:
+    """Return the VQ-VAE of a run. Raises UserError unless its codes are those of `source`."""
+    vqvae, _ = load_vqvae_of_codes(run, expected)
+    check_fingerprint(vqvae, expected, source)
     return vqvae
 
 
-def check_rows(rows: int, what: str) -> None:
-    """Raise UserError unless grids of so many rows decode to the mels that vocoders read."""
+def check_rows(rows: int, source: str) -> None:
+    """Raise UserError unless grids with this many rows decode to the mels that vocoders read."""
     if 4 * rows != DCASE.bands:
         raise UserError(
-            f"{what} has codes of {rows} rows, mels of {4 * rows} bands: expected {DCASE.bands // 4}, for {DCASE.bands}"
+            f"{source} has codes of {rows} rows, mels of {4 * rows} bands: expected {DCASE.bands // 4}, for {DCASE.bands}"
         )
 
 
-def codes_system(run: Path, vqvae_run: Path | None, vocoder: nn.Module, drawing: Drawing, batch: int) -> System:
-    """Return a PixelSNAIL run with the VQ-VAE whose codes it draws. Raises UserError for another VQ-VAE."""
-    snail, fingerprint, step = load_pixelsnail(run)
-    if vqvae_run is None:
+def codes_system(config: "Sample", drawing: Drawing, vocoder_run: Path) -> System:
+    """Return a PixelSNAIL with the VQ-VAE or MVQVAE of its codes, and a vocoder. Raises UserError for other parts."""
+    snail, expected, step = load_pixelsnail(config.run, best_or_last(config))
+    if config.vqvae is None:
         raise UserError(
-            f"{run} draws codes of the VQ-VAE {fingerprint[:12]}: name its run with --vqvae (the one that `foleybox "
+            f"{config.run} draws codes of the VQ-VAE {expected[:12]}: name its run with --vqvae (the one that `foleybox "
             "encode` was given)"
         )
-    vqvae = read_vqvae(vqvae_run, fingerprint, str(run))
-    check_rows(snail.config.height, str(run))
-    device = next(vocoder.parameters()).device
-    snail.to(device)
-    vqvae.to(device)
+    about = f"{read_run_config(config.run)['system']}, PixelSNAIL at step {step}"
+    if read_run_config(config.vqvae).get("part") == "mvqvae":
+        return cembed_system(config, snail, expected, about, drawing, vocoder_run)
+    vqvae = read_vqvae(config.vqvae, expected, str(config.run))
+    check_rows(snail.config.height, str(config.run))
+    vocoder = read_vocoder(vocoder_run)
+    to_gpu(config, snail, vqvae, vocoder)
     return System(
-        lambda labels, seeds: mels_of_codes(snail, vqvae, labels, seeds, drawing, batch),
+        lambda labels, seeds: mels_of_codes(snail, vqvae, labels, seeds, drawing, config.batch),
         vocoder,
-        f"{read_run_config(run)['system']}, PixelSNAIL at step {step}, VQ-VAE {fingerprint[:12]}",
+        f"{about}, VQ-VAE {expected[:12]}",
     )
 
 
-def cembed_system(run: Path, mvqvae_run: Path, vocoder_run: Path, drawing: Drawing, batch: int, device: str) -> System:
-    """Return a PixelSNAIL run with the MVQVAE whose codes it draws and an MHiFiGAN: CMU's track A.
+def cembed_system(
+    config: "Sample", snail: PixelSnail, expected: str, about: str, drawing: Drawing, vocoder_run: Path
+) -> System:
+    """Return a PixelSNAIL with the MVQVAE of its codes and an MHiFiGAN: CMU's track A.
 
-    Raises UserError for another MVQVAE, and for an MHiFiGAN that learnt from another encoder.
+    Raises UserError for another MVQVAE, and for an MHiFiGAN that was trained with another encoder.
     """
-    snail, expected, step = load_pixelsnail(run)
-    mvqvae, features, _ = load_mvqvae(mvqvae_run)
-    check_vqvae(mvqvae, expected, str(run))
+    assert config.vqvae is not None
+    mvqvae, features, _ = load_mvqvae(config.vqvae)
+    check_fingerprint(mvqvae, expected, str(config.run))
     vocoder, vocoder_features, _ = load_mhifigan(vocoder_run)
     if features != vocoder_features:
         raise UserError(
-            f"{vocoder_run} reads CEmbeds of {vocoder_features}, {mvqvae_run} makes those of {features}: train it on these"
+            f"{vocoder_run} reads CEmbeds of {vocoder_features}, {config.vqvae} makes those of {features}: train it on these"
         )
-    if device == "auto" and torch.cuda.is_available():
-        for model in (snail, mvqvae, vocoder):
-            model.cuda()
+    to_gpu(config, snail, mvqvae, vocoder)
     return System(
-        lambda labels, seeds: mels_of_codes(snail, mvqvae, labels, seeds, drawing, batch),
+        lambda labels, seeds: mels_of_codes(snail, mvqvae, labels, seeds, drawing, config.batch),
         vocoder,
-        f"{read_run_config(run)['system']}, PixelSNAIL at step {step}, MVQVAE {expected[:12]}"
+        f"{about}, MVQVAE {expected[:12]}"
         + (", stand-in encoder (random weights, not MERT)" if features.stand_in else ""),
     )
 
 
-def gan_system(run: Path, weights: Literal["average", "last"], vocoder: nn.Module, drawing: Drawing) -> System:
-    """Return a run of KT's GAN. An average of weights gets batch statistics of its own first, as in `export`."""
-    if (drawing.top_k, drawing.top_p) != (0, 1.0):
-        raise UserError(f"{run} is a GAN and draws no codes: drop --top-k and --top-p")
-    generator, step = load_generator(run, weights)
-    if weights == "average":
+def gan_system(config: "Sample", drawing: Drawing, vocoder_run: Path) -> System:
+    """Return KT's GAN and a vocoder. Averaged weights get batch statistics of their own first, as in `export`."""
+    weights = "average" if config.weights == "best" else config.weights
+    generator, step = load_generator(config.run, weights)
+    if weights != "last":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             refresh_batch_norm(generator, SETTLING)
-    generator.to(next(vocoder.parameters()).device)
+    vocoder = read_vocoder(vocoder_run)
+    to_gpu(config, generator, vocoder)
     return System(
         lambda labels, seeds: mels_of_noise(generator, labels, seeds, drawing.temperature),
         vocoder,
-        f"{read_run_config(run)['system']}, GAN at step {step}, {weights} weights",
+        f"{read_run_config(config.run)['system']}, GAN at step {step}, {weights} weights",
     )
 
 
-# --- foleybox generate --instrument RUN -----------------------------------------------------------------------------
+def patches_system(config: "Sample", drawing: Drawing, vocoder_run: Path) -> System:
+    """Return a patches model with the autoencoder of its latents, and a vocoder. Raises UserError for other parts."""
+    if config.weights != "best":
+        raise UserError(f"{config.run} is played with its averaged weights: drop --weights {config.weights}")
+    if config.autoencoder is None:
+        raise UserError(f"{config.run} draws the latents of an autoencoder: name its run with --autoencoder")
+    model, autoencoder, (step, _) = load_patches_and_autoencoder(config.run, config.autoencoder)
+    vocoder = read_vocoder(vocoder_run, WIDE)
+    to_gpu(config, model, autoencoder, vocoder)
+    return System(
+        lambda labels, seeds: mels_of_patches(model, autoencoder, labels, seeds, drawing.temperature),
+        vocoder,
+        f"patches at step {step}",
+    )
+
+
+def best_or_last(config: "Sample") -> Weights:
+    """Return which weights of a PixelSNAIL are asked for. Raises UserError for others."""
+    if config.weights not in ("best", "last"):
+        raise UserError(f"--weights {config.weights}: {config.run} is a PixelSNAIL, which has best and last weights")
+    return cast(Weights, config.weights)
+
+
+def to_gpu(config: "Sample", *models: nn.Module) -> None:
+    """Move models to a GPU if there is one and `--device` allows it."""
+    if config.device == "auto" and torch.cuda.is_available():
+        for model in models:
+            model.cuda()
+
+
+# --- foleybox sample ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -211,25 +282,27 @@ class Sample:
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    "a run of `foleybox train pixelsnail` or `train sagan`"
+    "a run of `foleybox train pixelsnail`, `train sagan` or `train patches`"
     labels: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="LABEL...")]
     "what to make, in any spelling (dog_bark, DogBark, 0); `all` for all seven"
+    vocoder: Annotated[Path | None, tyro.conf.arg(metavar="RUN|FILE")] = None
+    "a run of `foleybox train vocoder` or `train hifigan` (with an MVQVAE: `train mhifigan`), or an official HiFi-GAN file"
     vqvae: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "the run of `foleybox train vqvae` (or `train mvqvae`) whose codes a PixelSNAIL has learnt"
-    vocoder: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
-    "a run of `foleybox train vocoder` (of `train mhifigan` with an MVQVAE)"
+    "of a PixelSNAIL: the run of `train vqvae` or `train mvqvae` whose codes it was trained on"
+    autoencoder: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
+    "of patches: the run of `train autoencoder` whose latents they were trained on"
+    weights: Annotated[str, tyro.conf.arg(metavar="best|last")] = "best"
+    "best: lowest held-out score of a PixelSNAIL, moving average of a GAN or patches; last; or a GAN's snapshot (snapshot_2000)"
     count: Annotated[int, tyro.conf.arg(aliases=["-n"], metavar="N")] = 1
     "sounds of each label"
     seed: Annotated[int, tyro.conf.arg(aliases=["-s"], metavar="S")] = 0
     "seed of the first sound"
     temperature: float = 1.0
-    "below 1: nearer to the typical sound of the label; above 1: further out; 1 is the model's own distribution"
+    "below 1: more typical sounds of the label; above 1: more unusual ones; 1 is the model's own distribution"
     top_k: int = 0
-    "draw every code among this many of the likeliest only; 0: all, as published"
+    "of a PixelSNAIL: draw every code among this many of the likeliest only; 0: all, as published"
     top_p: float = 1.0
-    "draw every code among the likeliest that together have this probability; 1: all, as published"
-    weights: Literal["average", "last"] = "average"
-    "a GAN's moving average, or its last weights"
+    "of a PixelSNAIL: draw every code among the likeliest that together have this probability; 1: all, as published"
     batch: int = 16
     "sounds drawn at once"
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")] = Path("out")
@@ -237,23 +310,23 @@ class Sample:
     force: bool = False
     "overwrite existing files"
     device: Literal["auto", "cpu"] = "auto"
-    threads: int = 0
-    "CPU threads; 0 is torch's choice"
+    threads: int = 1
+    "CPU threads; 0: chosen by torch, which is slow on a busy machine"
 
 
 def sample(config: Sample) -> int:
-    """Check everything, then draw and write batch by batch; a file is whole or absent, whenever it stops.
+    """Check everything, then draw and write batch by batch; files are written atomically.
 
-    Raises UserError before the first draw for labels, numbers, runs that do not fit each other, and existing files.
+    Raises UserError before the first draw for labels, numbers, parts that do not fit each other, and existing files.
     """
     labels = chosen_labels(config.labels)
     check_numbers(config)
     pairs = [(label, seed) for label in labels for seed in range(config.seed, config.seed + config.count)]
     paths = [config.out / label.name / f"{label.name}_s{seed}.wav" for label, seed in pairs]
-    there = [path for path in paths if path.exists()]
-    if there and not config.force:
-        others = f" and {len(there) - 1:,} more exist" if there[1:] else " exists"
-        raise UserError(f"{there[0]}{others} already: add --force to overwrite, or use another --seed or -o")
+    existing = [path for path in paths if path.exists()]
+    if existing and not config.force:
+        others = f" and {len(existing) - 1:,} more exist" if existing[1:] else " exists"
+        raise UserError(f"{existing[0]}{others} already: add --force to overwrite, or use another --seed or -o")
     if config.threads:
         torch.set_num_threads(config.threads)
     system = load_system(config)
@@ -274,54 +347,59 @@ def sample(config: Sample) -> int:
                 print(f"{done:,} of {len(pairs):,} sounds", file=sys.stderr)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped after {done:,} of {len(pairs):,} files; those in {config.out} are whole"
+            f"stopped after {done:,} of {len(pairs):,} files; those in {config.out} are complete"
         ) from None
     if lowered:
-        print(f"foleybox: {lowered:,} of {done:,} sounds went above full scale and were turned down", file=sys.stderr)
+        print(f"foleybox: {lowered:,} of {done:,} sounds exceeded full scale; their level was lowered", file=sys.stderr)
     print(f"wrote {done:,} sound{'s' * (done > 1)} of {SECONDS:g} s to {config.out}/ (the first: {paths[0]})")
     return 0
 
 
 def load_system(config: Sample) -> System:
-    """Read a run's parts, see that they belong together, and put them on the device. Raises UserError if not."""
+    """Load the parts, check that they belong together, and put them on the device. Raises UserError if they do not."""
     part = read_part(config.run)
     drawing = Drawing(config.temperature, config.top_k, config.top_p)
+    ignored = {
+        "--vqvae": part != "pixelsnail" and config.vqvae is not None,
+        "--autoencoder": part != "patches" and config.autoencoder is not None,
+        "--top-k": part != "pixelsnail" and config.top_k != 0,
+        "--top-p": part != "pixelsnail" and config.top_p != 1,
+    }
+    given = [flag for flag, wrong in ignored.items() if wrong]
+    if given:
+        raise UserError(f"{config.run} is a run of `train {part}`, which does not use {' and '.join(given)}: drop it")
     if config.vocoder is None:
-        raise UserError(f"{config.run} makes mels: name a run of `foleybox train vocoder` with --vocoder")
-    if part == "sagan" and config.vqvae is not None:
-        raise UserError(f"{config.run} is a GAN and draws no codes: drop --vqvae")
-    if config.vqvae is not None and read_run_config(config.vqvae).get("part") == "mvqvae":
-        return cembed_system(config.run, config.vqvae, config.vocoder, drawing, config.batch, config.device)
-    vocoder = read_vocoder(config.vocoder)
-    if config.device == "auto" and torch.cuda.is_available():
-        vocoder.cuda()
-    if part == "sagan":
-        return gan_system(config.run, config.weights, vocoder, drawing)
-    return codes_system(config.run, config.vqvae, vocoder, drawing, config.batch)
+        made_by = "a run of `foleybox train vocoder` (with an MVQVAE: `train mhifigan`)"
+        raise UserError(f"{config.run} makes no waves by itself: name {made_by} with --vocoder")
+    make = {"pixelsnail": codes_system, "sagan": gan_system, "patches": patches_system}[part]
+    return make(config, drawing, config.vocoder)
 
 
 def read_part(run: Path) -> str:
-    """Return what a run trains. Raises UserError unless it can be played."""
+    """Return which part a run trains. Raises UserError unless it can be played."""
     if (run / "instrument.json").is_file():
-        raise UserError(f"{run} is an instrument: play it with `foleybox generate --instrument`")
+        raise UserError(f"{run} is an instrument: play it with `foleybox generate --instrument {run}`")
     part = read_run_config(run).get("part")
     if part not in PARTS:
-        advice = {"vqvae": ": it belongs to --vqvae", "vocoder": ": it belongs to --vocoder"}.get(str(part), "")
+        flags = {"vqvae": "--vqvae", "mvqvae": "--vqvae", "vocoder": "--vocoder", "mhifigan": "--vocoder"}
+        flags["autoencoder"] = "--autoencoder"
+        advice = f": it belongs to {flags[part]}" if part in flags else ""
         raise UserError(
-            f"{run} is a run of {part!r}{advice}; expected one of `foleybox train pixelsnail` or `train sagan`"
+            f"{run} is a run of {part!r}{advice}; expected one of `foleybox train pixelsnail`, `train sagan` or "
+            "`train patches`"
         )
     return part
 
 
 def chosen_labels(texts: Sequence[str]) -> list[Label]:
-    """Return the asked labels, each once. Raises UserError for none, and for one that there is not."""
+    """Return the labels, each once. Raises UserError for none, and for an unknown one."""
     if not texts:
         raise UserError(f"no label: expected one or more of {', '.join(label.slug for label in LABELS)}, or `all`")
     return list(dict.fromkeys(LABELS if "all" in texts else [parse_label(text) for text in texts]))
 
 
 def check_numbers(config: Sample) -> None:
-    """Raise UserError for numbers that make no sense."""
+    """Raise UserError for numbers out of range."""
     check_drawing(Drawing(config.temperature, config.top_k, config.top_p))
     for name, lowest in (("count", 1), ("seed", 0), ("batch", 1), ("threads", 0)):
         if getattr(config, name) < lowest:
