@@ -268,17 +268,17 @@ def page(rows: list[Row]) -> str:
     ]
     text = f"""# Reproducibility
 
-Made by `python benchmarks/determinism.py --versions {" ".join(versions)}` ({about}; commit {", ".join(commits)};
-record: determinism.json). One 16-bit step is 1/32768 of full scale. All comparisons are of float32 waves, before they are
+Made by `python benchmarks/determinism.py --versions {" ".join(versions)}`
+({about}; commit {", ".join(commits)}; record: determinism.json). One 16-bit step is 1/32768 of full scale. All comparisons are of float32 waves, before they are
 rounded to the bits of a file.
 
 What is promised:
 
-* On one machine with one onnxruntime version, a sound is {same}, whatever the batch, the order, the number of threads and the
-  process that renders it.
+* On one machine with one version of onnxruntime, a sound is {same}, whatever the batch, the order, the number
+  of threads and the process that renders it.
 * Between versions of onnxruntime, {versions[0]} to {versions[-1]}, sounds are nearly the same. The largest differences measured,
-  of {max(row["n"] for row in native)} sounds of each instrument, are {largest}; a rare sound may differ more.
-  On the processor named below, {", ".join(same_versions)} give identical sounds. foleybox allows the versions that were measured.
+  of {max(row["n"] for row in native)} sounds of each instrument, are {largest};
+  a rare sound may differ more. On the processor named below, {", ".join(same_versions)} give identical sounds. foleybox allows the versions that were measured.
 * `foleybox verify` calls a file `identical` where every sample is the same, `within one step` up to one 16-bit step, and
   `within rounding` where the energy of the difference is at least 50 dB below that of the sound.
 
@@ -333,11 +333,12 @@ The measurements behind this section are in the [record of experiments](experime
 * **Batch.** onnxruntime computes exp, sin and cos of the last numbers of an array by another routine than the rest, so the last
   numbers of a batch could differ from those of a clip alone. The product that mixes the two rows of a guided clip was split in
   batches above 128 clips. A call of the sampling graph now has 64 clips at most.
-* **Versions.** Each operator of the graphs was run alone on the inputs that it has in a sound. All give the same bits on every
-  version but LayerNormalization, which onnxruntime rewrote in 1.27 and in 1.30, and BatchNormalization, which changed after
-  1.20. `foley-small` and `foley-open` generate a clip in 87 steps, each from the ones before, so that a difference in the last
-  bit can grow; few sounds are sensitive. No session option reduces it. LayerNormalization in float64 would give the same bits on
-  all versions, but would change the sounds of the instruments that ship.
+* **Versions.** Each operator of the graphs was run alone on the inputs that it has in a sound, on 1.20.1, 1.26.0, 1.27.0, 1.29.0,
+  1.31.1 and 1.32.0. Only two do not give the same bits: LayerNormalization, which onnxruntime rewrote in 1.27 and in 1.30, and
+  BatchNormalization in 1.20. `foley-small` and `foley-open` generate a clip in 87 steps, each from the ones before, so that a
+  difference in the last bit can grow; few sounds are sensitive. None of the session options tried reduces it.
+  LayerNormalization in float64 gives the same bits on all these versions, but would change the sounds of the instruments that
+  ship and take more time.
 * **Processors.** onnxruntime chooses its kernels by the features of the processor, so that another processor may differ as
   another version does.
 """

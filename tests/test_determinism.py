@@ -2,16 +2,23 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from foleybox.commands.verify import verify_files
-from foleybox.instrument import SHIPPED
+from foleybox.commands.verify import ROUNDING_DB, verify_files
+from foleybox.instrument import SHIPPED, shipped
 from foleybox.studio.stream import MAX_CLIPS, guidance_rows
 from foleybox.studio.synth import Synth
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import determinism  # noqa: E402 (a script outside the package, found by the line above)
+
+RECORD = ROOT / "results" / "determinism.json"
 DEFAULT = SHIPPED / "foley-small"
 PAIRS = [("dog_bark", 3), ("rain", 4), ("gunshot", 5)]  # one of them without guidance
 
@@ -60,3 +67,27 @@ def test_the_rows_of_the_largest_call_are_added_up_in_one_part() -> None:
     """onnxruntime cuts sums of more than 128 terms."""
     _, label, _ = guidance_rows(np.zeros(MAX_CLIPS, np.int64), np.full(MAX_CLIPS, 2.0, np.float32))
     assert len(label) <= 128
+
+
+def test_the_page_of_results_is_its_record() -> None:
+    assert RECORD.with_suffix(".md").read_text(encoding="utf-8") == determinism.page(determinism.read_store(RECORD))
+
+
+@pytest.mark.parametrize("name", [folder.name for folder in shipped()])
+def test_every_allowed_version_was_measured_on_every_instrument(name: str) -> None:
+    rows = [row for row in determinism.read_store(RECORD) if row["instrument"] == name and not row["emulated"]]
+    assert all(Synth.load(SHIPPED / name).instrument.matches(row["fingerprint"]) for row in rows)
+    assert min(row["n"] for row in rows) >= 50
+    assert max(row["residual_db"] for row in rows if row["steps"]) < ROUNDING_DB - 10
+    minors = sorted(determinism.numbers(row["onnxruntime"])[1] for row in rows)
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"onnxruntime>=1.{minors[0]},<1.{minors[-1] + 1}" in project["dependencies"]
+
+
+def test_the_record_says_that_conditions_change_nothing() -> None:
+    found = [row["conditions"] for row in determinism.read_store(RECORD) if "conditions" in row]
+    assert found
+    for conditions in found:
+        assert set(conditions) == {*determinism.CONDITIONS, determinism.PROCESSES}
+        assert all(each["identical"] == each["n"] for each in conditions.values())
