@@ -269,8 +269,8 @@ def page(rows: list[Row]) -> str:
     text = f"""# Reproducibility
 
 Made by `python benchmarks/determinism.py --versions {" ".join(versions)}`
-({about}; commit {", ".join(commits)}; record: determinism.json). One 16-bit step is 1/32768 of full scale. All comparisons are of float32 waves, before they are
-rounded to the bits of a file.
+({about}; commit {", ".join(commits)}; record: determinism.json).
+One 16-bit step is 1/32768 of full scale. All comparisons are of float32 waves, before they are rounded to the bits of a file.
 
 What is promised:
 
@@ -278,7 +278,8 @@ What is promised:
   of threads and the process that renders it.
 * Between versions of onnxruntime, {versions[0]} to {versions[-1]}, sounds are nearly the same. The largest differences measured,
   of {max(row["n"] for row in native)} sounds of each instrument, are {largest};
-  a rare sound may differ more. On the processor named below, {", ".join(same_versions)} give identical sounds. foleybox allows the versions that were measured.
+  a rare sound may differ more. On the processor named below, {", ".join(same_versions)} give identical
+  sounds. foleybox allows the versions that were measured.
 * `foleybox verify` calls a file `identical` where every sample is the same, `within one step` up to one 16-bit step, and
   `within rounding` where the energy of the difference is at least 50 dB below that of the sound.
 
