@@ -15,7 +15,7 @@ C = TypeVar("C", bound=Any)
 
 
 def toy_wave(label: int, take: int, seconds: float = 4.0, rate: int = 22_050) -> np.ndarray:
-    """Bursts of a tone and noise: pitch, rhythm and end are the label's, the noise is the take's."""
+    """Bursts of a tone and noise: pitch, rhythm and end depend on the label, the noise on the take."""
     time = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(label * 100 + take).standard_normal(len(time))
     on = (time * (label + 1) % 2 < 1) & (time < (0.4 + 0.08 * label) * seconds)
@@ -37,13 +37,13 @@ RUN = {each.name for each in fields(RunConfig)}
 
 
 def configured(kind: Callable[..., C], *arguments: Any, **values: Any) -> C:
-    """Return a training's settings; those of its RunConfig (seed, device, save_every ...) may stand among the others."""
+    """Return a training's settings; those of its RunConfig (seed, device, save_every ...) may be among the others."""
     run = {name: values.pop(name) for name in RUN & set(values)}
     made = kind(*arguments, **values)
     return changed(made, **run) if run else made
 
 
 def changed(settings: C, **values: Any) -> C:
-    """Return settings with some changed; those of its RunConfig may stand among the others."""
+    """Return settings with some changed; those of its RunConfig may be among the others."""
     run = {name: values.pop(name) for name in RUN & set(values)}
     return replace(settings, **values, run=replace(settings.run, **run)) if run else replace(settings, **values)

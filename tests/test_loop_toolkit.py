@@ -44,7 +44,7 @@ def test_balanced_batches_hold_every_label_equally_often_and_every_clip_of_a_lab
     stream = torch.cat([balanced_indices(step, 4, labels, seed=0) for step in range(30)])
     assert torch.bincount(labels[stream])[[0, 2, 5]].tolist() == [40, 40, 40]
     rare = [int(index) for index in stream if labels[index] == 0]
-    assert all(sorted(rare[turn : turn + 3]) == [0, 1, 2] for turn in range(0, 39, 3))
+    assert all(sorted(rare[start : start + 3]) == [0, 1, 2] for start in range(0, 39, 3))
 
 
 def test_an_epoch_holds_at_most_a_given_number_of_clips_of_a_recording_and_all_of_them_over_time() -> None:

@@ -267,12 +267,12 @@ def test_an_earlier_selection_comes_back_if_the_new_one_cannot_take_its_place(
 
     def fail(self: Path, target: Path) -> Path:
         if self.name.endswith(".partial"):
-            raise OSError("no room")
+            raise OSError("disk full")
         return replace(self, target)
 
     monkeypatch.setattr("foleybox.files._exchange", lambda *_: False)  # a file system that cannot exchange two folders
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="disk full"):
         selection.write_selection(out, [], {"kept": "the second"})
     assert "the first" in (out / "selection.json").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
