@@ -303,7 +303,8 @@ Processor: {"; ".join(processors)}.
         lines = [[row["processor"], *version_rows([row])[0]] for row in emulated]
         text += f"""## Processors
 
-Emulated with QEMU (user mode), against the sounds of onnxruntime {REFERENCE} on the processor above.
+Emulated with QEMU 7.2 (user mode), one seed of each label, against the sounds of onnxruntime {REFERENCE} on the processor above:
+`qemu-x86_64 -cpu Haswell python benchmarks/determinism.py --seeds 1 --batch 7 --condition-seeds 0 --processor TEXT`.
 
 {table(["processor", *head], lines)}
 
