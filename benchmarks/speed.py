@@ -522,6 +522,10 @@ def machine() -> str:
     )
 
 
+def rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def page(record: dict[str, Any]) -> str:
     """Return the page without its notes."""
     parts = [
@@ -533,7 +537,9 @@ def page(record: dict[str, Any]) -> str:
     for name in PARTS:
         if name in record:
             found = record[name]
-            rows = [[each["what"], f"{each['value']:.3g} {each['unit']}", each["target"]] for each in found["rows"]]
+            rows = [
+                [each["what"], f"{rounded(each['value'])} {each['unit']}", each["target"]] for each in found["rows"]
+            ]
             title = (PARTS[name].__doc__ or "").strip()
             parts += [f"## {name}", f"{title} `{found['command']}` at commit {found['commit']}: {found['machine']}."]
             parts.append(table(["what", "measured", "target"], rows))

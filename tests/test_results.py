@@ -53,14 +53,15 @@ def test_the_page_of_the_learning_curve_is_made_from_its_record() -> None:
 
 def test_the_page_of_speed_is_made_from_its_record() -> None:
     record = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
-    assert set(record) == set(speed.PARTS)
+    assert set(record) <= set(speed.PARTS)
     assert made(RESULTS / "speed.md") == speed.page(record)
 
 
 def test_there_are_at_most_ten_benchmarks_and_every_result_is_in_the_list() -> None:
     assert len(list((ROOT / "benchmarks").glob("*.py"))) <= 10
     listed = (RESULTS / "README.md").read_text(encoding="utf-8")
-    missing = [path.name for path in RESULTS.iterdir() if path.name not in (*listed.split("`"), "README.md")]
+    named = {word.rstrip("/") for word in listed.split("`")} | {"README.md"}
+    missing = [path.name for path in RESULTS.iterdir() if path.name not in named]
     assert missing == []
 
 
