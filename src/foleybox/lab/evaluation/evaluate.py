@@ -227,14 +227,15 @@ def _flags(config: Evaluate | MeasureConfig) -> list[tuple[str, object]]:
 
 
 def _runs(config: Evaluate, found: Mapping[str, Sequence[ClipFile]]) -> dict[str, Run]:
-    """Return what is known of the making of each folder's sounds."""
+    """Return what made the sounds of each folder, as far as it is known."""
     runs = {}
-    for index, (text, clips) in enumerate(found.items()):
-        run = budget(config.made_by[index]) if config.made_by else Run()
+    made_by, about = dict(zip(config.generated, config.made_by)), dict(zip(config.generated, config.about))
+    for text, clips in found.items():
+        run = budget(made_by[text]) if made_by else Run()
         seeds = [int(match[1]) for clip in clips if (match := re.search(r"_s(\d+)$", clip.path.stem))]
         if len(seeds) == len(clips):
             run = replace(run, sound_seeds=(min(seeds), max(seeds)))
-        runs[text] = replace(run, about=config.about[index]) if config.about else run
+        runs[text] = replace(run, about=about.get(text, ""))
     return runs
 
 
@@ -281,7 +282,7 @@ def _reference_source(config: Evaluate) -> str:
 
 
 def _find(source: str, labels: Sequence[Label], mode: Mode) -> list[ClipFile]:
-    """Find the clips of a source, and hold them to what the protocol demands."""
+    """Find the clips of a source and check them against the protocol."""
     found = find_clips(source)
     counts = Counter(clip.label for clip in found)
     for label in labels:

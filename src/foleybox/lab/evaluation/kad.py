@@ -5,10 +5,10 @@ Letters: N, M clips, W windows of a clip, E embedding width.
     KAD = 100 (mean k(x, x') + mean k(y, y') - 2 mean k(x, y)),  k(u, v) = exp(-|u - v|² / 2 s²)
 
 (Chung et al., arXiv 2502.15602; Gretton et al. 2012, equation 3.) `s` is the median distance within the reference and
-100 the scale, as in the authors' kadtk. Being unbiased it may be negative, and does not grow as n falls.
+100 the scale, as in the authors' kadtk. The estimate is unbiased: it may be negative, and does not grow as n falls.
 
-One thing differs from kadtk: windows of one clip resemble each other, so pairs within a clip are left out of the first
-two means and of the median. The sets are sets of clips, and the estimate is unbiased over clips.
+Different from kadtk: windows of one clip are similar, so pairs within a clip are left out of the first two means and of
+the median. The estimate is unbiased over clips.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
-"""Precision, recall, density, coverage: how many generated clips are near real ones, and how much of the real is met.
+"""Precision, recall, density, coverage: how many generated clips are near real ones, and how many real ones near generated.
 
 Letters: N generated clips, M reference clips, E embedding width; a clip is the mean of its windows' embeddings.
 
 Precision and recall: Kynkäänniemi et al., arXiv 1904.06991. Density and coverage: Naeem et al., arXiv 2002.09797. The
-ball round a clip reaches to its k-th nearest neighbour in its own set, itself not counted.
+ball around a clip reaches to its k-th nearest neighbour in its own set, not counting itself.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class Distances(NamedTuple):
     within: NDArray[np.float64]
     "[N, N] between generated clips, 0 to themselves"
     reach: NDArray[np.float64]
-    "[M] of the ball round each reference clip"
+    "[M] radius of the ball around each reference clip"
     k: int
 
 
@@ -41,12 +41,12 @@ def _between(clips: NDArray) -> NDArray[np.float64]:
 
 
 def radii(within: NDArray, k: int) -> NDArray:
-    """Return how far it is from each clip to its k-th nearest other one, [N] of distances [N, N]."""
-    return np.partition(within, k, axis=1)[:, k]  # place 0 is the clip itself
+    """Return the distance from each clip to its k-th nearest other clip, [N], of distances [N, N]."""
+    return np.partition(within, k, axis=1)[:, k]  # position 0 is the clip itself
 
 
 def prdc(found: Distances, chosen: NDArray | None = None) -> dict[str, float]:
-    """Return the four figures, of all generated clips or of those `chosen` (indices, more than k), balls and all."""
+    """Return the four figures, of all generated clips or of those `chosen` (indices, more than k), with their own balls."""
     across, within = found.across, found.within
     if chosen is not None:
         across, within = across[chosen], within[np.ix_(chosen, chosen)]

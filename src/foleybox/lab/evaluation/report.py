@@ -89,10 +89,10 @@ def read_rows(files: Sequence[Path]) -> dict[str, list[Measured]]:
         check_same(path, result.protocol, first.protocol)
         for system in result.systems:
             mine, same = Measured(path, result, system), found.setdefault(system.name, [])
-            twin = next((each for each in same if each.run.seed == mine.run.seed), None)
-            if twin:
+            other = next((each for each in same if each.run.seed == mine.run.seed), None)
+            if other:
                 raise UserError(
-                    f"{path} and {twin.path} both hold {system.name} with training seed {mine.run.seed}: remove one, or "
+                    f"{path} and {other.path} both hold {system.name} with training seed {mine.run.seed}: remove one, or "
                     "rename the system"
                 )
             same.append(mine)

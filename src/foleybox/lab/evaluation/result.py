@@ -105,7 +105,7 @@ class System:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that a report says."""
+    """The result of one evaluation."""
 
     foleybox: str
     protocol: Protocol
