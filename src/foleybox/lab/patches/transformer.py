@@ -24,14 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foleybox.lab.core.compat import accept_old_names
+from foleybox.labels import LABELS
 
 START, MID_CLIP = 0, 1
 "ids of the start tokens"
 
-# Defaults of sampling, in the order of the labels; chosen by the distance of generated sounds to training clips.
-GUIDANCE = (1.5, 1.25, 1.75, 1.0, 1.3, 1.0, 1.75)
+# Defaults of sampling, in the order of the labels; chosen by the distance of generated sounds to training clips. Labels
+# that are added later have 1.
+_ADDED = (1.0,) * (len(LABELS) - 7)
+GUIDANCE = (1.5, 1.25, 1.75, 1.0, 1.3, 1.0, 1.75, *_ADDED)
 "classifier-free guidance: 1 is none; more makes events clearer and steady sounds too smooth"
-TEMPERATURE = (1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.15)
+TEMPERATURE = (1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.15, *_ADDED)
 "scale of the noise; some labels are not varied enough at 1"
 GUIDED_FROM = 0.3
 "time of the flow from which on guidance acts; acting earlier, it reduces variety"
@@ -43,7 +46,7 @@ class PatchesConfig:
 
     latent: int = 64
     "D: numbers per latent, those of the autoencoder"
-    labels: int = 7
+    labels: int = len(LABELS)
     "one more embedding stands for no label; guidance needs it"
     width: int = 256
     "C"
