@@ -157,7 +157,7 @@ def test_the_first_steps_of_the_rate_are_the_copys() -> None:
     assert loop.learning_rate(settings, per_epoch, 4360) == pytest.approx(2e-4 * 0.99)
 
 
-def test_mistakes_are_told_before_a_folder_is_made(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_a_folder_is_made(tmp_path: Path) -> None:
     for changes, complaint in (
         ({"segment": 301}, "--segment 301: expected 300 or less"),
         ({"width": 24}, "--width 24 of mhifigan: expected a multiple of 16, such as 512"),

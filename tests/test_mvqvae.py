@@ -435,13 +435,14 @@ def test_a_run_on_a_stand_in_says_so_in_its_log_its_settings_its_sheets_and_on_t
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(loop, "sheet", draw_sheet)
-    train(tiny_run(tmp_path / "a", steps=1), find_clips(folder), tmp_path / "a")
+    few = find_clips(folder)[:3]  # of two labels, for a small picture
+    train(tiny_run(tmp_path / "a", steps=1, held_out=0.0), few, tmp_path / "a")
     assert "stand-in encoder: random weights instead of MERT's" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "a" / "samples").iterdir()] == ["step-000001-stand-in.png"]
     assert lines(tmp_path / "a")[0]["stand_in"] == 1
     assert read_run_config(tmp_path / "a")["features"]["encoder"] == "stand-in"
     monkeypatch.setattr(loop, "sheet", lambda *_: None)
-    train(tiny_run(tmp_path / "b", steps=1, features=CembedConfig()), find_clips(folder), tmp_path / "b")
+    train(tiny_run(tmp_path / "b", steps=1, held_out=0.0, features=CembedConfig()), few, tmp_path / "b")
     assert "stand-in" not in capsys.readouterr().out
     assert "stand_in" not in lines(tmp_path / "b")[0]
 
@@ -477,7 +478,7 @@ def test_the_system_is_the_reports_and_given_settings_replace_it() -> None:
     }
 
 
-def test_mistakes_are_told_before_a_folder_is_made(folder: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_a_folder_is_made(folder: Path, tmp_path: Path) -> None:
     clips, out = find_clips(folder), tmp_path / "run"
     with pytest.raises(UserError, match="no data"):
         main(tiny_run(out, data=()))

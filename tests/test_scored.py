@@ -185,13 +185,13 @@ def test_a_run_that_is_scored_otherwise_is_another_run(runs: Runs, tmp_path: Pat
             UserError, match="was started with scored = 'Fréchet distance of 2 drawn clips a label, toy"
         ):
             train_pixelsnail(runs.snail(tmp_path / "snail", **changes))
-    train_pixelsnail(runs.snail(tmp_path / "snail", steps=2, score_every=1))  # how often is nobody's business
+    train_pixelsnail(runs.snail(tmp_path / "snail", steps=2, score_every=1))  # the number of scores may change
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_before_a_folder_is_made(
+def test_mistakes_are_reported_before_a_folder_is_made(
     runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other"

@@ -673,7 +673,7 @@ def test_two_processes_train_as_one_does_on_the_same_batch(folder: Path, tmp_pat
     torch.testing.assert_close(books[0], books[1], rtol=1e-3, atol=1e-3)
 
 
-def test_mistakes_are_told_before_a_folder_is_made(folder: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_a_folder_is_made(folder: Path, tmp_path: Path) -> None:
     clips, out = find_clips(folder), tmp_path / "run"
     with pytest.raises(UserError, match="no data"):
         main(tiny_run(out, data=()))

@@ -64,7 +64,7 @@ SNAIL: dict[SnailSystem, SnailTraining] = {
 SMALL_LR = {"tiny": 1.5e-3, "small": 1.5e-3, "medium": 1e-3}
 """The rate, or the highest of a cycle, of the sizes that are not published, whatever the system.
 
-It is chosen for a budget of about 100,000 clips, not the reports': at 3e-4 the path of the label is hardly trained by then.
+It is the rate of a budget of about 100,000 clips, not the reports': at theirs the path of the label learns too slowly.
 """
 
 

@@ -155,7 +155,7 @@ def train(
         parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     start = resume(out / "state.pt", parts)
     model, optimizer = accelerator.prepare(snail, optimizer)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast is applied where the loop asks for it
 
     skipped_in_a_row = 0
     with Log(out, accelerator, start, config.steps) as log:

@@ -169,7 +169,7 @@ def train(
             vqvae.codebook.initialise(vqvae.encode(mels[first].to(device)))
     broadcast_buffers(vqvae.codebook, world)
     model, optimizer = accelerator.prepare(vqvae, optimizer)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast is applied where the loop asks for it
 
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):

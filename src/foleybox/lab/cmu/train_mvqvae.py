@@ -162,7 +162,7 @@ def train(config: TrainMvqvae, clips: list[ClipFile], out: Path) -> Mvqvae:
     broadcast_buffers(mvqvae.codebook, world)
     masked_value = fill_value(mvqvae.rows, config.fill)
     model, optimizer = accelerator.prepare(mvqvae, optimizer)
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # the loop says where autocast is
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast is applied where the loop asks for it
 
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
