@@ -98,7 +98,9 @@ def test_every_link_of_a_page_leads_to_a_file() -> None:
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_every_verb_of_the_table_has_help_with_an_example_and_plain_metavars(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_of_the_table_has_help_with_an_example_and_plain_metavars(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     for verb in cli.VERBS:
         assert cli.main([*verb.split(), "--help"]) == 0
         printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
