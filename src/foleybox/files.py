@@ -118,7 +118,7 @@ def earlier_folder(folder: Path) -> Path | None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left of earlier writes of `folder`: `.<name>.<digits>.partial` and `.old` beside it.
+    """Remove what killed processes left of earlier writes of `folder`: `.<name>.<digits>.partial` and `.old` next to it.
 
     Only what has not changed for an hour is removed, since a write may be going on, and `.old` only if `folder` exists.
     """
