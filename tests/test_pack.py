@@ -310,13 +310,16 @@ def test_the_licence_text_states_terms_reasons_and_every_source() -> None:
         assert line in text
 
 
-def test_a_pack_of_an_instrument_without_a_licence_prints_a_warning(here: Path, monkeypatch, capsys) -> None:
+def test_a_pack_prints_the_terms_of_its_instrument_in_one_line(here: Path, monkeypatch, capsys) -> None:
     synth = Steps(
         toy_manifest(samples=8_000, training_clips=(TrainingClips("Rain", "unclear", "?", 1),)), Path("nowhere")
     )
     monkeypatch.setattr("foleybox.studio.synth.Synth.load", lambda *_: synth)
     assert main(["pack", "footstep", "--count", "1"]) == 0
-    assert "toy is not for distribution: do not ship this pack" in capsys.readouterr().err
+    assert (
+        "sounds of toy are not for distribution, do not publish them; foleybox info toy says why\n"
+        in capsys.readouterr().err
+    )
     assert "not for distribution" in (here / "pack/LICENSE.txt").read_text()
 
 

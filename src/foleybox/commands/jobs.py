@@ -85,6 +85,7 @@ def jobs(config: Jobs) -> None:
     if not config.files.json:
         existing = f", {len(tasks) - len(todo):,} existed" if len(todo) < len(tasks) else ""
         print(f"made {len(todo):,} of {len(tasks):,} sounds in {out}/{existing}; they are listed in {out / MANIFEST}")
+    output.print_terms(synth.instrument)
 
 
 def _todo(config: Jobs, tasks: list[Task], synth: Synth) -> list[Task]:

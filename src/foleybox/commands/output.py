@@ -16,6 +16,8 @@ from tyro.conf import arg
 from foleybox.audio import BITS, Format, Subtype, check_format, peak_db
 from foleybox.errors import UserError
 from foleybox.files import make_folders
+from foleybox.instrument import Instrument
+from foleybox.licences import NOT_FOR_DISTRIBUTION
 from foleybox.studio.seeds import SEEDS, check_seed
 from foleybox.studio.shape import Shape
 from foleybox.studio.sheet import Sheet, write_png
@@ -40,6 +42,14 @@ class Files:
     "overwrite existing files"
     json: bool = False
     "print a line of JSON for each file"
+
+
+TERMS = {
+    NOT_FOR_DISTRIBUTION: "do not publish them",
+    "CC-BY-NC-4.0": "not for commercial use, credit needed",
+    "CC-BY-4.0": "for any use, credit needed",
+}
+"terms of an instrument -> what they mean for its sounds"
 
 
 SheetFile = Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="(default: no)")]
@@ -196,6 +206,16 @@ class LevelReport:
                 "than --lufs, or their true peaks would exceed the ceiling; use a lower --lufs for equal loudness",
                 file=sys.stderr,
             )
+
+
+def print_terms(instrument: Instrument) -> None:
+    """Print the terms of an instrument's sounds as one line on stderr; for commands whose files are published."""
+    terms = instrument.licence.terms
+    meaning = f", {TERMS[terms]}" if terms in TERMS else ""
+    print(
+        f"foleybox: sounds of {instrument.name} are {terms}{meaning}; foleybox info {instrument.name} says why",
+        file=sys.stderr,
+    )
 
 
 @contextmanager

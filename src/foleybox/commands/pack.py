@@ -15,7 +15,6 @@ from foleybox.commands.output import InstrumentName
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
 from foleybox.instrument import Instrument
-from foleybox.licences import NOT_FOR_DISTRIBUTION
 from foleybox.studio import pack as packs
 from foleybox.studio.engines import ENGINES, Engine, engine_files
 from foleybox.studio.loop import smpl_chunk
@@ -90,8 +89,7 @@ def pack(config: Pack) -> int:
             incomplete |= number < wanted.count
             _report(config, label, number, rejected)
     _write_texts(config, synth.instrument, items, cards)
-    if synth.instrument.licence.terms == NOT_FOR_DISTRIBUTION:
-        print(f"foleybox: {synth.instrument.name} is {NOT_FOR_DISTRIBUTION}: do not ship this pack", file=sys.stderr)
+    output.print_terms(synth.instrument)
     return 1 if incomplete else 0
 
 

@@ -100,6 +100,7 @@ def perform(config: Perform) -> None:
         if path.resolve() not in kept:
             path.unlink(missing_ok=True)
     _report(config, scene, paths)
+    output.print_terms(synth.instrument)
 
 
 def _earlier(out: Path) -> set[Path]:
