@@ -118,14 +118,27 @@ def test_format_rate_and_sheet_are_as_asked(here: Path, toy: str, format: str, c
     assert (here / "pictures" / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_says_the_peak_that_the_file_has(here: Path, capsys) -> None:
+def test_json_says_the_peak_that_the_file_has_which_is_below_the_ceiling_without_a_warning(here: Path, capsys) -> None:
     loud = str(toy_instrument(here / "loud"))
     make = ["generate", "rain", "--rate", "32000", "--instrument", loud, "--json"]  # resampled, it passes full scale
-    assert main([*make, "--count", "4"]) == 0
-    out, err = capsys.readouterr()
-    assert "dB to stay below full scale; add --lufs -20" in err
-    for line in map(json.loads, out.splitlines()):
-        assert line["peak_db"] == pytest.approx(peak_db(read_wave(line["file"])[0]), abs=0.01)
+    for ceiling in (
+        [],
+        ["--peak", "0", "-o", "hot"],
+        ["--format", "ogg", "-o", "lossy"],
+        ["--subtype", "FLOAT", "-o", "f"],
+    ):
+        assert main([*make, "--count", "4", *ceiling]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        peaks = []
+        for line in map(json.loads, out.splitlines()):
+            wave, _ = read_wave(line["file"])
+            peaks.append(true_peak_db(wave))
+            assert line["peak_db"] == pytest.approx(peak_db(wave), abs=0.01 if "ogg" not in ceiling else 2)
+        assert max(peaks) == pytest.approx(0 if "--peak" in ceiling else -1, abs=0.01 if "ogg" not in ceiling else 0.5)
+        assert max(peaks) <= (0 if "--peak" in ceiling else -1) + 0.001
+    assert main(["verify", "out", "hot", "lossy", "f", "--instrument", loud]) == 0
+    assert "16 identical" in capsys.readouterr().out
 
 
 def test_a_sound_neither_begins_nor_ends_with_a_click_and_verifies(here: Path, toy: str) -> None:

@@ -14,7 +14,7 @@ import soundfile
 from helpers import FRAMES, HOP, LATENT, NOISE, PATCH, toy_graphs, toy_instrument, toy_manifest
 
 import foleybox
-from foleybox.audio import read_wave
+from foleybox.audio import read_wave, true_peak_db
 from foleybox.errors import UserError
 from foleybox.instrument import SHIPPED, find_instrument, write_instrument
 from foleybox.labels import LABELS
@@ -132,11 +132,15 @@ def test_an_instrument_can_have_other_labels(tmp_path: Path) -> None:
 
 def test_a_saved_clip_reads_back_with_its_recipe_at_any_rate(synth: Synth, tmp_path: Path) -> None:
     clip = synth.render("rain", 3).shaped(foleybox.Shape(rate=44_100))
-    assert clip.save(tmp_path / "x.wav", "PCM_24") <= 1
+    assert clip.save(tmp_path / "x.wav", "PCM_24", exact=True) <= 1
     wave, rate = read_wave(tmp_path / "x.wav")
     assert (len(wave), rate) == (round(synth.instrument.samples * 44_100 / 8_000), 44_100)
+    assert read_recipe(tmp_path / "x.wav") == clip.recipe
+    gain = clip.save(tmp_path / "x.wav", "PCM_24")  # its true peak is above -1 dBTP
+    assert true_peak_db(read_wave(tmp_path / "x.wav")[0]) == pytest.approx(-1, abs=0.003)
     recipe = read_recipe(tmp_path / "x.wav")
-    assert recipe == clip.recipe
+    assert recipe is not None
+    assert recipe.process == (*clip.recipe.process, {"do": "gain", "db": pytest.approx(20 * np.log10(gain))})
     assert clip.recipe.fingerprint == synth.instrument.fingerprint
 
 

@@ -98,7 +98,7 @@ def _generate_recipes(config: Generate) -> None:
     highest = max(recipe.rate for recipe in recipes)
     output.check_files(files, {path.parent: None for path in paths}, existing, bytes=0, rate=highest)
     clips = (Clip(rerender(recipe, synths[recipe.fingerprint])[0], recipe) for recipe in recipes)
-    output.write_clips(files, len(paths), zip(paths, clips), config.sheet)
+    output.write_clips(files, len(paths), zip(paths, clips), config.sheet, exact=True)
 
 
 def _seeds(config: Generate) -> range:

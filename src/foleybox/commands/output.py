@@ -143,15 +143,17 @@ def bytes_per_sound(format: Format, subtype: Subtype, shape: Shape, synth: Synth
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None) -> None:
-    """Write each clip to its path as soon as it is rendered, and print a summary."""
+def write_clips(
+    files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None, exact: bool = False
+) -> None:
+    """Write each clip to its path as soon as it is rendered, and print a summary; `exact`: as its recipe states it."""
     drawn = Sheet() if sheet else None
     levels, first, left_out = LevelReport(total), None, 0
     shortest, longest = math.inf, 0.0  # seconds
     try:
         with progress(total, lines=files.json) as advance:
             for path, clip in clips:
-                gain = clip.save(path, files.subtype)
+                gain = clip.save(path, files.subtype, exact=exact)
                 levels.add(clip, gain)
                 first = first or path
                 seconds = len(clip.wave) / clip.rate
@@ -179,31 +181,27 @@ def write_clips(files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sh
 
 
 class LevelReport:
-    """Counts the sounds that did not get the level that was asked for."""
+    """Counts the sounds that did not get the loudness that was asked for."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
-        self.gains: list[float] = []  # below 1, of the sounds that exceeded full scale
         self.withheld: list[float] = []  # LU
+        self.lufs = 0.0
 
-    def add(self, clip: Clip, gain: float) -> None:
-        """Count a clip that was written with a gain."""
+    def add(self, clip: Clip, gain: float = 1.0) -> None:
+        """Count a clip that was written."""
         self.done += 1
-        self.gains += [gain] if gain < 1 else []
         self.withheld += [step["withheld"] for step in clip.recipe.process if "withheld" in step]
+        self.lufs = min(self.lufs, clip.recipe.asked.get("lufs", 0.0))
 
     def print(self) -> None:
-        """Print a line on stderr for each kind of deviation."""
-        if self.gains:
-            print(
-                f"foleybox: {len(self.gains):,} of {self.total:,} sounds were turned down by up to "
-                f"{-20 * math.log10(min(self.gains)):.1f} dB to stay below full scale; add --lufs -20 for equal loudness",
-                file=sys.stderr,
-            )
+        """Print a line on stderr if the true-peak ceiling kept sounds below the loudness, with one that all can have."""
         if self.withheld:
+            most = max(self.withheld)
             print(
-                f"foleybox: {len(self.withheld):,} of {self.total:,} sounds are up to {max(self.withheld):.1f} LU quieter "
-                "than --lufs, or their true peaks would exceed the ceiling; use a lower --lufs for equal loudness",
+                f"foleybox: {len(self.withheld):,} of {self.total:,} sounds are up to {most:.1f} dB quieter than "
+                f"--lufs {self.lufs:g}, because their peaks reach the ceiling; "
+                f"--lufs {math.floor(self.lufs - most):g} makes all equally loud",
                 file=sys.stderr,
             )
 

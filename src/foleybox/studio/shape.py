@@ -23,7 +23,7 @@ DECLICK, RELEASE = 0.005, 0.05  # seconds of the fades at a cut, unless a fade i
 STEP_DB = -40.0  # relative to the peak: a wave that begins or ends above this level clicks
 ATTACK, END = 0.0015, 0.005  # seconds of the fades that remove such clicks, short enough to keep an attack
 SILENT = 1e-10  # a peak below -200 dBFS counts as silence
-CEILING = -1.0  # dBTP, with `lufs` and without `peak`: the usual headroom for players and codecs
+CEILING = -1.0  # dBTP, of every file without `peak`: the usual headroom for players and codecs
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Shape:
     "sample rate"
     lufs: Annotated[float | None, arg(metavar="LUFS", help_behavior_hint="(default: no)")] = None
     "loudness of the event without the silence around it (BS.1770-4; broadcast -23, games -16 to -24)"
-    peak: Annotated[float | None, arg(metavar="DBTP", help_behavior_hint="(default: no)")] = None
-    "true-peak ceiling: a sound that exceeds it is turned down as a whole; default with --lufs: -1"
+    peak: Annotated[float | None, arg(metavar="DBTP", help_behavior_hint=f"(default: {CEILING:g})")] = None
+    "true-peak ceiling: a sound that exceeds it is turned down as a whole"
 
     def asked(self) -> Step:
         """Return the options that are not None, as the recipe keeps them."""
@@ -178,6 +178,12 @@ def _gain(wave: Wave, rate: int, shape: Shape) -> Step | None:
     db = math.floor(1000 * min(wanted, headroom)) / 1000
     withheld = {"withheld": round(wanted - headroom, 3)} if wanted > headroom and shape.lufs is not None else {}
     return {"do": "gain", "db": db, **withheld} if db else None
+
+
+def peak_step(wave: Wave, ceiling: float) -> Step | None:
+    """Return the gain that brings the true peak of a wave [L] down to `ceiling` dBTP, None if it is not above it."""
+    excess = true_peak_db(wave) - ceiling
+    return {"do": "gain", "db": math.floor(-1000 * excess - 1) / 1000} if excess > 0.0005 else None
 
 
 def apply(steps: Iterable[Mapping[str, Any]], wave: Wave, rate: int) -> tuple[Wave, int]:

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Subtype, Wave, fit
+from foleybox.audio import Subtype, Wave, fit, read_wave
 from foleybox.errors import UserError
 from foleybox.instrument import Instrument, check_graph_ports, find_instrument, read_instrument, shipped
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
-from foleybox.studio.shape import Shape, shaped
+from foleybox.studio.shape import CEILING, Shape, apply, peak_step, shaped
 from foleybox.studio.stream import draw
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 BATCH = 8  # clips rendered at once: more are hardly faster, and memory grows with them
 AUDIBLE = 10 ** (-45 / 20)  # a clip whose peak is below this (-45 dBFS) is silent, and drawn again
 MAX_TEMPERATURE = 10.0  # far outside the range that any instrument was trained for
+LOSSY_TRIED = 3  # times that an OGG is written again, quieter, because its decoded wave exceeds the ceiling
 STREAMS_TRIED = 8  # streams of a seed that are drawn from before a silent clip is returned
 
 
@@ -71,12 +72,41 @@ class Clip:
         process, asked = (*self.recipe.process, *steps), {**self.recipe.asked, **shape.asked()}
         return Clip(wave, replace(self.recipe, rate=rate, process=process, asked=asked))
 
-    def save(self, path: str | Path, subtype: Subtype = "PCM_16", chunks: Mapping[bytes, bytes] | None = None) -> float:
-        """Write the clip with its recipe as WAV, FLAC or OGG; return the gain, as `audio.write_wave` does.
+    def save(
+        self,
+        path: str | Path,
+        subtype: Subtype = "PCM_16",
+        chunks: Mapping[bytes, bytes] | None = None,
+        exact: bool = False,
+    ) -> float:
+        """Write the clip with its recipe as WAV, FLAC or OGG; return the gain that was applied to it.
 
-        `chunks` are further RIFF chunks of a WAV by four-byte name.
+        A clip whose true peak exceeds -1 dBTP, or the `peak` it was `shaped` to, is turned down to it, and the recipe of the
+        file states the gain. `exact` writes the wave as it is, as its recipe states it; above full scale, it is scaled down
+        by `audio.write_wave`. `chunks` are further RIFF chunks of a WAV by four-byte name.
         """
-        return write_clip(path, self.wave, self.recipe, subtype, chunks)
+        if exact:
+            return write_clip(path, self.wave, self.recipe, subtype, chunks)
+        ceiling = self.recipe.asked.get("peak", CEILING)
+        step = peak_step(self.wave, ceiling)
+        clip = self._with(step)
+        write_clip(path, clip.wave, clip.recipe, subtype, chunks)
+        if Path(path).suffix.lower() == ".ogg":  # the decoded wave of a lossy file has other peaks
+            for _ in range(LOSSY_TRIED):
+                decoded = peak_step(read_wave(path)[0], ceiling)
+                if not decoded:
+                    break
+                step = {"do": "gain", "db": round(decoded["db"] + (step["db"] if step else 0.0), 3)}
+                clip = self._with(step)
+                write_clip(path, clip.wave, clip.recipe, subtype, chunks)
+        return 10 ** (step["db"] / 20) if step else 1.0
+
+    def _with(self, step: Json | None) -> "Clip":
+        """Return the clip after a further step of its process, if there is one."""
+        if step is None:
+            return self
+        wave, _ = apply([step], self.wave, self.rate)
+        return Clip(wave, replace(self.recipe, process=(*self.recipe.process, step)))
 
     def _repr_html_(self) -> str:
         """Return an audio player, for notebooks."""
