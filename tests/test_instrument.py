@@ -227,16 +227,15 @@ def test_a_kill_at_any_moment_leaves_a_whole_instrument(
     assert read_instrument(tmp_path / "toy").version == "2"
 
 
-def test_what_killed_writes_left_is_swept_after_an_hour(tmp_path: Path) -> None:
-    names = (".toy.0123abcd.partial", ".toy.0123abcd.old", ".toy.89abcdef.partial", ".toys.0123abcd.partial")
+def test_what_killed_writes_left_is_swept_and_a_running_write_stays(tmp_path: Path) -> None:
+    names = (".toy.0123abcd.partial", ".toy.0123abcd.old", ".toys.0123abcd.partial")
     for name in names:
         (tmp_path / name).mkdir()
-    for name in (*names[:2], names[3]):
-        os.utime(tmp_path / name, (0, 0))
-    toy_instrument(tmp_path / "toy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [names[1], names[2], names[3], "toy"]
-    toy_instrument(tmp_path / "toy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [names[2], names[3], "toy"]
+    with files.atomic_folder(tmp_path / "toy") as running:
+        toy_instrument(tmp_path / "toy")
+        left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == sorted([names[2], running.name, "toy"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[2], "toy"]
 
 
 class Tensor(NamedTuple):

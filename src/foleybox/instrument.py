@@ -33,8 +33,6 @@ import json
 import math
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain, cycle
@@ -42,7 +40,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from foleybox.errors import UserError
-from foleybox.files import earlier_folder, replace_folder, safe_name, sha256, sweep, write_text
+from foleybox.files import atomic_folder, earlier_folder, safe_name, sha256
 from foleybox.licences import Licence, TrainingClips, licence_of
 
 FORMAT = 2
@@ -144,7 +142,7 @@ def write_instrument(
 
     `files` gives each graph of the kind ("generator" and "vocoder" of a "gan") as an ONNX file or its bytes; they
     become `<graph>.onnx`. `card` is the text of CARD.md. An existing instrument in `folder` is replaced in one step
-    (`files.replace_folder`). To add scores, write an instrument again with `dataclasses.replace(instrument,
+    (`files.atomic_folder`). To add scores, write an instrument again with `dataclasses.replace(instrument,
     measured=...)` and its own files.
 
     Raises UserError if the graphs are not those of the kind, if the manifest is one that `read_instrument` would refuse,
@@ -155,30 +153,24 @@ def write_instrument(
         expected = ", ".join(GRAPHS.get(instrument.kind, ())) or f"none, for the unknown kind {instrument.kind!r}"
         raise UserError(f"graphs {', '.join(files) or '(none)'} for instrument {instrument.name}: expected {expected}")
     check_place(folder, instrument.kind)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    sweep(folder)
-    partial_folder = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    partial_folder = folder
     try:
-        partial_folder.mkdir()
-        graphs = {}
-        for name in GRAPHS[instrument.kind]:
-            content = files[name]
-            path = partial_folder / f"{name}.onnx"
-            path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-            graphs[name] = Graph(path.name, sha256(path), path.stat().st_size)
-        written = Instrument(
-            **{**{each.name: getattr(instrument, each.name) for each in fields(instrument)}, "graphs": graphs}
-        )
-        (partial_folder / CARD).write_text(card, encoding="utf-8")
-        write_text(partial_folder / MANIFEST, json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n")
-        read_instrument(partial_folder)
-        replace_folder(partial_folder, folder)
+        with atomic_folder(folder) as partial_folder:
+            graphs = {}
+            for name in GRAPHS[instrument.kind]:
+                content = files[name]
+                path = partial_folder / f"{name}.onnx"
+                path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+                graphs[name] = Graph(path.name, sha256(path), path.stat().st_size)
+            written = Instrument(
+                **{**{each.name: getattr(instrument, each.name) for each in fields(instrument)}, "graphs": graphs}
+            )
+            (partial_folder / CARD).write_text(card, encoding="utf-8")
+            text = json.dumps(_to_json(written), indent=1, ensure_ascii=False) + "\n"
+            (partial_folder / MANIFEST).write_text(text, encoding="utf-8")
+            read_instrument(partial_folder)
     except UserError as error:
-        shutil.rmtree(partial_folder, ignore_errors=True)
         raise UserError(str(error).replace(str(partial_folder), str(folder))) from None
-    except BaseException:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        raise
     return written
 
 

@@ -14,8 +14,6 @@ same sounds. What the graphs do not contain is estimated or initialised, and lea
 
 import json
 import math
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from foleybox.errors import UserError
-from foleybox.files import sweep, write_text
+from foleybox.files import atomic_folder, write_text
 from foleybox.instrument import Instrument, check_trained, find_instrument, read_instrument
 from foleybox.lab.core.compat import read_settings
 from foleybox.lab.core.mel import MELS
@@ -38,7 +36,7 @@ from foleybox.lab.export.graphs import FLOAT16, INT8, SCALE, TRANSPOSED
 from foleybox.lab.kt.sagan import Generator, GeneratorBlock, SaganConfig
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.transformer import FlowHead, Patches, PatchesConfig, flow_times
-from foleybox.lab.vocoders.runs import vocos_config
+from foleybox.lab.vocoders.runs import band_factor, vocos_config
 from foleybox.lab.vocoders.vocos import Vocos
 
 Weights = dict[str, NDArray[np.float32]]
@@ -79,10 +77,7 @@ def main(config: Restore) -> int:
     parts = gan_parts(instrument, graphs) if instrument.kind == "gan" else patches_parts(instrument, graphs)
     parts["vocoder"] = vocoder_part(instrument, graphs["vocoder"])
     clips = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of_instrument(instrument))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep(out)
-    partial_folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with atomic_folder(out) as partial_folder:
         for name, (module, entries, settings) in parts.items():
             (partial_folder / name / "samples").mkdir(parents=True)
             weights: dict[str, Stateful] = dict.fromkeys(entries, module)
@@ -90,9 +85,6 @@ def main(config: Restore) -> int:
             write_text(partial_folder / name / CLIPS, clips)
             kept = {key: value for key, value in settings.items() if key != "steps"}
             write_text(partial_folder / name / "config.json", json.dumps(kept, indent=1) + "\n")
-        partial_folder.replace(out)
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
     *others, last = parts
     print(f"{config.out}: runs of {', '.join(others)} and {last} from {instrument.name} {instrument.version}")
     return 0
@@ -122,7 +114,8 @@ def vocoder_part(instrument: Instrument, graph: Path) -> Part:
     mel = next((mel for mel in MELS.values() if asdict(mel) == instrument.mel), None)
     if mel is None or settings.get("vocoder", "vocos") != "vocos":
         raise UserError(f"the vocoder of {instrument.name} is not a Vocos of foleybox: expected one to restore it")
-    return Part(restore_vocoder(graph, Vocos(vocos_config(mel, settings["size"]))), ("generator", "average"), settings)
+    config = vocos_config(mel, settings["size"], band_factor(settings))
+    return Part(restore_vocoder(graph, Vocos(config)), ("generator", "average"), settings)
 
 
 def rows_of_instrument(instrument: Instrument) -> Iterator[dict[str, str]]:

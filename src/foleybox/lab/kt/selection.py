@@ -26,7 +26,7 @@ from rich.progress import track
 from torch import Tensor
 
 from foleybox.errors import UserError
-from foleybox.files import replace_folder, sha256, write_text
+from foleybox.files import atomic_folder, sha256, write_text
 from foleybox.lab.core.cache import cached
 from foleybox.lab.core.clips import ClipFile, find_clips, limit_per_recording, load_waves
 from foleybox.lab.core.mel import DCASE, LogMel
@@ -345,14 +345,8 @@ def summary(label: Label, found: dict[str, Any], *, recognised: bool) -> str:
 def write_selection(out: Path, copies: list[tuple[Path, Path]], record: dict[str, Any]) -> None:
     """Copy the files and write selection.json to a temporary folder, which then replaces `out`."""
     out = out.resolve()  # "." has no name
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-    try:
-        partial.mkdir(parents=True)
+    with atomic_folder(out) as partial:
         for source, target in copies:
             (partial / target).parent.mkdir(exist_ok=True)
             shutil.copy2(source, partial / target)
         write_text(partial / SELECTION, json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
-        replace_folder(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
