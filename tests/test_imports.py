@@ -17,6 +17,7 @@ LAYERS = {
     "version": ["foleybox.version"],
     "errors": ["foleybox.errors"],
     "files": ["foleybox.files"],
+    "schema": ["foleybox.schema"],
     "labels": ["foleybox.labels"],
     "audio": ["foleybox.audio"],
     "licences": ["foleybox.licences"],
@@ -35,7 +36,7 @@ LAYERS = {
     "flags": ["foleybox.flags"],
     "entry": ["foleybox.cli", "foleybox.__main__", "foleybox.commands.doctor"],
 }
-GROUND = ["version", "errors", "files", "labels", "audio", "licences", "instrument"]
+GROUND = ["version", "errors", "files", "schema", "labels", "audio", "licences", "instrument"]
 # Layer -> other layers that it may import.
 MAY = {
     "root": ["version"],  # and the Python API by name, when it is used
@@ -43,9 +44,10 @@ MAY = {
     "errors": [],
     "files": ["errors"],
     "labels": ["errors"],
-    "audio": ["errors", "files"],
+    "schema": [],
+    "audio": ["errors", "files", "schema"],
     "licences": ["errors", "files"],
-    "instrument": ["errors", "files", "labels", "licences"],
+    "instrument": ["errors", "files", "schema", "labels", "licences"],
     "studio": GROUND,
     "commands": [*GROUND, "studio"],
     "core": GROUND,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +38,9 @@ def test_a_recipe_survives_the_file_and_a_copy_of_it(tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.ogg"])
 def test_a_recipe_of_a_long_scene_survives_too(tmp_path: Path, name: str) -> None:
-    events = [[place, place * 441, -3.25, "é"] for place in range(20_000)]
-    long = replace(RECIPE, make={"do": "perform", "label": "Rain", "seed": 1, "events": events})
+    events = [[place * 441, 12, 0, 0.25] for place in range(20_000)]
+    track = {"label": "Pluie légère", "shots": [[MAKE, 0, 12, 99, -3.25]], "events": events}
+    long = replace(RECIPE, make={"do": "perform", "label": "é", "seed": 1, "samples": 999, "tracks": [track]})
     write_clip(tmp_path / name, WAVE, long)
     assert read_recipe(tmp_path / name) == long
     assert len(long.to_json()) > 400_000
@@ -120,9 +122,9 @@ def sealed(content: object) -> bytes:
         (b'{"foleybox_recipe": true}', "of version True"),
         (b"[]", "of version None"),
         (b'{"foleybox_recipe": "\\n"}', r"of version '\\n', this"),
-        (b'{"foleybox_recipe": 1, "label": "Rain"}', "expected fingerprint"),
+        (b'{"foleybox_recipe": 1, "label": "Rain"}', "lacks fingerprint"),
         (b'{"foleybox_recipe": 2, "label": "Rain"}', "was edited"),
-        (sealed({"foleybox_recipe": 2, "label": "Rain"}), "expected asked"),
+        (sealed({"foleybox_recipe": 2, "label": "Rain"}), "lacks asked"),
         (b"\xff\xfe", "is not JSON"),
     ],
 )
@@ -132,14 +134,55 @@ def test_a_damaged_recipe_is_named_with_its_file(tmp_path: Path, content: bytes,
         read_recipe(tmp_path / "x.wav")
 
 
+MADE = {
+    "vary": {"do": "vary", "of": MAKE, "amount": 0.2, "seed": 1, "stream": 0},
+    "walk": {"do": "walk", "of": MAKE, "amount": 0.2, "seed": 1, "step": 2},
+    "morph": {"do": "morph", "of": MAKE, "to": MAKE, "at": 0.5},
+}
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("make", []), ("rate", "8000"), ("rate", True), ("process", [{"start": 1}])]
+    ("change", "words"),
+    [
+        ({"make": []}, "make is a list: expected an object that states what to 'do'"),
+        ({"make": {**MAKE, "do": "sing"}}, "make says to 'sing', which this foleybox does not know: update foleybox"),
+        ({"make": {**MAKE, "colour": 1}}, "make has the unknown colour"),
+        ({"make": {**MAKE, "seed": "x"}}, "make.seed is 'x': expected a whole number from 0 to 9007199254740991"),
+        ({"make": {**MAKE, "seed": True}}, "make.seed is True"),
+        ({"make": {**MAKE, "seed": -1}}, "make.seed is -1"),
+        ({"make": {**MAKE, "stream": 4000}}, "make.stream is 4000: expected a whole number from 0 to 7"),
+        ({"make": {**MADE["vary"], "amount": 1e300}}, "make.amount is 1e+300: expected a number from 0 to 1"),
+        ({"make": {**MADE["vary"], "of": {"do": "render"}}}, "make.of lacks label, seed, temperature"),
+        ({"make": {**MADE["walk"], "step": 10**9}}, "make.step is 1000000000"),
+        ({"rate": "8000"}, "rate is '8000'"),
+        ({"rate": 2**40}, "rate is 1099511627776: expected a whole number from 1000 to 768000"),
+        ({"fingerprint": "abc"}, "fingerprint is 'abc': expected a SHA-256"),
+        ({"asked": {"zzz": 1}}, "asked has the unknown zzz"),
+        ({"process": [{"start": 1}]}, "process[0] is an object: expected an object that states what to 'do'"),
+        ({"process": [{"do": "gain", "db": 1e6}]}, "process[0].db is 1000000.0: expected a number from -400 to 400"),
+        ({"process": [{"do": "cut", "start": 0, "samples": 4 * 10**11}]}, "process[0].samples is 400000000000"),
+    ],
 )
-def test_a_recipe_with_a_value_of_another_type_is_refused(key: str, value: object) -> None:
-    content = {**json.loads(RECIPE.to_json()), key: value}
+def test_a_recipe_with_a_value_that_cannot_be_followed_is_refused_by_name(change: dict, words: str) -> None:
+    content = {**json.loads(RECIPE.to_json()), **change}
     del content["checksum"]
-    with pytest.raises(UserError, match=f"{key} has the wrong type|what to `do`"):
+    with pytest.raises(UserError, match=re.escape(words)):
         from_json(sealed(content).decode())
+    with pytest.raises(ValueError, match=re.escape(words)):  # and is never written
+        replace(RECIPE, **change).to_json()
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5_000])
+def test_a_number_that_is_none_is_refused_at_any_place(make: dict, number: str) -> None:
+    content = {**json.loads(RECIPE.to_json()), "make": make, "process": [{"do": "resample", "rate": 1}]}
+    del content["checksum"]
+    for place in ('"amount": 0.2', '"at": 0.5', '"rate": 1', '"seed": 1'):
+        body = json.dumps(content)[:-1]
+        body = body.replace(place, f"{place.split(':')[0]}: {number}")
+        sealed_again = f'{body}, "checksum": "{hashlib.sha256(body.encode()).hexdigest()}"}}'
+        with pytest.raises(UserError):
+            from_json(sealed_again)
 
 
 KEYS = st.sampled_from(["foleybox_recipe", "make", "process", "rate", "do", "checksum"])

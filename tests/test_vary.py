@@ -347,7 +347,9 @@ def test_a_mistake_is_reported_in_one_line(
     write_clip(
         "scene.wav",
         np.zeros(99, np.float32),
-        synth.clip(np.zeros(9, np.float32), {"do": "perform", "label": "Rain"}).recipe,
+        synth.clip(
+            np.zeros(9, np.float32), {"do": "perform", "label": "Rain", "seed": 0, "samples": 9, "tracks": []}
+        ).recipe,
     )
     (here / "edited.json").write_text(recipe.to_json().replace(": 3", ": 4"))
     (here / "there").mkdir()

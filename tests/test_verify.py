@@ -1,5 +1,6 @@
 """`foleybox verify`: a file is rendered again from its recipe and is identical, within one step, or different."""
 
+import hashlib
 import json
 import os
 import sys
@@ -33,6 +34,15 @@ def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def write_sealed(path: Path, clip: Clip, **changes) -> None:
+    """Write a clip with a recipe that foleybox would not write, and the checksum that fits it."""
+    content = {**json.loads(clip.recipe.to_json()), **changes}
+    del content["checksum"]
+    body = json.dumps(content)[:-1]
+    text = f'{body}, "checksum": "{hashlib.sha256(body.encode()).hexdigest()}"}}'
+    write_wave(path, clip.wave, clip.rate, chunks={CHUNK: text.encode()})
 
 
 def only(paths: list[Path], synth: Synth):
@@ -191,11 +201,11 @@ def test_what_has_no_recipe_or_an_edited_one_or_no_instrument_is_a_line_each(syn
     write_wave(here / "c.wav", wave, rate, chunks={CHUNK: text.replace("Rain", "Snow").encode()})
     write_wave(here / "d.wav", wave, rate, chunks={CHUNK: text.replace('recipe": 2', 'recipe": 3').encode()})
     write_clip(here / "e.wav", wave, replace(clip.recipe, fingerprint="0" * 64))
-    write_clip(here / "f.wav", wave, replace(clip.recipe, make={**clip.recipe.make, "do": "sing"}))
+    write_sealed(here / "f.wav", clip, make={**clip.recipe.make, "do": "sing"})
     (here / "g.wav").write_bytes(b"RIFF")
     clip.save(here / "h.wav")
-    write_clip(here / "i.wav", wave, replace(clip.recipe, make={"do": "render", "label": "Rain"}))
-    write_clip(here / "j.wav", wave, replace(clip.recipe, process=({"do": "fade", "in": "long"},)))
+    write_sealed(here / "i.wav", clip, make={"do": "render", "label": "Rain"})
+    write_sealed(here / "j.wav", clip, process=[{"do": "fade", "in": 1}])
     assert main(["verify", ".", "--instrument", str(synth.folder)]) == 1
     lines = capsys.readouterr().out.splitlines()
     expected = [
@@ -204,11 +214,11 @@ def test_what_has_no_recipe_or_an_edited_one_or_no_instrument_is_a_line_each(syn
         "cannot tell      c.wav  the recipe was edited",
         "cannot tell      d.wav  the recipe is of version 3, this foleybox reads 1 and 2: update foleybox",
         "cannot tell      e.wav  made with the instrument toy (000000000000...)",
-        "cannot tell      f.wav  the recipe says to 'sing', which this foleybox does not know: update foleybox",
+        "cannot tell      f.wav  the recipe cannot be followed: make says to 'sing', which this",
         "cannot tell      g.wav  ",
         "identical        h.wav",
-        "cannot tell      i.wav  the recipe cannot be followed (KeyError: 'seed'): was it written by foleybox?",
-        "cannot tell      j.wav  the recipe cannot be followed (",
+        "cannot tell      i.wav  the recipe cannot be followed: make lacks seed, temperature",
+        "cannot tell      j.wav  the recipe cannot be followed: process[0] lacks out",
         "10 files: 2 no recipe, 7 cannot tell, 1 identical",
     ]
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected

@@ -6,6 +6,7 @@ A wave is float32 [L]: one channel, L samples, full scale at 1.0.
 import io
 import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +20,31 @@ from numpy.typing import NDArray
 
 from foleybox.errors import UserError
 from foleybox.files import atomic_path
+from foleybox.schema import HIGHEST_RATE, LOWEST_RATE
 
 Wave = NDArray[np.float32]
 Format = Literal["wav", "flac", "ogg"]
 Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
+
+# --- limits -------------------------------------------------------------------------------------------------------
+
+MOST_CHANNELS = 64
+MOST_CHUNKS = 100_000  # of a RIFF file
+MOST_PER_BYTE = 8_192  # samples that the densest format (Vorbis) can hold in a byte
+RAISE = "FOLEYBOX_MOST_SAMPLES"
+_asked = os.environ.get(RAISE, "")
+MOST_SAMPLES = int(_asked) if _asked.isascii() and _asked.isdecimal() and len(_asked) < 16 else 2**28
+"""of one sound, all channels counted: 93 minutes at 48 kHz, unless the environment variable RAISE states another number"""
+
+
+def check_samples(samples: float, what: str) -> None:
+    """Raise UserError for a sound of more than MOST_SAMPLES samples, before memory is taken for it."""
+    if not samples <= MOST_SAMPLES:
+        raise UserError(
+            f"{what} has {samples:,.0f} samples: expected {MOST_SAMPLES:,} at most; make it shorter or of a lower rate, or "
+            f"set {RAISE} to a higher number (a sound takes up to 30 bytes of memory a sample)"
+        )
+
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -30,9 +52,11 @@ Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
 def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     """Read a sound file as (wave float32 [L], rate in Hz): the mean of its channels, resampled to `rate` Hz if given.
 
-    Every format that libsndfile knows is read (WAV, FLAC, OGG, MP3, AIFF ...), at any bit depth, rate and length.
+    Every format that libsndfile knows is read (WAV, FLAC, OGG, MP3, AIFF ...), at any bit depth, at 1 to 768 kHz, of up to
+    64 channels and MOST_SAMPLES samples.
 
-    Raises UserError for a file that is missing, empty, truncated or not audio, and for NaN or infinite samples.
+    Raises UserError for a file that is missing, empty, truncated or not audio, and for NaN or infinite samples. The header
+    is checked against the size of the file and these limits before memory is taken.
     Truncation is detected in WAV, AIFF, FLAC and OGG; an MP3 does not state its length.
     """
     path = Path(path)
@@ -40,6 +64,7 @@ def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     try:
         with soundfile.SoundFile(libsndfile_path(path)) as file:
             expected, found_rate = file.frames, file.samplerate
+            _check_header(path, file)
             channels = cast(NDArray[np.float32], file.read(dtype="float32", always_2d=True))  # [L, channels]
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file, which states no rate
         if missing:
@@ -63,12 +88,32 @@ def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     return resample(wave, found_rate, rate), rate
 
 
+def _check_header(path: Path, file: soundfile.SoundFile) -> None:
+    """Raise UserError for a header that states more than the file can hold, or more than is read."""
+    size = path.stat().st_size
+    if file.frames > MOST_PER_BYTE * size:
+        raise UserError(
+            f"{path} is damaged: it states {file.frames:,} samples, more than its {size:,} bytes can hold; get a whole copy"
+        )
+    if not LOWEST_RATE <= file.samplerate <= HIGHEST_RATE:
+        raise UserError(
+            f"{path} has a rate of {file.samplerate:,} Hz: expected {LOWEST_RATE:,} to {HIGHEST_RATE:,} Hz; resample it"
+        )
+    if file.channels > MOST_CHANNELS:
+        raise UserError(f"{path} has {file.channels:,} channels: expected {MOST_CHANNELS} at most; mix it down")
+    check_samples(file.frames * file.channels, str(path))
+
+
 def _missing_data(path: Path) -> str:
     """Return what a file lacks at its end according to its own header, "" if nothing.
 
     libsndfile reads a truncated WAV or OGG without an error. Raises UserError if the file cannot be opened.
     """
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(
+            mode
+        ):  # opening a pipe might wait for ever
+            raise UserError(f"{path} is a pipe or a device: expected a sound file")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if not size:
@@ -89,7 +134,9 @@ UNKNOWN_SIZE = 0x7FFF_0000  # programs that write into a pipe state this size or
 def _chunks(file: BinaryIO, size: int, order: str = "<") -> Iterator[tuple[bytes, int, int]]:
     """Yield each RIFF or IFF chunk of a file of `size` bytes: name, offset of its content, stated length in bytes."""
     offset = 12
-    while offset + 8 <= size:
+    for _ in range(MOST_CHUNKS):
+        if offset + 8 > size:
+            return
         file.seek(offset)
         name, length = struct.unpack(order + "4sI", file.read(8))
         yield name, offset + 8, length
@@ -114,13 +161,21 @@ def _missing_in_ogg(file: BinaryIO, size: int) -> str:
     return "" if page[5] & 4 else "its last page is missing"
 
 
-def wav_chunk(path: Path, name: bytes) -> bytes | None:
-    """Return the content of the first RIFF chunk of that four-byte name; None if the file is no WAV or has none."""
+def wav_chunk(path: Path, name: bytes, most: int = 64 << 20) -> bytes | None:
+    """Return the content of the first RIFF chunk of that four-byte name; None if the file is no WAV or has none.
+
+    Raises UserError for a chunk of more than `most` bytes.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if file.read(4) != b"RIFF":
             return None
-        return next((file.read(length) for found, _, length in _chunks(file, size) if found == name), None)
+        for found, _, length in _chunks(file, size):
+            if found == name:
+                if length > most:
+                    raise UserError(f"its chunk {name.decode()} has {length:,} bytes: expected {most:,} at most")
+                return file.read(length)
+    return None
 
 
 def libsndfile_path(path: Path) -> str:
@@ -278,11 +333,13 @@ def _with_fixed_serial(ogg: bytes) -> bytes:
 
 def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
     """Return the wave at `new_rate` Hz (soxr, very high quality): `round(L * new_rate / rate)` samples."""
-    if new_rate < 1:
-        raise UserError(f"a rate of {new_rate} Hz: expected a positive number such as 44100")
+    if not 1 <= new_rate <= HIGHEST_RATE:
+        raise UserError(f"a rate of {new_rate} Hz: expected 1 to {HIGHEST_RATE}, such as 44100")
     if rate == new_rate:
         return wave
-    return fit(soxr.resample(wave, rate, new_rate, quality="VHQ"), round(len(wave) * new_rate / rate))
+    samples = round(len(wave) * new_rate / rate)
+    check_samples(samples, f"a sound of {len(wave) / rate:.1f} s at {new_rate:,} Hz")
+    return fit(soxr.resample(wave, rate, new_rate, quality="VHQ"), samples)
 
 
 def fit(wave: Wave, samples: int) -> Wave:

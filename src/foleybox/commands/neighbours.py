@@ -55,10 +55,10 @@ def find_source(text: str, instrument: str | None) -> Source:
     return Source(synth, recipe, f"{safe_name(recipe.label)}_s{recipe.seed}")
 
 
-def check_count(flag: str, count: int) -> None:
-    """Raise UserError for more than MAX_SOUNDS, since all names are listed before the first sound is rendered."""
-    if count > MAX_SOUNDS:
-        raise UserError(f"{flag} {count:,}: expected {MAX_SOUNDS:,} at most")
+def check_count(flag: str, count: int, most: int = MAX_SOUNDS) -> None:
+    """Raise UserError for more than `most`, since all names are listed before the first sound is rendered."""
+    if count > most:
+        raise UserError(f"{flag} {count:,}: expected {most:,} at most")
 
 
 def write_neighbours(

@@ -21,7 +21,7 @@ from foleybox.audio import BITS, SUFFIXES, Subtype, libsndfile_path, read_wave, 
 from foleybox.commands.output import progress
 from foleybox.errors import UserError
 from foleybox.studio.recipe import Recipe, read_recipe, why_no_recipe
-from foleybox.studio.remake import rerender
+from foleybox.studio.remake import length, rerender
 from foleybox.studio.synth import Synth
 
 STEP = 2.0**-15  # one 16-bit step
@@ -137,13 +137,13 @@ def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
     about = soundfile.info(libsndfile_path(path))
     if rate != recipe.rate:
         return Verified(str(path), "different", why=f"its rate is {rate} Hz, that of its recipe {recipe.rate} Hz")
+    if (expected := length(recipe, synth.instrument)) != len(samples):
+        return Verified(str(path), "different", why=f"it has {len(samples):,} samples, its recipe {expected:,}")
     wave, rate = rerender(recipe, synth)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"again{path.suffix.lower()}"
         write_wave(copy, wave, rate, cast(Subtype, about.subtype if about.subtype in BITS else "PCM_16"))
         made, _ = read_wave(copy)
-    if len(made) != len(samples):
-        return Verified(str(path), "different", why=f"it has {len(samples):,} samples, its recipe {len(made):,}")
     difference = samples.astype(np.float64) - made
     steps = float(np.abs(difference).max(initial=0)) / STEP
     if steps == 0:

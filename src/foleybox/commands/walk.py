@@ -8,6 +8,7 @@ from tyro.conf import Positional, arg
 from foleybox.commands.neighbours import check_count, find_source, write_neighbours
 from foleybox.commands.output import Files, InstrumentName, SheetFile
 from foleybox.studio import latents
+from foleybox.studio.recipe import MOST_STEPS
 from foleybox.studio.seeds import check_seed
 from foleybox.studio.shape import Shape
 
@@ -39,7 +40,7 @@ def walk(config: Walk) -> None:
     """Write the sounds of a walk. Raises UserError before the first render."""
     latents.check_amount(config.amount)
     latents.check_steps(config.steps)
-    check_count("--steps", config.steps)
+    check_count("--steps", config.steps, MOST_STEPS)
     source = find_source(config.source, config.instrument)
     clips = latents.walk(source.synth, source.make, config.amount, check_seed(config.seed))
     digits = len(str(config.steps - 1))

@@ -32,8 +32,27 @@ from typing import Any
 
 import soundfile
 
-from foleybox.audio import Subtype, Wave, libsndfile_path, read_wave, wav_chunk, write_wave
+from foleybox.audio import MOST_SAMPLES, Subtype, Wave, libsndfile_path, read_wave, wav_chunk, write_wave
 from foleybox.errors import UserError
+from foleybox.schema import (
+    FINGERPRINT,
+    HIGHEST_RATE,
+    RATE,
+    Choice,
+    Either,
+    Items,
+    Number,
+    OneOf,
+    Record,
+    Row,
+    Schema,
+    SchemaError,
+    Text,
+    Whole,
+    parse_json,
+)  # fmt: skip
+from foleybox.studio.seeds import SEEDS, VARY
+from foleybox.studio.shape import LIMITS
 from foleybox.version import __version__
 
 CHUNK = b"fbrc"
@@ -65,8 +84,13 @@ class Recipe:
         return int(_find(self.make, "seed", 0))
 
     def to_json(self) -> str:
-        """Return the recipe as one line of JSON that ends in its checksum."""
-        text = json.dumps({"foleybox_recipe": VERSION, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+        """Return the recipe as one line of JSON that ends in its checksum.
+
+        Raises ValueError for a recipe that `from_json` would refuse: a new step must be in the tables STEPS and MAKES.
+        """
+        content = asdict(self)
+        RECIPE(content, "")
+        text = json.dumps({"foleybox_recipe": VERSION, **content}, ensure_ascii=False, allow_nan=False)
         return f'{text[:-1]}{SEAL}{_checksum(text[:-1])}"}}'
 
     def comment(self) -> str:
@@ -89,58 +113,95 @@ def _find(make: Any, key: str, default: Any) -> Any:
     return default
 
 
-KEYS: dict[str, type] = {
-    "foleybox": str, "instrument": str, "fingerprint": str, "licence": str, "rate": int,
-    "make": dict, "asked": dict, "process": list,
+# --- what a recipe may state --------------------------------------------------------------------------------------
+
+MOST_BYTES, MOST_DEPTH = 64 << 20, 100
+MOST_STEPS = 10_000
+"""of a walk: each point follows from the one before, so that a sound far along it takes long to render again"""
+SEED, STREAM = Whole(0, SEEDS - 1), Whole(0, VARY - 1)
+SAMPLES, AMOUNT, DB = Whole(0, MOST_SAMPLES), Number(0, 1), Number(-400, 400)
+POSITION = Whole(0, 7_200 * HIGHEST_RATE)  # sample in a scene, which a marker or a point of a curve may exceed
+LABEL, LABELS = Text(100), Text(100_000)
+ASKED = Record(
+    {}, {name: Number(low, high) for name, (low, high, _) in LIMITS.items()} | {"kind": OneOf(("one-shot",))}
+)
+STEPS: dict[str, Schema] = {
+    "cut": Record({"start": SAMPLES, "samples": SAMPLES}),
+    "fade": Record({"in": SAMPLES, "out": SAMPLES}),
+    "resample": Record({"rate": RATE}),
+    "gain": Record({"db": DB}, {"withheld": DB}),
+}
+"""`do` of a step of `process` -> its parameters; `studio/shape.py` applies them"""
+MAKES: dict[str, Schema] = {}
+"""`do` of a `make` -> its parameters; `studio/remake.py` renders them"""
+STEP, MAKE = Choice("do", STEPS), Choice("do", MAKES)
+MAKES |= {
+    "render": Record({"label": LABEL, "seed": SEED, "temperature": Number(0, 10)}, {"stream": STREAM}),
+    "vary": Record({"of": MAKE, "amount": AMOUNT, "seed": SEED, "stream": STREAM}),
+    "walk": Record({"of": MAKE, "amount": AMOUNT, "seed": SEED, "step": Whole(0, MOST_STEPS)}),
+    "morph": Record({"of": MAKE, "to": MAKE, "at": AMOUNT}),
+    "extend": Record(
+        {"of": MAKE, "kind": OneOf(("steady", "events")), "amount": AMOUNT, "samples": SAMPLES, "joint": SAMPLES,
+         "parts": Items(Row(SEED, STREAM, SAMPLES, SAMPLES, SAMPLES, DB), 100_000, 1)},
+        {"background": Items(Items(SAMPLES, 100_000), 100_000, 1)},
+    ),
+    "loop": Record(
+        {"label": LABEL, "seed": SEED, "of": MAKE, "steps": Items(STEP, 1_000), "start": SAMPLES, "samples": SAMPLES,
+         "fade": SAMPLES, "alike": Number(-1, 1), "rounds": Whole(1, 100_000)}
+    ),
+    "perform": Record(
+        {"label": LABELS, "seed": SEED, "samples": SAMPLES,
+         "tracks": Items(
+             Either(
+                 "events",
+                 Record(
+                     {"label": LABEL, "shots": Items(Row(MAKE, SAMPLES, SAMPLES, SAMPLES, DB), 100_000),
+                      "events": Items(Row(POSITION, SAMPLES, Whole(0, 100_000), AMOUNT), 1_000_000)}
+                 ),
+                 Record({"label": LABEL, "of": MAKE, "db": DB, "curve": Items(Row(POSITION, AMOUNT), 1_000_000, 1)}),
+             ),
+             2_000,
+         )}
+    ),
 }  # fmt: skip
-KEYS_1: dict[str, type | tuple[type, ...]] = {
-    "foleybox": str, "instrument": str, "fingerprint": str, "licence": str, "rate": int,
-    "label": str, "seed": int, "temperature": (int, float),
-}  # fmt: skip
+HEAD = {"foleybox": Text(40), "instrument": Text(100), "fingerprint": FINGERPRINT, "licence": Text(100), "rate": RATE}
+RECIPE = Record({**HEAD, "make": MAKE, "asked": ASKED, "process": Items(STEP, 1_000)})
+VERSION_1 = Record({**HEAD, "label": LABEL, "seed": SEED, "temperature": Number(0, 10)})
 
 
 def from_json(text: str) -> Recipe:
     """Return the recipe that `to_json` wrote, or one of version 1.
 
-    Raises UserError for a text that is no recipe, a newer version, and a recipe that was edited.
+    Raises UserError for a text that is no recipe, a newer version, a recipe that was edited, and one that states anything
+    that this version cannot follow, or a number out of range.
     """
     changed = "the file was changed after it was written, get it again from where it was made"
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: also for a number of ten thousand digits
-        raise UserError(f"the recipe is not JSON ({error}): {changed}") from None
+        content = parse_json(text, MOST_BYTES, MOST_DEPTH)
+    except ValueError as error:
+        raise UserError(f"the recipe is not JSON that foleybox writes ({error}): {changed}") from None
     found = content.pop("foleybox_recipe", None) if isinstance(content, dict) else None
-    if found not in (1, VERSION) or isinstance(found, bool):
-        newer = isinstance(found, int) and found > VERSION
+    if found not in (1, VERSION) or type(found) is not int:
+        newer = type(found) is int and found > VERSION
         raise UserError(
             f"the recipe is of version {found!r:.20}, this foleybox reads 1 and {VERSION}: "
             + ("update foleybox" if newer else changed)
         )
-    if found == 1:
-        return _from_version_1(content, changed)
-    body, _, seal = text.rpartition(SEAL)
-    if content.pop("checksum", None) != _checksum(body) or seal.strip() != f'{_checksum(body)}"}}':
-        raise UserError(f"the recipe was edited (its checksum does not fit): {changed}")
-    _check_types(content, KEYS, changed)
-    steps = [content["make"], *content["process"]]
-    if not all(isinstance(step, dict) and isinstance(step.get("do"), str) for step in steps):
-        raise UserError(f"the recipe has a step that does not say what to `do`: {changed}")
-    return Recipe(**{**content, "process": tuple(content["process"])})
-
-
-def _from_version_1(content: Json, changed: str) -> Recipe:
-    _check_types(content, KEYS_1, changed)
+    if found == VERSION:
+        body, _, seal = text.rpartition(SEAL)
+        if content.pop("checksum", None) != _checksum(body) or seal.strip() != f'{_checksum(body)}"}}':
+            raise UserError(f"the recipe was edited (its checksum does not fit): {changed}")
+    try:
+        (RECIPE if found == VERSION else VERSION_1)(content, "")
+    except SchemaError as error:
+        raise UserError(f"the recipe cannot be followed: {error}") from None
+    if found == VERSION:
+        return Recipe(**{**content, "process": tuple(content["process"])})
     make = {"do": "render", **{key: content.pop(key) for key in ("label", "seed", "temperature")}}
     return Recipe(**content, make=make, process=({"do": "resample", "rate": content["rate"]},))
 
 
-def _check_types(content: Json, expected: Mapping[str, type | tuple[type, ...]], changed: str) -> None:
-    if set(content) != set(expected):
-        found = ", ".join(map(repr, sorted(content))) or "nothing"
-        raise UserError(f"the recipe states {found}: expected {', '.join(sorted(expected))}; {changed}")
-    for key, kind in expected.items():
-        if not isinstance(content[key], kind) or isinstance(content[key], bool):
-            raise UserError(f"the recipe's {key} has the wrong type {type(content[key]).__name__}: {changed}")
+# --- in sound files -----------------------------------------------------------------------------------------------
 
 
 def write_clip(
@@ -171,7 +232,7 @@ def read_recipe(path: str | Path) -> Recipe | None:
     """
     path = Path(path)
     try:
-        chunk = wav_chunk(path, CHUNK)
+        chunk = wav_chunk(path, CHUNK, MOST_BYTES)
         if chunk is not None:
             return from_json(chunk.decode(errors="replace"))
         comment = read_comment(path)
@@ -204,7 +265,8 @@ def has_recipe(path: Path, do: str | None = None) -> bool:
 def read_recipe_text(path: Path) -> Recipe:
     """Return the recipe in a text file. Raises UserError, with the file's name, for one that cannot be read."""
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            return from_json(file.read(MOST_BYTES + 1).decode())
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
