@@ -587,21 +587,38 @@ def test_the_studio_and_its_pages_never_tell_to_install_from_an_index_where_fole
     assert [path for path in places if "install 'foleybox" in path.read_text(encoding="utf-8")] == []
 
 
-def test_a_bug_of_ours_is_not_dressed_up_as_a_mistake(monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ModuleNotFoundError("No module named 'foleybox.typo'", name="foleybox.typo"), 70, "a fault of foleybox"),
+        (KeyError("seed"), 70, "a fault of foleybox 0.1.0, not of yours (KeyError: 'seed'); please report"),
+        (RecursionError("maximum recursion depth exceeded"), 70, "a fault of foleybox"),
+        (AssertionError(), 70, "a fault of foleybox"),
+        (MemoryError("Unable to allocate 3 GiB"), 2, "not enough memory (Unable to allocate 3 GiB): ask for less"),
+        (OSError(28, "No space left on device", "x.wav"), 2, "No space left on device: x.wav"),
+        (KeyboardInterrupt(), 130, "stopped"),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_every_error_is_one_line_with_its_exit_code_and_a_traceback_only_for_debug(
+    monkeypatch, capsys, error: BaseException, code: int, words: str, debug: bool
+) -> None:
     def broken(_target: str):
-        raise ModuleNotFoundError("No module named 'foleybox.typo'", name="foleybox.typo")
+        raise error
 
     monkeypatch.setattr(cli, "_load", broken)
-    with pytest.raises(ModuleNotFoundError):
-        main(["info"])
+    assert main(["info", *(["--debug"] * debug)]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert words in lines[-1]
+    assert (len(lines) > 1) == debug == ("Traceback" in lines[0])
 
 
-def test_debug_shows_the_traceback(toy: str, monkeypatch) -> None:
-    with pytest.raises(ValueError, match="plays dog_bark"):
-        main(["generate", "cat", "--instrument", toy, "--debug"])
+def test_debug_shows_the_traceback_of_a_mistake_too(toy: str, monkeypatch, capsys) -> None:
+    assert main(["generate", "cat", "--instrument", toy, "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
     monkeypatch.setenv("FOLEYBOX_DEBUG", "1")
-    with pytest.raises(ValueError, match="no instrument"):
-        main(["info", "nowhere"])
+    assert main(["info", "nowhere"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="closes a pipe")

@@ -1,13 +1,21 @@
 """The `foleybox` command: a table of verbs, each imported when it is used.
 
 A verb is a function of one frozen dataclass, from which `flags` makes flags and help; it returns an exit code or None (0).
-Exit codes: 0 done; 1 done, and the answer is no (a check that failed); 2 a mistake of the user or the disk, in one
-line on stderr; 130 stopped by Ctrl-C. FOLEYBOX_DEBUG=1 (or --debug) shows tracebacks.
+
+    0    done
+    1    done, and the answer is no: a file differs, a check failed, a pack is incomplete
+    2    a mistake of the user, a damaged file, a full disk, too little memory: one line on stderr says what to do
+    70   a fault of foleybox: one line on stderr says how to report it
+    130  stopped by Ctrl-C
+    141  nobody reads the output any more (`foleybox info | head -1`)
+
+FOLEYBOX_DEBUG=1 (or --debug) also shows the traceback, with the same exit code.
 """
 
 import difflib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -99,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         sys.stdout.flush()  # a closed pipe raises here at the latest
         return code
-    except (UserError, OSError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if debug and not isinstance(error, BrokenPipeError):
-            raise
+            traceback.print_exc()
         return _report(error)
 
 
@@ -176,5 +184,16 @@ def _report(error: BaseException) -> int:
         name = f": {error.filename}" if error.filename else ""
         print(f"foleybox: {error.strerror or error}{name}", file=sys.stderr)
         return 2
-    print(f"foleybox: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        print(f"foleybox: {text}", file=sys.stderr)
+        return 2
+    if isinstance(error, MemoryError):
+        print(f"foleybox: not enough memory ({text or 'none is free'}): ask for less at once", file=sys.stderr)
+        return 2
+    print(
+        f"foleybox: a fault of foleybox {__version__}, not of yours ({type(error).__name__}: {text[:200]}); please report "
+        "this line and the command. --debug shows more, `foleybox doctor` checks the installation",
+        file=sys.stderr,
+    )
+    return 70
