@@ -89,12 +89,32 @@ def test_repetition_is_a_term_of_the_loss_only_where_it_is_asked_for(tmp_path: P
 def test_attacks_of_redrawn_clips_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A redrawn patch begins at another time: compared with the recording's attack it would teach smeared attacks."""
     rows = []
-    monkeypatch.setattr(vocoder, "attack_distance", lambda real, fake: (rows.append(len(real)), fake.mean())[1])
+    monkeypatch.setattr(vocoder, "attack_distance", lambda real, fake, factor: (rows.append(len(real)), fake.mean())[1])
     mels = LogMel(DCASE)(sounds().float() / 32768)
     decoded = Decoded(torch.cat([mels, mels[:2]]), mels[:2], "0" * 64, torch.tensor([0, 1]))
     config = settings(tmp_path / "run", steps=2, batch=4, attack=1.0, redrawing=Redrawing(redrawn_share=0.5))
     train(config, sounds(), sounds(2), [], decoded)
     assert rows == [2, 2]
+
+
+def test_a_full_band_vocoder_starts_from_one_of_half_the_rate(tmp_path: Path) -> None:
+    """At the first step its lower band is the other's sound at twice the rate."""
+    half, full = tmp_path / "half", tmp_path / "full"
+    train(settings(half, steps=1, segment=40), sounds(), sounds(2), [])
+    mels = LogMel(DCASE)(sounds().float() / 32768)
+    both = sounds().repeat_interleave(2, 1)
+    config = settings(full, steps=1, segment=40, full_band=True, start_from=half, adversarial_lr=1e-9, lr=1e-9)
+    train(config, both, both[:2], [], Decoded(mels, mels[:2], ""))
+    (small, mel, _), (large, same, _) = load_vocoder(half), load_vocoder(full)
+    assert mel == same == DCASE
+    with torch.no_grad():
+        low, high = small(mels[:1, :, :40]), large(mels[:1, :, :40])
+    assert high.shape[1] == 2 * low.shape[1]
+    spectra = [
+        torch.stft(w, 1024 * f, 256 * f, window=torch.hann_window(1024 * f), return_complex=True)
+        for w, f in ((low, 1), (high, 2))
+    ]
+    torch.testing.assert_close(spectra[1][:, :500, 4:-4] / 2, spectra[0][:, :500, 4:-4], rtol=0.05, atol=0.02)
 
 
 def test_an_infinite_step_in_fp16_is_skipped_and_halves_the_scale(

@@ -1,6 +1,7 @@
 """The vocoder's losses by hand."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from foleybox.lab.core.losses import (
 from foleybox.lab.core.mel import LogMel, MelConfig
 from foleybox.lab.vocoders.losses import (
     attack_distance,
+    equalise_loudness,
     excess_repetition,
     mean_spectrum_distance,
     multi_resolution_stft,
@@ -164,7 +166,32 @@ def test_no_lag_is_longer_than_the_crop() -> None:
     torch.manual_seed(0)
     white = torch.randn(8, 12 * 256)
     soft = torch.nn.functional.avg_pool1d(torch.randn(8, 1, 12 * 256 + 1023), 1024, 1)[:, 0]
-    assert float(excess_repetition(white, soft)) == float(excess_repetition(white, soft, longest=12 * 256))
+    of_white, of_soft = (repetition(equalise_loudness(wave), longest=12 * 256) for wave in (white, soft))
+    assert float(excess_repetition(white, soft)) == float((of_soft - of_white).relu().mean())
+
+
+@pytest.mark.parametrize(
+    ("distance", "share"),
+    [(spectral_texture_distance, 0.5), (mean_spectrum_distance, 0.5), (attack_distance, 1)],
+)
+def test_at_twice_the_rate_windows_have_the_same_seconds(distance: Callable[..., torch.Tensor], share: float) -> None:
+    """Resampled waves have the same distance, halved where it is a mean over frequencies: the upper half is equal."""
+    torch.manual_seed(0)
+    waves = [0.1 * torch.randn(2, 64 * 256), 0.1 * torch.randn(2, 64 * 256)]
+    waves[1][:, 4096:8192] *= 3
+    waves[0][:, 8000], waves[1][:, 8100] = 3, 3
+
+    above = torch.fft.rfft(0.1 * torch.randn(2, 128 * 256))
+    above[:, : 32 * 256] = 0
+    above = torch.fft.irfft(above)
+
+    def doubled(wave: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.nn.functional.pad(2 * torch.fft.rfft(wave), (0, wave.shape[1] // 2))
+        return torch.fft.irfft(spectrum, 2 * wave.shape[1]) + above
+
+    once, twice = float(distance(*waves)), float(distance(*map(doubled, waves), factor=2))
+    assert once > 0.003
+    assert twice == pytest.approx(share * once, rel=0.2)
 
 
 # --- attacks ------------------------------------------------------------------------------------------------------

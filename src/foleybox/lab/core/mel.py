@@ -8,7 +8,7 @@ normalisation, natural logarithm of max(mel, 1e-5). Four seconds at 22,050 Hz ar
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,10 @@ class MelConfig:
                 f"mel bands from {self.low:g} to {self.high:g} Hz at a rate of {self.rate} Hz: "
                 f"expected 0 <= low < high <= {self.rate / 2:g}"
             )
+
+    def times(self, factor: int) -> "MelConfig":
+        """Return the mel of the same bands and frames for waves at `factor` times the rate."""
+        return replace(self, rate=self.rate * factor, n_fft=self.n_fft * factor, hop=self.hop * factor)
 
     def frames(self, samples: int) -> int:
         """Return the frames of a wave of `samples` samples: 344 for 88,200 (dcase), 300 for 96,000 (cembed)."""

@@ -21,7 +21,9 @@ METRICS = {
 def card(instrument: Instrument, notes: str) -> str:
     """Return the text of CARD.md; `notes` is Markdown on intended use, weaknesses and lineage."""
     made, licence = instrument.made_with, instrument.licence
-    band = f", with frequencies up to {instrument.mel['high']:,.0f} Hz" if "high" in instrument.mel else ""
+    full = instrument.made_with.get("vocoder", {}).get("full_band")
+    highest = instrument.rate / 2 if full else instrument.mel.get("high")
+    band = f", with frequencies up to {highest:,.0f} Hz" if highest else ""
     lines = [
         f"# {instrument.name} {instrument.version}",
         "",

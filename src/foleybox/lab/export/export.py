@@ -21,7 +21,7 @@ from foleybox.lab.export.graphs import Sampling, build_gan, build_patches, build
 from foleybox.lab.kt.runs import load_generator
 from foleybox.lab.kt.sagan import refresh_batch_norm
 from foleybox.lab.patches.runs import load_patches_and_autoencoder
-from foleybox.lab.vocoders.runs import load_vocoder
+from foleybox.lab.vocoders.runs import band_factor, load_vocoder
 from foleybox.labels import LABELS
 from foleybox.licences import TrainingClips
 from foleybox.version import __version__, commit
@@ -90,9 +90,10 @@ def main(config: Export) -> int:
             config.generator, config.autoencoder
         )
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
-        samples, form = round(SECONDS * mel.rate), autoencoder.config
-        graphs = build_patches(model, autoencoder, vocoder, mel, samples, config.sampling)
-        latent = (-(-samples // (mel.hop * form.patch)), form.latent + form.patch * form.noise)
+        form = autoencoder.config
+        positions = -(-round(SECONDS * mel.rate) // (mel.hop * form.patch))
+        graphs = build_patches(model, autoencoder, vocoder, mel, positions, config.sampling)
+        latent = (positions, form.latent + form.patch * form.noise)
         made_with |= asdict(config.sampling)
         made_with["autoencoder"] = run_settings(read_run_config(config.autoencoder), autoencoder_step)
         runs.append(config.autoencoder)
@@ -102,8 +103,8 @@ def main(config: Export) -> int:
         torch.manual_seed(config.seed)
         if config.draws and config.weights != "last":  # the last weights have the statistics of their training
             refresh_batch_norm(generator, config.draws)
-        samples = round(SECONDS * mel.rate)
-        graphs, latent = build_gan(generator, vocoder, mel, samples), (generator.config.latent,)
+        graphs = build_gan(generator, vocoder, mel, -(-round(SECONDS * mel.rate) // mel.hop))
+        latent = (generator.config.latent,)
         if config.small:
             graphs = {name: stored_small(graph) for name, graph in graphs.items()}
         made_with |= {"seed": config.seed, "weights": config.weights, "draws": config.draws}
@@ -113,8 +114,8 @@ def main(config: Export) -> int:
         name=config.name or config.out.resolve().name,
         version=config.version,
         labels=tuple(label.name for label in LABELS),
-        rate=mel.rate,
-        samples=samples,
+        rate=mel.rate * band_factor(vocoder_run),
+        samples=round(SECONDS * mel.rate * band_factor(vocoder_run)),
         latent=latent,
         mel=asdict(mel),
         training_clips=count_clips(*map(read_clips, runs)),
@@ -136,7 +137,10 @@ def replace_vocoder(config: Export) -> int:
         raise UserError(f"the vocoder reads the mel {mel}, {old.name} makes {old.mel}: train a vocoder for that mel")
     torch.manual_seed(0)
     graphs = {name: (config.generator / graph.file).read_bytes() for name, graph in old.graphs.items()}
-    graphs["vocoder"] = build_vocoder(vocoder, 2 * torch.randn(3, mel.bands, mel.frames(old.samples)) - 5)
+    frames = -(-round(old.seconds * mel.rate) // mel.hop)
+    graphs["vocoder"] = build_vocoder(vocoder, 2 * torch.randn(3, mel.bands, frames) - 5)
+    vocoder_run = read_run_config(config.vocoder)
+    rate = mel.rate * band_factor(vocoder_run)
     small = graphs if config.small else {"vocoder"} if old.kind == "patches" else ()
     graphs = {name: stored_small(graph) if name in small else graph for name, graph in graphs.items()}
     # Only the numbers of the instrument's clips are known. Both may have been trained on the same: the larger counts.
@@ -149,9 +153,11 @@ def replace_vocoder(config: Export) -> int:
         old,
         name=config.name or config.out.resolve().name,
         version=config.version,
+        rate=rate,
+        samples=round(old.seconds * rate),
         training_clips=tuple(sorted(rows, key=lambda row: (row.label, row.tier, row.licence, row.source))),
         measured=measured,
-        made_with={**old.made_with, **versions(), "vocoder": run_settings(read_run_config(config.vocoder), step)},
+        made_with={**old.made_with, **versions(), "vocoder": run_settings(vocoder_run, step)},
         same_sounds_as=(),
     )
     return write(config, instrument, graphs, notes)

@@ -262,8 +262,10 @@ def build_vocoder(vocoder: Vocos | Hifigan, mels: Tensor) -> bytes:
     return graph
 
 
-def build_gan(generator: Generator, vocoder: Vocos | Hifigan, mel: MelConfig, samples: int) -> dict[str, bytes]:
-    """Return the two graphs of a "gan" instrument. Raises UserError if one differs from torch, or the mels do not match.
+def build_gan(generator: Generator, vocoder: Vocos | Hifigan, mel: MelConfig, frames: int) -> dict[str, bytes]:
+    """Return the two graphs of a "gan" instrument whose mels have `frames` frames.
+
+    Raises UserError if one differs from torch, or the mels do not match.
 
     The comparison is at batch 1 and 3; the export is at 2.
     """
@@ -271,7 +273,7 @@ def build_gan(generator: Generator, vocoder: Vocos | Hifigan, mel: MelConfig, sa
         raise UserError(
             f"the vocoder reads the mel {mel}, the generator makes {DCASE}: train a vocoder with --mel dcase"
         )
-    module = GeneratorGraph(without_parametrizations(generator), -(-samples // mel.hop))
+    module = GeneratorGraph(without_parametrizations(generator), frames)
     torch.manual_seed(0)
     latent, label = torch.randn(3, generator.config.latent), torch.tensor([0, 3, 6])
     mels = module(latent, label).detach()
@@ -417,9 +419,17 @@ class Sampling:
 
 
 def build_patches(
-    model: Patches, autoencoder: Autoencoder, vocoder: Vocos | Hifigan, mel: MelConfig, samples: int, sampling: Sampling
+    model: Patches,
+    autoencoder: Autoencoder,
+    vocoder: Vocos | Hifigan,
+    mel: MelConfig,
+    positions: int,
+    sampling: Sampling,
 ) -> dict[str, bytes]:
-    """Return the three graphs of a "patches" instrument, in 8 bits. Raises UserError if one differs from torch."""
+    """Return the three graphs, in 8 bits, of a "patches" instrument whose clips have `positions` latents.
+
+    Raises UserError if one differs from torch.
+    """
     if mel != WIDE:
         raise UserError(f"the vocoder reads the mel {mel}, the autoencoder makes {WIDE}: train one with --mel wide")
     config, form = model.config, autoencoder.config
@@ -431,7 +441,6 @@ def build_patches(
         raise UserError(
             f"--flow-steps {sampling.flow_steps}, --guided-from {sampling.guided_from:g}: expected 1 or more, 0 to 1"
         )
-    positions = -(-samples // (mel.hop * form.patch))
     next_module = NextGraph(model, sampling.flow_steps, sampling.guided_from)
     decoder = DecoderGraph(autoencoder)
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ from foleybox.lab.patches.autoencoder import Autoencoder
 from foleybox.lab.patches.runs import load_patches_and_autoencoder
 from foleybox.lab.patches.transformer import GUIDANCE, GUIDED_FROM, TEMPERATURE, Patches, draw
 from foleybox.lab.vocoders.hifigan import Hifigan
-from foleybox.lab.vocoders.runs import hifigan_config, load_vocoder, read_official_hifigan
+from foleybox.lab.vocoders.runs import band_factor, hifigan_config, load_vocoder, read_official_hifigan
 from foleybox.labels import LABELS, Label, parse_label
 from foleybox.version import __version__
 
@@ -151,6 +151,8 @@ def read_vocoder(run: Path, mel: MelConfig = DCASE) -> nn.Module:
         official.remove_weight_norm()
         return official.eval()
     vocoder, found, _ = load_vocoder(run)
+    if band_factor(read_run_config(run)) > 1:
+        raise UserError(f"the vocoder {run} is a full-band one, `sample` writes {DCASE.rate} Hz: use it with `export`")
     if found != mel:
         raise UserError(
             f"the vocoder {run} reads the mel {read_run_config(run)['mel']}, this system makes {wanted}: name one of "

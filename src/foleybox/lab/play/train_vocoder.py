@@ -24,6 +24,7 @@ from foleybox.lab.patches.autoencoder import Autoencoder
 from foleybox.lab.patches.runs import load_autoencoder, load_patches_and_autoencoder
 from foleybox.lab.patches.transformer import GUIDANCE, GUIDED_FROM, TEMPERATURE, redraw
 from foleybox.lab.vocoders import train_hifigan, train_vocos
+from foleybox.lab.vocoders.runs import band_factor
 from foleybox.lab.vocoders.train_hifigan import TrainHifigan
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
 from foleybox.lab.vocoders.waves import Decoded, Redrawing, find_sources
@@ -57,10 +58,13 @@ def load_clips(config: TrainVocoder | TrainHifigan) -> tuple[list[ClipFile], Ten
     kept, held = find_sources(config.data, config.tiers, config.held_out)
     mel = MELS[config.mel]
     print(f"{len(kept)} clips to train on, {len(held)} held out, into {config.out}")
-    waves, held_waves = (load_wave_cache(clips, mel.rate, config.seconds) for clips in (kept, held))
+    factor = band_factor(vars(config))
+    waves, held_waves = (load_wave_cache(clips, mel.rate * factor, config.seconds) for clips in (kept, held))
     decoded = None
     if config.mels_from:
         decoded = decode_clips(config.mels_from, kept, held, mel, config.seconds, config.run.device)
+    elif factor > 1:
+        decoded = Decoded(load_mels(kept, mel, config.seconds), load_mels(held, mel, config.seconds), "")
     return kept, waves, held_waves, decoded
 
 

@@ -34,50 +34,54 @@ def texture_distance(real: Tensor, fake: Tensor, bands: int = 5, frames: int = 1
     return torch.stack([(x - y).abs().mean() for x, y in pairs]).sum()
 
 
-def spectral_texture_distance(real: Tensor, fake: Tensor, windows: tuple[int, ...] = (4096, 2048, 1024)) -> Tensor:
-    """Return the mean texture distance of the log-magnitude spectra of waves [B, L] in long `windows` (samples).
+def spectral_texture_distance(real: Tensor, fake: Tensor, factor: int = 1) -> Tensor:
+    """Return the mean texture distance of the log-magnitude spectra of waves [B, L] in windows of 186, 93 and 46 ms.
+
+    `factor` is the waves' rate over 22,050 Hz, here and below.
 
     Mels do not show whether noise repeats itself, and a vocoder trained on their textures alone repeats every other hop,
     which buzzes. In a long window repeated noise is a set of lines: rough in frequency and smooth in time.
     """
     distances = []
-    for n_fft in windows:
-        x, y = (_magnitudes(wave, n_fft, n_fft // 4, 1e-3).log() for wave in (real, fake))
+    for n_fft in (4096, 2048, 1024):
+        x, y = (_magnitudes(wave, n_fft * factor, n_fft * factor // 4, 1e-3).log() for wave in (real, fake))
         distances.append(texture_distance(x, y, bands=n_fft // 64, frames=8))
     return torch.stack(distances).mean()
 
 
-def attack_distance(real: Tensor, fake: Tensor, n_fft: int = 128, hop: int = 32) -> Tensor:
+def attack_distance(real: Tensor, fake: Tensor, factor: int = 1) -> Tensor:
     """Return the distance of two waves [B, L] around the attacks of the real one, in nepers of power; 0 without attacks.
 
     A mel's window is 46 ms long, and a vocoder trained on distances of such spectra begins a click 20 ms early. Here the
-    levels of four bands above 500 Hz are compared in windows of 6 ms, from 35 ms before to 17 ms after each rise by
-    more than 10 dB within 20 ms. Steady noise has no such rises; its fine levels are random and are not compared.
+    levels of the octaves above 689 Hz are compared in windows of 6 ms, from 35 ms before to 17 ms after each rise by more
+    than 10 dB within 20 ms. Steady noise has no such rises; its fine levels are random and are not compared.
     """
-    real_level, fake_level = (_fine_levels(wave, n_fft, hop) for wave in (real, fake))  # [B, 4, T]
+    real_level, fake_level = (_fine_levels(wave, factor) for wave in (real, fake))  # [B, octaves, T]
     weight = _near_attacks(real_level)
     return (weight * (real_level - fake_level).abs()).sum() / weight.sum().clamp(min=1)
 
 
-def mean_spectrum_distance(real: Tensor, fake: Tensor, n_fft: int = 1024) -> Tensor:
+def mean_spectrum_distance(real: Tensor, fake: Tensor, factor: int = 1) -> Tensor:
     """Return how far the `fake` waves [B, L] deviate from the `real` ones in the same way in the whole batch, in nepers.
 
     The mean over frequencies of |mean over the batch of ln(fake power / real power)|. Between the bands of a mel a
     vocoder is free, and may give every sound the same ripples of 2 dB over frequency, which are audible in noise.
     """
+    n_fft = 1024 * factor
     levels = [_magnitudes(wave, n_fft, n_fft // 4, 1e-3).square().mean(2).log() for wave in (real, fake)]  # [B, K]
     return (levels[1] - levels[0]).mean(0).abs().mean()
 
 
-def _fine_levels(wave: Tensor, n_fft: int, hop: int) -> Tensor:
-    """Return the natural logarithm of the power [B, 4, T] in four octaves below half the rate."""
-    power = _magnitudes(wave, n_fft, hop, 1e-3).square()
-    edges = [n_fft // 2 >> octave for octave in (4, 3, 2, 1, 0)]
+def _fine_levels(wave: Tensor, factor: int) -> Tensor:
+    """Return the natural logarithm of the power [B, octaves, T] in the octaves from 689 Hz up, in windows of 6 ms."""
+    n_fft = 128 * factor
+    power = _magnitudes(wave, n_fft, n_fft // 4, 1e-3).square()
+    edges = [4 << octave for octave in range(4 + factor.bit_length())]
     return torch.stack([power[:, low:high].mean(1) for low, high in itertools.pairwise(edges)], 1).log()
 
 
 def _near_attacks(level: Tensor) -> Tensor:
-    """Return a weight from 0 to 1 near attacks in fine levels [B, 4, T]: 0 for a rise by 10 dB or less, 1 from 20 dB on.
+    """Return a weight from 0 to 1 near attacks in fine levels [B, octaves, T]: 0 for a rise by 10 dB or less, 1 from 20 dB on.
 
     The rise is measured against the largest level 4 to 16 frames before.
     """
@@ -120,12 +124,12 @@ def equalise_loudness(wave: Tensor, reach: int = 512) -> Tensor:
     return (wave * local.rsqrt()).clamp(-3, 3)
 
 
-def excess_repetition(real: Tensor, fake: Tensor, longest: int = 8000) -> Tensor:
+def excess_repetition(real: Tensor, fake: Tensor, factor: int = 1) -> Tensor:
     """Return by how much waves `fake` [B, L] repeat themselves more than the `real` ones, at least 0; the mean.
 
-    Measured after `equalise_loudness`, at lags up to `longest` samples or the length of the crop: a vocoder penalised at
+    Measured after `equalise_loudness`, at lags from 9 to 363 ms or the length of the crop: a vocoder penalised at
     short lags only learns to repeat itself later.
     """
-    longest = min(longest, real.shape[1])
-    theirs, mine = (repetition(equalise_loudness(wave), longest=longest) for wave in (real, fake))
+    shortest, longest = 200 * factor, min(8000 * factor, real.shape[1])
+    theirs, mine = (repetition(equalise_loudness(wave, 512 * factor), shortest, longest) for wave in (real, fake))
     return (mine - theirs).relu().mean()

@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from foleybox.errors import UserError
 from foleybox.lab.core.mel import MELS, MelConfig
 from foleybox.lab.core.runs import Stateful, fill_part, read_state, read_trained
 from foleybox.lab.vocoders.hifigan import VERSIONS, Hifigan, HifiganConfig, official_names
-from foleybox.lab.vocoders.vocos import SIZES, Vocos, VocosConfig
+from foleybox.lab.vocoders.vocos import SIZES, Vocos, VocosConfig, widened
+
+FULL_BAND = 2  # rate of a full-band vocoder's waves over that of its mel
 
 
 def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
@@ -20,7 +23,7 @@ def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
     settings, state = read_trained(run, "vocoder")
     mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs have no such setting
     if kind == "vocos":
-        model = Vocos(vocos_config(mel, settings["size"]))
+        model = Vocos(vocos_config(mel, settings["size"], band_factor(settings)))
         fill_part(model, "average", state, run / "state.pt")
     else:
         model = Hifigan(hifigan_config(mel, kind, settings["width"]))
@@ -29,9 +32,15 @@ def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
     return model.eval(), mel, int(state["step"])
 
 
-def vocos_config(mel: MelConfig, size: str) -> VocosConfig:
-    """Return the settings of a Vocos of a size (a key of `vocos.SIZES`) for a mel."""
-    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=mel.n_fft, hop=mel.hop)
+def vocos_config(mel: MelConfig, size: str, factor: int = 1) -> VocosConfig:
+    """Return the settings of a Vocos of a size (a key of `vocos.SIZES`) that makes waves at `factor` times the mel's rate."""
+    output = mel.times(factor)
+    return dataclasses.replace(SIZES[size], bands=mel.bands, n_fft=output.n_fft, hop=output.hop)
+
+
+def band_factor(settings: Mapping[str, Any]) -> int:
+    """Return the rate of a vocoder's waves over that of its mel, from the settings of its run: 2 for a full-band Vocos."""
+    return FULL_BAND if settings.get("full_band") else 1
 
 
 def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> HifiganConfig:
@@ -49,12 +58,16 @@ def hifigan_config(mel: MelConfig, version: str, width: int | None = None) -> Hi
 def load_initial_weights(run: Path, parts: Sequence[tuple[str, Stateful]]) -> None:
     """Load the weights that the checkpoint of a vocoder's run has under these names, strictly.
 
+    A full-band Vocos may start from one of half its rate (`vocos.widened`).
+
     Discriminators ("critics") that it lacks, as a run restored from an instrument does, keep their random weights.
     """
     _, state = read_trained(run, "vocoder")
     for name, part in parts:
         if name == "critics" and name not in state:
             continue
+        if isinstance(part, Vocos) and isinstance(state.get(name), Mapping):
+            state = {**state, name: widened(state[name], part.config.n_fft)}
         fill_part(part, name, state, run / "state.pt")
 
 

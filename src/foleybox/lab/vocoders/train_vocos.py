@@ -43,7 +43,7 @@ from foleybox.lab.vocoders.losses import (
     spectral_texture_distance,
     texture_distance,
 )
-from foleybox.lab.vocoders.runs import load_initial_weights, vocos_config
+from foleybox.lab.vocoders.runs import band_factor, load_initial_weights, vocos_config
 from foleybox.lab.vocoders.vocos import MultiResolutionDiscriminator, ResolutionConfig, Vocos
 from foleybox.lab.vocoders.waves import Decoded, Redrawing, cut_frames, measure, rows_of_start, vocoder_sheet
 
@@ -133,6 +133,8 @@ class TrainVocoder:
     "recorded in the run, as `train hifigan` records its own"
     mel: Literal["dcase", "wide"] = "dcase"
     "the mel that the vocoder reads: 80 bands up to 8 kHz, or 100 up to 11 kHz (patches)"
+    full_band: bool = False
+    "make waves at twice the mel's rate, from recordings that have frequencies up to there"
     size: Literal["small", "medium", "base"] = "medium"
     "1.65, 2.0 or 13.5 million weights"
     held_out: float = 0.04
@@ -236,9 +238,10 @@ def learning_rate(recipe: VocosRecipe, step: int) -> float:
 def train(
     config: TrainVocoder, waves: Tensor, held: Tensor, clips: list[dict[str, str]], decoded: Decoded | None = None
 ) -> Vocos:
-    """Train on `waves`, measure on `held`, both int16 [N, L] at the mel's rate; return the averaged model.
+    """Train on `waves`, measure on `held`, both int16 [N, L]; return the averaged model.
 
-    `clips` are `clips.training_rows` of the waves; `decoded` are mels to read instead of the waves' own. Raises UserError
+    The waves are at the mel's rate, or, with `full_band`, at twice that: then `decoded` must be given. `clips` are
+    `clips.training_rows` of the waves; `decoded` are mels to read instead of the waves' own. Raises UserError
     for settings out of range, clips shorter than a crop, a run folder of another configuration, or initial weights that
     do not fit.
     """
@@ -251,10 +254,12 @@ def train(
     redrawn = decoded.redrawn if decoded else torch.zeros(0, dtype=torch.int64)
     n_redrawn = round(config.redrawing.redrawn_share * config.batch) if len(redrawn) else 0
     mels = decoded.mels if decoded else None
-    crops = Crops(torch.cat([waves, waves[redrawn]]), MELS[config.mel], config.segment, config.silent_share, mels)
-    rate, hop = crops.mel.rate, crops.mel.hop
+    mel_config, factor = MELS[config.mel], band_factor(vars(config))
+    output = mel_config.times(factor)
+    crops = Crops(torch.cat([waves, waves[redrawn]]), output, config.segment, config.silent_share, mels)
+    rate, hop = output.rate, output.hop
     record = replace(config, recipe=recipe)
-    if decoded:  # the fingerprint of the weights instead of their path
+    if decoded and config.mels_from:  # the fingerprint of the weights instead of their path
         theirs = Path(decoded.fingerprint)
         redrawing = replace(config.redrawing, redrawn_by=theirs if config.redrawing.redrawn_by else None)
         record = replace(record, mels_from=theirs, redrawing=redrawing)
@@ -263,10 +268,13 @@ def train(
     accelerator = accelerator_for(config.run, "no", config.out)
     device = accelerator.device
     sizes = ((1024, 256, 100), (512, 128, 80), (256, 64, 40))  # the roughness of noise shows at several resolutions
-    spectra = [LogMel(MelConfig(rate, n_fft, step, bands, 0, rate / 2)).to(device) for n_fft, step, bands in sizes]
+    spectra = [
+        LogMel(MelConfig(rate, n_fft * factor, step * factor, bands, 0, rate / 2)).to(device)
+        for n_fft, step, bands in sizes
+    ]
 
     torch.manual_seed(config.run.seed)
-    generator = Vocos(vocos_config(MELS[config.mel], config.size))
+    generator = Vocos(vocos_config(mel_config, config.size, factor))
     average = copy.deepcopy(generator).eval().requires_grad_(False).to(device)
     optimizer = torch.optim.AdamW(generator.parameters(), recipe.lr, (0.8, 0.99))
     parts: dict[str, Any] = {"generator": generator, "average": average, "optimizer": optimizer}
@@ -349,14 +357,14 @@ def train(
             if recipe.texture:
                 pairs += [(spectrum(real), spectrum(fake)) for spectrum in spectra[1:]]
                 terms["texture"] = recipe.texture * torch.stack([texture_distance(*pair) for pair in pairs]).mean()
-                terms["long_texture"] = recipe.texture * spectral_texture_distance(real, fake)
+                terms["long_texture"] = recipe.texture * spectral_texture_distance(real, fake, factor)
             if recipe.repetition:
-                terms["repetition"] = recipe.repetition * excess_repetition(real, fake)
+                terms["repetition"] = recipe.repetition * excess_repetition(real, fake, factor)
             if recipe.attack:
                 n_real = int((indices < n_clips).sum())  # redrawn mels have their attacks at other times
-                terms["attack"] = recipe.attack * attack_distance(real[:n_real], fake[:n_real])
+                terms["attack"] = recipe.attack * attack_distance(real[:n_real], fake[:n_real], factor)
             if recipe.mean_spectrum:
-                terms["mean_spectrum"] = recipe.mean_spectrum * mean_spectrum_distance(real, fake)
+                terms["mean_spectrum"] = recipe.mean_spectrum * mean_spectrum_distance(real, fake, factor)
             loss = torch.stack(list(terms.values())).sum()
 
             optimizer.zero_grad()
@@ -373,9 +381,10 @@ def train(
             extra: dict[str, float] = {}
             if done % config.run.sample_every == 0 and accelerator.is_main_process:
                 held_mels = decoded.held if decoded else None
-                extra = measure(average, held, crops.mel, held_mels)
+                extra = measure(average, held, mel_config, held_mels, factor)
                 sheet = config.out / "samples" / f"step_{done:07d}.png"
-                vocoder_sheet(sheet, average, held[:8], crops.mel, None if held_mels is None else held_mels[:8])
+                shown = None if held_mels is None else held_mels[:8]
+                vocoder_sheet(sheet, average, held[:8], mel_config, shown, factor)
             if due(done, config.steps, config.run.log_every, config.run.sample_every):
                 log.write(done, {**extra, "lr": learning_rate(recipe, step)})
             if accelerator.is_main_process and due(done, config.steps, config.run.save_every):

@@ -8,6 +8,7 @@ t hop + hop / 2. Also here: the multi-resolution discriminator.
 """
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -159,6 +160,25 @@ class Vocos(nn.Module):
             # A Hann window sums to N / 2: no wave in [-1, 1] has a larger magnitude.
             magnitude = torch.exp(log_magnitude.clamp(max=math.log(self.config.n_fft / 2)))
             return self.inverse(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+
+
+def widened(state: Mapping[str, Tensor], n_fft: int) -> dict[str, Tensor]:
+    """Return the weights of a Vocos with a head for windows of `n_fft` samples, its bins as far apart in Hz as before.
+
+    The bins that exist keep their weights; a window of twice the samples doubles the magnitude of a sinusoid. Those above
+    begin as copies of the upper half of the old ones, 20 dB lower. Weights of that size are returned as they are.
+    """
+    old = (len(state["head.bias"]) - 2) // 2  # of the old bins, the one at half the old rate
+    new = n_fft // 2
+    if old >= new:
+        return dict(state)
+    bins = torch.arange(new + 1)
+    source = torch.where(bins <= old, bins, old // 2 + (bins - old - 1) % (old // 2))
+    rows = torch.cat([source, source + old + 1])  # log magnitudes, then phases
+    bias = state["head.bias"][rows].clone()
+    bias[: new + 1] += math.log(new / old)
+    bias[old + 1 : new + 1] -= math.log(10)
+    return {**state, "head.weight": state["head.weight"][rows], "head.bias": bias}
 
 
 # --- the multi-resolution discriminator ---------------------------------------------------------------------------

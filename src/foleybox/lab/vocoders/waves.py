@@ -81,14 +81,18 @@ class Redrawing:
 
 
 class Decoded(NamedTuple):
-    """The clips' mels as a VQ-VAE or an autoencoder reconstructs them: what a vocoder reads when sounds are generated."""
+    """Mels that a vocoder reads in place of those of its target waves.
+
+    They are those that a VQ-VAE or an autoencoder reconstructs, which a vocoder reads when sounds are generated; or those of
+    the clips at the mel's rate, where the target waves have a higher one.
+    """
 
     mels: Tensor
     "[N, M, T] of the training clips, then [K, M, T] that the patches redrew"
     held: Tensor
     "[H, M, T] of the held-out clips"
     fingerprint: str
-    "of the weights"
+    "of the weights; empty if the mels are the clips' own"
     redrawn: Tensor = torch.zeros(0, dtype=torch.int64)
     "[K]: the training clip of each redrawn mel"
 
@@ -101,30 +105,36 @@ def cut_frames(mels: Tensor, clips: Tensor, starts: Tensor, count: int) -> Tenso
 # --- measurements and sample sheets -------------------------------------------------------------------------------
 
 
-def _half_rate_mel(mel: MelConfig) -> LogMel:
-    """Return a front end of 100 bands up to half the rate."""
-    return LogMel(MelConfig(mel.rate, 1024, 256, 100, 0, mel.rate / 2))
+def _half_rate_mel(rate: int, factor: int) -> LogMel:
+    """Return a front end of 100 bands up to half the rate of the waves, in windows of 1024 x `factor` samples."""
+    return LogMel(MelConfig(rate, 1024 * factor, 256 * factor, 100, 0, rate / 2))
 
 
 @torch.no_grad()
-def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None) -> dict[str, float]:
+def measure(
+    model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None, factor: int = 1
+) -> dict[str, float]:
     """Return measurements of vocoded clips, int16 [N, L], against the clips. The vocoder reads `mels` [N, M, T] or theirs.
+
+    The waves have `factor` times the rate of the mel; with a factor above 1 `mels` must be given.
 
     `held_mel` is the L1 distance of the mels that it reads, `held_wide` of mels up to half the rate, `held_roughness` the
     ratio, fake over real, of the mean change between frames of 12 ms (below 1 is too smooth), `held_repetition` the
     difference of `losses.repetition` (above 0 buzzes).
     """
     device = next(model.parameters()).device
-    fine = LogMel(MelConfig(mel.rate, 256, 64, 40, 0, mel.rate / 2)).to(device)
-    front_ends = {"held_mel": LogMel(mel).to(device), "held_wide": _half_rate_mel(mel).to(device)}
+    output = mel.times(factor)
+    fine = LogMel(MelConfig(output.rate, 256 * factor, 64 * factor, 40, 0, output.rate / 2)).to(device)
+    front_ends = {"held_mel": LogMel(output).to(device), "held_wide": _half_rate_mel(output.rate, factor).to(device)}
     sums = dict.fromkeys((*front_ends, "real", "fake", "repetition"), 0.0)
     for first, chunk in zip(range(0, len(waves), 8), waves.split(8)):
         real = chunk.to(device).float() / 32768
-        real = real[:, : mel.frames(real.shape[1]) * mel.hop]
+        real = real[:, : output.frames(real.shape[1]) * output.hop]
         fake = model(front_ends["held_mel"](real) if mels is None else mels[first : first + 8].to(device))
         for name, front_end in front_ends.items():
             sums[name] += float(mel_distance(front_end(real), front_end(fake))) * len(chunk) / len(waves)
-        sums["repetition"] += float((repetition(fake) - repetition(real)).sum()) / len(waves)
+        lags = 200 * factor, 2000 * factor
+        sums["repetition"] += float((repetition(fake, *lags) - repetition(real, *lags)).sum()) / len(waves)
         for name, wave in (("real", real), ("fake", fake)):
             sums[name] += float(fine(wave).diff(dim=-1).abs().sum())
     found = {name: sums[name] for name in front_ends}
@@ -132,10 +142,12 @@ def measure(model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None
 
 
 @torch.no_grad()
-def vocoder_sheet(path: Path, model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None) -> None:
+def vocoder_sheet(
+    path: Path, model: nn.Module, waves: Tensor, mel: MelConfig, mels: Tensor | None = None, factor: int = 1
+) -> None:
     """Draw the mel up to half the rate of each clip, int16 [N, L], next to that of its vocoded version."""
     device = next(model.parameters()).device
-    front_end = _half_rate_mel(mel).to(device)
+    front_end = _half_rate_mel(mel.rate * factor, factor).to(device)
     real = waves.to(device).float() / 32768
     fake = model(LogMel(mel).to(device)(real) if mels is None else mels.to(device))
     pairs = torch.stack([front_end(real[:, : fake.shape[1]]), front_end(fake)], 1).flatten(0, 1)
