@@ -9,7 +9,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
 help:
 	@echo "make demo    install the torch-free core into $(VENV), render all seven labels into $(OUT)/"
-	@echo "make test    install the lab and dev extras into $(VENV_LAB), run the whole suite"
+	@echo "make test    install the lab, serve and dev extras into $(VENV_LAB), run the whole suite"
 	@echo "make check   ruff and pyright, as a change should pass them"
 	@echo "make results write the pages of results/ that are made from committed records"
 	@echo "make clean   remove both environments and $(OUT)/"
@@ -38,7 +38,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV_LAB)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_LAB)
-	$(VENV_LAB)/bin/python -m pip install $(PIP_FLAGS) -e '.[lab,dev]'
+	$(VENV_LAB)/bin/python -m pip install $(PIP_FLAGS) -e '.[lab,serve,dev]'
 	touch $@
 
 clean:

@@ -23,6 +23,7 @@ LAYERS = {
     "licences": ["foleybox.licences"],
     "instrument": ["foleybox.instrument"],
     "studio": ["foleybox.studio", "foleybox.studio.*"],
+    "web": ["foleybox.web", "foleybox.web.*"],
     "commands": ["foleybox.commands", "foleybox.commands.*"],
     "core": ["foleybox.lab", "foleybox.lab.core", "foleybox.lab.core.*"],
     "vocoders": ["foleybox.lab.vocoders", "foleybox.lab.vocoders.*"],
@@ -49,7 +50,8 @@ MAY = {
     "licences": ["errors", "files"],
     "instrument": ["errors", "files", "schema", "labels", "licences"],
     "studio": GROUND,
-    "commands": [*GROUND, "studio"],
+    "web": [*GROUND, "studio"],
+    "commands": [*GROUND, "studio", "web"],
     "core": GROUND,
     "vocoders": [*GROUND, "core"],
     "kt": [*GROUND, "core"],
@@ -70,6 +72,7 @@ PACKAGES = {
     "version": set(),
     "flags": {"tyro"},
     "studio": {*GROUND_PACKAGES, "onnxruntime", "mido", "tyro"},
+    "web": {*GROUND_PACKAGES, "onnxruntime", "fastapi", "starlette", "pydantic", "uvicorn"},
     "commands": {*GROUND_PACKAGES, "tyro", "tqdm", "onnxruntime"},
 }
 PURE = ["foleybox.lab.*.losses", "foleybox.lab.*.systems"]  # torch and the standard library only

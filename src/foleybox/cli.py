@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_type_hints
 
-from foleybox.errors import INSTALL_LAB, LAB_PACKAGES, UserError
+from foleybox.errors import INSTALL_LAB, INSTALL_SERVE, LAB_PACKAGES, SERVE_PACKAGES, UserError
 from foleybox.version import __version__
 
 GROUPS = {
@@ -32,6 +32,10 @@ GROUPS = {
         "walk": ("foleybox.commands.walk:walk", "a chain of sounds, each a variation of the one before"),
         "jobs": ("foleybox.commands.jobs:jobs", "all the sounds that a table (CSV) lists"),
         "perform": ("foleybox.commands.perform:perform", "sounds at given times: a mix, stems, markers"),
+    },
+    "In a browser": {
+        "serve": ("foleybox.commands.serve:serve", "choose, vary and place sounds on a page; a server for programs"),
+        "page": ("foleybox.commands.page:page", "write the page as a folder for any web host"),
     },
     "Use sounds": {
         "loop": ("foleybox.commands.loop:loop", "make a seamless loop of a steady sound"),
@@ -136,7 +140,10 @@ def _run(arguments: list[str]) -> int:
     try:
         return _call(_load(VERBS[verb][0]), verb, arguments[len(verb.split()) :])
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in LAB_PACKAGES:
+        package = (error.name or "").split(".")[0]
+        if package in SERVE_PACKAGES:
+            raise UserError(f"`{verb}` needs the server, and {package} is not installed: {INSTALL_SERVE}") from None
+        if package not in LAB_PACKAGES:
             raise
         raise UserError(f"`{verb}` needs the lab, and {error.name} is not installed: {INSTALL_LAB}") from None
 

@@ -1,6 +1,8 @@
 """The exception for mistakes of the user."""
 
 LAB_PACKAGES = ("torch", "accelerate", "safetensors", "scipy", "matplotlib", "tensorboard", "onnx", "onnxscript")
+SERVE_PACKAGES = ("fastapi", "starlette", "pydantic", "uvicorn")
+INSTALL_SERVE = "in a checkout of foleybox, pip install -c constraints.txt '.[serve]'"
 INSTALL_LAB = "in a checkout of foleybox, pip install -c constraints.txt '.[lab]'"
 
 
