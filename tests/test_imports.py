@@ -21,6 +21,7 @@ LAYERS = {
     "labels": ["foleybox.labels"],
     "audio": ["foleybox.audio"],
     "licences": ["foleybox.licences"],
+    "graphs": ["foleybox.graphs"],
     "instrument": ["foleybox.instrument"],
     "studio": ["foleybox.studio", "foleybox.studio.*"],
     "web": ["foleybox.web", "foleybox.web.*"],
@@ -37,7 +38,7 @@ LAYERS = {
     "flags": ["foleybox.flags"],
     "entry": ["foleybox.cli", "foleybox.__main__", "foleybox.commands.doctor"],
 }
-GROUND = ["version", "errors", "files", "schema", "labels", "audio", "licences", "instrument"]
+GROUND = ["version", "errors", "files", "schema", "labels", "audio", "licences", "graphs", "instrument"]
 # Layer -> other layers that it may import.
 MAY = {
     "root": ["version"],  # and the Python API by name, when it is used
@@ -48,7 +49,8 @@ MAY = {
     "schema": [],
     "audio": ["errors", "files", "schema"],
     "licences": ["errors", "files"],
-    "instrument": ["errors", "files", "schema", "labels", "licences"],
+    "graphs": [],
+    "instrument": ["errors", "files", "schema", "labels", "licences", "graphs"],
     "studio": GROUND,
     "web": [*GROUND, "studio"],
     "commands": [*GROUND, "studio", "web"],

@@ -32,16 +32,31 @@ import hashlib
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from itertools import chain, cycle
+from itertools import cycle
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from foleybox.errors import UserError
 from foleybox.files import atomic_folder, earlier_folder, safe_name, sha256
+from foleybox.graphs import graph_problems
 from foleybox.licences import Licence, TrainingClips, licence_of
+from foleybox.schema import (
+    FINGERPRINT,
+    HIGHEST_RATE,
+    RATE,
+    Anything,
+    Items,
+    Number,
+    OneOf,
+    Record,
+    SchemaError,
+    Table,
+    Text,
+    Whole,
+    parse_json,
+)
 
 FORMAT = 2
 MANIFEST, CARD = "instrument.json", "CARD.md"
@@ -57,10 +72,28 @@ INPUTS = {
 INPUTS_OF_FORMAT_1 = {"before": "previous", "place": "position", "grain": "noise"}
 AGAIN = "get a whole copy of the instrument, or export it again"
 
-MOST_BYTES, MOST_DEPTH, MOST_DIGITS, MOST_LABELS, MOST_RATE, MOST_SECONDS = 4 << 20, 20, 18, 1_000, 768_000, 3_600
-"limits of a manifest: bytes of the file, levels of nesting, digits of a whole number, labels, Hz, seconds of a clip"
+MOST_BYTES, MOST_DEPTH, MOST_LABELS, MOST_SECONDS = 4 << 20, 20, 1_000, 3_600
+"limits of a manifest: bytes of the file, levels of nesting, labels, seconds of a clip"
 MOST_NUMBERS = 1 << 24
 "limit of a clip's latent, and of the cache of a layer, in numbers"
+
+# Names go into file names, tables and terminals.
+NAME = Text(100, pattern=r"[^\W_][^\n\t]*", expected="1 to 100 characters, the first a letter or a digit")
+FILE = Text(100, pattern=r"[^\\/:*?\"<>|.][^\\/:*?\"<>|]*", expected="the name of a file in the instrument's folder")
+TERMS = Text(1_000, least=0)
+CLIPS = Record({"label": TERMS, "tier": TERMS, "licence": TERMS, "clips": Whole(1, 1 << 40), "source": TERMS})
+CONTENT = Record(
+    {
+        "format": Whole(1, FORMAT), "name": NAME, "version": NAME, "kind": OneOf(tuple(GRAPHS)),
+        "labels": Items(NAME, MOST_LABELS, 1), "rate": RATE, "samples": Whole(1, MOST_SECONDS * HIGHEST_RATE),
+        "latent": Items(Whole(1, MOST_NUMBERS), 8, 1), "mel": Table(Number(-1e9, 1e9)),
+        "graphs": Table(Record({"file": FILE, "sha256": FINGERPRINT, "bytes": Whole(1, (1 << 31) - 1)})),
+        "same_sounds_as": Items(FINGERPRINT, 1_000), "training_clips": Items(CLIPS, 100_000),
+        "licence": Record({"terms": TERMS}, {"reasons": Items(TERMS, 1_000), "why": Anything()}),
+        "measured": Table(Anything()), "made_with": Table(Anything()), "checksum": FINGERPRINT,
+    }
+)  # fmt: skip
+"""the content of a manifest; `_value_problems` says what else it must fulfil"""
 
 
 @dataclass(frozen=True)
@@ -252,17 +285,6 @@ def read_instrument(folder: str | Path) -> Instrument:
     )
 
 
-KEYS: dict[str, type] = {
-    "format": int, "name": str, "version": str, "kind": str, "labels": list, "rate": int, "samples": int, "latent": list,
-    "mel": dict, "graphs": dict, "same_sounds_as": list, "training_clips": list, "licence": dict, "measured": dict,
-    "made_with": dict, "checksum": str,
-}  # fmt: skip
-ROWS: dict[str, dict[str, type]] = {
-    "graphs": {"file": str, "sha256": str, "bytes": int},
-    "training_clips": {"label": str, "tier": str, "licence": str, "clips": int, "source": str},
-}
-
-
 def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a manifest of format 1 under the names of format 2."""
     named = {"training_clips" if key == "heard" else key: value for key, value in content.items()}
@@ -271,26 +293,14 @@ def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
 
 def _parse(manifest: Path) -> Any:
     """Return the JSON of a manifest. Raises UserError if it is missing, cut short, or beyond the limits of a manifest."""
-
-    def refuse(what: str) -> NoReturn:
-        raise ValueError(f"it contains {what}")
-
-    def whole(digits: str) -> int:
-        return int(digits) if len(digits) <= MOST_DIGITS else refuse(f"a number of {len(digits):,} digits")
-
     try:
         with manifest.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            refuse(f"more than {MOST_BYTES:,} bytes")
-        return json.loads(text.decode(), parse_int=whole, parse_constant=refuse)
+            return parse_json(file.read(MOST_BYTES + 1), MOST_BYTES, MOST_DEPTH)
     except FileNotFoundError:
         if manifest.with_name("config.json").is_file():
             advice = "make sounds with `foleybox sample`, or an instrument with `foleybox export`"
             raise UserError(f"{manifest.parent} is a training run, not an instrument: {advice}") from None
         raise UserError(f"{manifest.parent} is not an instrument: it has no {MANIFEST}") from None
-    except RecursionError:
-        raise UserError(f"{manifest} has more than {MOST_DEPTH} levels of nesting: {AGAIN}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{manifest} is cut short or not a manifest ({error}): {AGAIN}") from None
 
@@ -301,85 +311,34 @@ def _problems(content: dict[str, Any], folder: Path) -> Iterator[str]:
     Each check relies on those before it: take the first problem only.
     """
     manifest = folder / MANIFEST
-    yield from (f"{manifest} contains {problem}" for problem in _odd_values(content))
     if "checksum" not in content:
         yield f"{manifest} lacks checksum"
     if content["checksum"] != _digest({key: value for key, value in content.items() if key != "checksum"}):
         yield f"{manifest} was changed after it was written (its checksum does not match)"
     content = _from_format_1(content) if content["format"] == 1 else content
-    yield from _key_problems(content, KEYS, str(manifest))
-    for name, expected in ROWS.items():
-        rows = content[name].items() if isinstance(content[name], dict) else enumerate(content[name])
-        yield from chain.from_iterable(_key_problems(row, expected, f"{manifest}, {name} {at}") for at, row in rows)
+    try:
+        CONTENT(content, "")
+    except SchemaError as error:
+        yield f"{manifest}: {error}"
     yield from (f"{manifest} has {problem}" for problem in _value_problems(content))
     for name, graph in content["graphs"].items():
         yield from _graph_problems(folder / graph["file"], name, graph)
 
 
-def _odd_values(value: Any, depth: int = 1) -> Iterator[str]:
-    """Yield what no manifest contains at any place: deep nesting, infinite numbers, text that cannot be printed."""
-    if isinstance(value, dict | list):
-        if depth > MOST_DEPTH:
-            yield f"more than {MOST_DEPTH} levels of nesting"
-        for each in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _odd_values(each, depth + 1)
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield "a number that is too large"
-    elif isinstance(value, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value):
-        yield f"a control character or half a character: {value[:40]!a}"
-
-
-def _key_problems(row: object, expected: Mapping[str, type], where: str) -> Iterator[str]:
-    if not isinstance(row, dict):
-        yield f"{where} is {type(row).__name__}: expected an object with {', '.join(expected)}"
-        return
-    for problem, keys in (("lacks", expected.keys() - row.keys()), ("has the unknown", row.keys() - expected.keys())):
-        if keys:
-            yield f"{where} {problem} {', '.join(sorted(keys))}: expected {', '.join(expected)}"
-    for key, kind in expected.items():
-        if type(row[key]) is not kind:
-            yield f"{where}: {key} is {type(row[key]).__name__}, expected {kind.__name__}"
-
-
 def _value_problems(content: dict[str, Any]) -> Iterator[str]:
-    """Yield what types alone do not say."""
-    kind, graphs, labels, rate, samples = (content[key] for key in ("kind", "graphs", "labels", "rate", "samples"))
-    latent = content["latent"]
-    if kind not in GRAPHS:
-        yield f"kind {kind!r}, expected one of {', '.join(GRAPHS)} (or a newer foleybox)"
+    """Yield where the values of a manifest contradict each other."""
+    kind, graphs, labels, latent = (content[key] for key in ("kind", "graphs", "labels", "latent"))
     if set(graphs) != set(GRAPHS[kind]):
         yield f"graphs {', '.join(graphs)}, expected {', '.join(GRAPHS[kind])}"
-    if not all(0 < graph["bytes"] < 1 << 31 for graph in graphs.values()):
-        yield "graphs, expected less than 2 GiB each"
-    for file in (graph["file"] for graph in graphs.values()):
-        if file in ("", ".", "..") or file != safe_name(file):
-            yield f"a graph outside its folder: {file!r}"
-    if not all(isinstance(label, str) for label in labels) or not 1 <= len(labels) <= MOST_LABELS:
-        yield f"labels, expected 1 to {MOST_LABELS:,} different names"
     if len({safe_name(label).casefold() for label in labels}) < len(labels):
         yield "labels, expected different names (as file names, too)"
-    for text in (content["name"], content["version"], *labels):  # they go into file names, tables and terminals
-        if not (1 <= len(text) <= 100 and text[0].isalnum() and "\n" not in text and "\t" not in text):
-            yield f"the name {text[:40]!r}, expected 1 to 100 characters, the first a letter or a digit"
-    if (
-        not all(type(size) is int and size > 0 for size in latent)
-        or not 1 <= math.prod(latent) <= MOST_NUMBERS
-        or not latent
-    ):
-        yield f"latent {latent}, expected positive whole numbers, {MOST_NUMBERS:,} in all at most"
+    if math.prod(latent) > MOST_NUMBERS:
+        yield f"latent {latent}, expected {MOST_NUMBERS:,} numbers in all at most"
     if kind == "patches" and len(latent) != 2:
         yield f"latent {latent}, expected [positions, numbers] of an instrument of patches"
-    if not 1 <= rate <= MOST_RATE or not 1 <= samples <= MOST_SECONDS * rate:
-        yield (
-            f"rate {rate} and samples {samples}, expected positive numbers up to {MOST_RATE:,} Hz and {MOST_SECONDS:,} s"
-        )
-    if not all(type(value) in (int, float) for value in content["mel"].values()):
-        yield "mel, expected numbers"
-    if not all(isinstance(each, str) and len(each) == 64 for each in content["same_sounds_as"]):
-        yield "same_sounds_as, expected fingerprints of 64 digits"
-    if not all(row["clips"] > 0 for row in content["training_clips"]):
-        yield "training_clips without a clip, expected positive numbers"
-    stated = content["licence"].get("terms")
+    if content["samples"] > MOST_SECONDS * content["rate"]:
+        yield f"{content['samples']:,} samples at {content['rate']:,} Hz, expected {MOST_SECONDS:,} s at most"
+    stated = content["licence"]["terms"]
     follows = licence_of(TrainingClips(**row) for row in content["training_clips"]).terms
     if stated != follows:
         yield f"the terms {stated!r}, but {follows!r} follows from its training clips"
@@ -393,9 +352,7 @@ def _graph_problems(path: Path, name: str, graph: Mapping[str, Any]) -> Iterator
     content = path.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != graph["sha256"]:
         yield f"the {name} graph {path} was changed (sha256 {found[:12]}..., expected {graph['sha256'][:12]}...)"
-    # In ONNX, a tensor outside the file has an entry with the key "location", which its length (8) precedes.
-    if re.search(rb"[\x00\x08]location", content):
-        yield f"the {name} graph {path} has weights in another file, which its SHA-256 does not cover"
+    yield from (f"the {name} graph {path} {problem}" for problem in graph_problems(content))
 
 
 # --- graphs -------------------------------------------------------------------------------------------------------
@@ -430,6 +387,8 @@ def _port_problems(
     expected = [*fixed, *(caches if graph == "next" else ())]
     if names != expected:
         yield f"takes {', '.join(names)}: expected {', '.join(expected)}"
+    if graph == "next" and not caches:
+        yield "takes no keys_0 and values_0: expected the cache of one layer or more"
     if len(outputs) != 1 + len(caches):
         yield f"gives {len(outputs)} outputs: expected {1 + len(caches)}"
     types = ["tensor(int64)" if name in ("label", "position") else "tensor(float)" for name in names]
@@ -442,7 +401,8 @@ def _port_problems(
         if len(shapes[name]) != len(sizes) or any(differ):
             yield f"takes {name} {shapes[name]}: that does not fit the manifest's latent {[*instrument.latent]} and its mel"
     for name in caches:
-        if not all(type(size) is int for size in shapes[name][1:]) or math.prod(shapes[name][1:]) > MOST_NUMBERS:
+        sizes = shapes[name][1:]
+        if not all(type(size) is int and size > 0 for size in sizes) or math.prod(sizes) > MOST_NUMBERS:
             yield f"takes {name} {shapes[name]}: expected three fixed sizes, {MOST_NUMBERS:,} numbers in all at most"
 
 

@@ -184,6 +184,26 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Table:
+    """An object with any names, and values of one kind."""
+
+    each: Schema
+
+    def __call__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            _differs(value, where, "an object")
+        for name, each in value.items():
+            self.each(each, f"{where}.{name[:40]}")
+
+
+class Anything:
+    """Any JSON value."""
+
+    def __call__(self, value: Any, where: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
 class Choice:
     """An object of one of several kinds, which the value of `key` names."""
 
