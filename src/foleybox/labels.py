@@ -15,6 +15,7 @@ class Label:
     ucs: str  # Universal Category System CatID, for file names in sound libraries
     aliases: tuple[str, ...] = ()
     steady: bool = False  # a continuous sound, without events: loops by default, may be shifted in time circularly
+    lufs: float = -26.0  # loudness that about 98 % of its one-shots or loops can have below -1 dBTP (results/studio.md)
 
     def __str__(self) -> str:
         return self.name
@@ -23,8 +24,8 @@ class Label:
 LABELS: tuple[Label, ...] = (
     Label(0, "DogBark", "dog_bark", "ANMLDog", ("dog", "bark")),
     Label(1, "Footstep", "footstep", "FEETHmn", ("footsteps", "step", "steps")),
-    Label(2, "GunShot", "gunshot", "GUNMisc", ("gun", "shot", "gunshots")),
-    Label(3, "Keyboard", "keyboard", "CMPTKey", ("key", "keys", "typing")),
+    Label(2, "GunShot", "gunshot", "GUNMisc", ("gun", "shot", "gunshots"), lufs=-28.0),
+    Label(3, "Keyboard", "keyboard", "CMPTKey", ("key", "keys", "typing"), lufs=-27.0),
     Label(
         4,
         "MovingMotorVehicle",
@@ -32,8 +33,9 @@ LABELS: tuple[Label, ...] = (
         "VEHMisc",
         ("motor", "vehicle", "motorvehicle", "car", "engine"),
         steady=True,
+        lufs=-24.0,
     ),
-    Label(5, "Rain", "rain", "RAIN", steady=True),
+    Label(5, "Rain", "rain", "RAIN", steady=True, lufs=-24.0),
     Label(6, "Sneeze_Cough", "sneeze_cough", "HMNCough", ("sneeze", "cough")),
 )
 

@@ -11,9 +11,9 @@ from foleybox.files import safe_name
 from foleybox.studio import latents
 from foleybox.studio.extend import finished
 from foleybox.studio.jobs import MAX_SOUNDS
-from foleybox.studio.onsets import ONE_SHOT, one_shot
 from foleybox.studio.recipe import Json, Recipe, find_recipe
 from foleybox.studio.shape import Shape, check_shape
+from foleybox.studio.shots import ONE_SHOT, one_shot
 from foleybox.studio.synth import Clip, Synth
 
 

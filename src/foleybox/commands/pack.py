@@ -30,8 +30,9 @@ CATID = re.compile(r"[A-Z][A-Z0-9]{1,7}[A-Za-z0-9]{0,8}")  # of the Universal Ca
 class Pack:
     """Make a set of variations for a game: OUT/<Label>/<UCS name>.wav, and what the engine needs to import them.
 
-    One-shots are the clearest event of a rendered sound, cut with its decay; rain and motors become loops with loop points.
-    All are equally loud (the event, not the silence around it), below the true-peak ceiling, and no two nearly the same.
+    One-shots are the loudest event of a rendered sound, whole: from its attack until it has decayed. Rain and motors become
+    loops with loop points. The sounds of a label are equally loud (the event, not the silence around it), their true peaks
+    are -1 dBTP or less, and no two are nearly the same.
     The folder also gets manifest.csv, LICENSE.txt, and index.html, a contact sheet with players.
 
     Example: foleybox pack footstep --count 12 --engine godot -o pack
@@ -125,15 +126,16 @@ def _check(config: Pack, synth: Synth) -> list[str]:
 def _report(config: Pack, label: str, made: int, rejected: dict[str, int]) -> None:
     """Print how many sounds of a label there are, and why others were rejected."""
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
+    candidates = f"{made + sum(rejected.values()):,} candidates"
     if made < config.selection.count:
-        advice = " or ".join([*(packs.REASONS[reason] for reason in rejected), "another --seed"])
+        advice = " or ".join(dict.fromkeys([*(packs.REASONS[reason] for reason in rejected), "another --seed"]))
         print(
-            f"foleybox: {made:,} of {config.selection.count:,} sounds of {label} (rejected: {reasons}); try {advice}",
+            f"foleybox: {made:,} of {config.selection.count:,} sounds of {label} (of {candidates}: {reasons}); try {advice}",
             file=sys.stderr,
         )
     if not config.json:
         folder = config.out / safe_name(label)
-        print(f"{label}: {made:,} sounds in {folder}" + (f" (rejected: {reasons})" if reasons else ""))
+        print(f"{label}: {made:,} sounds in {folder}" + (f" (of {candidates}: {reasons})" if reasons else ""))
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -15,18 +15,17 @@ from tyro.conf import arg
 from foleybox.audio import true_peak_db
 from foleybox.files import safe_name
 from foleybox.instrument import Instrument
-from foleybox.labels import find_label
+from foleybox.labels import Label, find_label
 from foleybox.studio.extend import is_steady
 from foleybox.studio.loop import loop_source, looped, measure_seam
-from foleybox.studio.onsets import ONE_SHOT, one_shot
 from foleybox.studio.recipe import Recipe
-from foleybox.studio.shape import Shape, event_loudness
+from foleybox.studio.shape import CEILING, Shape, event_loudness
+from foleybox.studio.shots import AT_END, AT_START, ONE_SHOT, UNCLEAR, one_shot
 from foleybox.studio.sheet import png, spectrogram
 from foleybox.studio.spectra import Levels, band_levels, distance
 from foleybox.studio.synth import Clip, Synth
 from foleybox.version import __version__
 
-MIN_CLARITY_DB = 10.0  # of the event of a one-shot, see `one_shot`
 TRIED = 4  # clips rendered for each sound of a pack, at most
 TOLERANCE = 0.4  # LU by which the true-peak ceiling may keep a sound below the others
 
@@ -41,9 +40,9 @@ class Selection:
     "sounds of each label"
     seconds: Annotated[float, arg(metavar="S")] = 3.0
     "length of loops"
-    lufs: Annotated[float, arg(metavar="LUFS")] = -23.0
+    lufs: Annotated[float | None, arg(metavar="LUFS", help_behavior_hint="(default: by label, -24 to -28)")] = None
     "loudness of each sound"
-    peak: Annotated[float, arg(metavar="DBTP")] = -1.0
+    peak: Annotated[float, arg(metavar="DBTP")] = CEILING
     "true-peak ceiling; sounds that would exceed it are replaced by others"
     apart: Annotated[float, arg(metavar="DB")] = 2.5
     "two sounds whose spectra over time differ by less than this many dB are near-duplicates: one of them is replaced"
@@ -79,12 +78,19 @@ def default_kind(label: str) -> Kind:
     return "loop" if known and known.steady else "one-shot"
 
 
-def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejected: dict[str, int]) -> Iterator[Clip]:
-    """Yield up to `wanted.count` sounds of a label that are clear, as loud as asked for, and no near-duplicates.
+def default_lufs(label: str) -> float:
+    """Return the loudness that nearly all sounds of a label can have below the true-peak ceiling."""
+    known = find_label(label)
+    return known.lufs if known else Label.lufs
 
-    The others are counted in `rejected` by reason, a key of REASONS.
+
+def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejected: dict[str, int]) -> Iterator[Clip]:
+    """Yield up to `wanted.count` sounds of a label that are whole, as loud as asked for, and no near-duplicates.
+
+    The other candidates are counted in `rejected` by reason, a key of REASONS.
     """
     kept: list[Levels] = []
+    lufs = default_lufs(label) if wanted.lufs is None else wanted.lufs
     pairs = ((label, wanted.seed + offset) for offset in range(TRIED * wanted.count))
     for clip in synth.render_many(pairs, temperature=wanted.temperature):
         made = _one_shot(clip) if kind == "one-shot" else _loop(synth, clip, wanted)
@@ -92,8 +98,8 @@ def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejec
             rejected[made] = rejected.get(made, 0) + 1
             continue
         levels = band_levels(made.wave, made.rate)
-        made = made.shaped(Shape(rate=wanted.rate if kind == "one-shot" else None, lufs=wanted.lufs, peak=wanted.peak))
-        if not abs(event_loudness(made.wave, made.rate) - wanted.lufs) <= TOLERANCE:
+        made = made.shaped(Shape(rate=wanted.rate if kind == "one-shot" else None, lufs=lufs, peak=wanted.peak))
+        if not abs(event_loudness(made.wave, made.rate) - lufs) <= TOLERANCE:
             rejected["too peaky"] = rejected.get("too peaky", 0) + 1
         elif any(distance(levels, other) < wanted.apart for other in kept):
             rejected["near-duplicates"] = rejected.get("near-duplicates", 0) + 1
@@ -105,9 +111,9 @@ def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejec
 
 
 def _one_shot(clip: Clip) -> Clip | str:
-    """Return the clearest event of a clip, or the reason for which it is rejected."""
-    made, clarity = one_shot(clip)
-    return made if clarity >= MIN_CLARITY_DB else "without a clear event"
+    """Return the loudest event of a clip, or the reason for which it is rejected."""
+    made, problem = one_shot(clip)
+    return problem or made
 
 
 def _loop(synth: Synth, clip: Clip, wanted: Selection) -> Clip | str:
@@ -123,7 +129,9 @@ REASONS = {
     "too peaky": "a lower --lufs",
     "near-duplicates": "a smaller --apart",
     "not steady": "--kind one-shot",
-    "without a clear event": "--kind loop",
+    UNCLEAR: "--kind loop",
+    AT_START: "another --seed",
+    AT_END: "another --seed",
     "with an audible seam": "fewer --seconds",
 }
 "reason for a rejection -> the option that helps"
@@ -236,7 +244,7 @@ def html_page(instrument: Instrument, wanted: Selection, items: Sequence[Item], 
     title = f"{len(items)} sounds"
     facts = (
         f"{instrument.name} {instrument.version}, foleybox {__version__}, terms {instrument.licence.terms}; "
-        f"each {wanted.lufs:g} LUFS, true peak below {wanted.peak:g} dBTP"
+        f"each label at one loudness, true peaks {wanted.peak:g} dBTP or less"
     )
     return f"""<!doctype html>
 <html lang="en">

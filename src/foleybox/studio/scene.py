@@ -1,6 +1,6 @@
 """Scenes: sounds at given times. Events are played as one-shots, steady labels as a surface with an intensity curve.
 
-Each event is a one-shot cut from a rendered clip (`onsets.clearest_event`), with its onset on the sample of its time. The
+Each event is a one-shot cut from a rendered clip (`shots.loudest_event`), with its onset on the sample of its time. The
 variations of a label are the clearest of the clips with the seeds S, S+1, ... of the scene's seed S, or of variations of
 one of them. All are brought to one loudness, so that the velocity alone determines the level of an event. The choice of a
 variation and the shift by `humanise` are noise of the scene's seed. A steady sound is extended (`extend`). The recipe
@@ -33,10 +33,11 @@ from foleybox.studio.events import LATEST, Event, sorted_events
 from foleybox.studio.extend import extend
 from foleybox.studio.latents import check_amount, vary
 from foleybox.studio.loop import SLACK, loop_source, looped, steady_clip
-from foleybox.studio.onsets import clearest_event, cut_one_shot, onset_near
+from foleybox.studio.onsets import onset_near
 from foleybox.studio.recipe import Json
 from foleybox.studio.seeds import check_seed, noise
 from foleybox.studio.shape import Shape, apply, event_loudness, faded
+from foleybox.studio.shots import cut_one_shot, loudest_event
 from foleybox.studio.synth import Clip, Synth, check_temperature
 
 LEVEL = -24.0  # LUFS of a one-shot at velocity 1, and of a surface at intensity 1
@@ -362,7 +363,7 @@ def _shots(
     asked = synth.render_many(((label, each) for each in own), temperature=style.temperature)
     found = []
     for clip in itertools.chain(_clips(synth, label, candidates, seed, style), asked):
-        start, onset, stop, clarity = clearest_event(clip.wave, rate)
+        start, onset, stop, clarity, _ = loudest_event(clip.wave, rate)
         db = _level_db(clip.wave[start:stop], rate)
         sound = Sound.of(cut_one_shot(clip.wave, (start, onset, stop), rate), db, rate)
         found.append((clarity, [clip.recipe.make, start, onset, stop, db], sound))
@@ -382,7 +383,7 @@ def _clips(synth: Synth, label: str, count: int, seed: int, style: Style) -> Ite
     clips = synth.render_many(pairs, temperature=style.temperature)
     if style.amount == 1:
         return clips
-    anchor = max(clips, key=lambda clip: clearest_event(clip.wave, clip.rate).clarity)
+    anchor = max(clips, key=lambda clip: loudest_event(clip.wave, clip.rate).clarity)
     return itertools.islice(vary(synth, anchor.recipe.make, style.amount, seed), count)
 
 
