@@ -20,8 +20,8 @@ from foleybox.studio.extend import is_steady
 from foleybox.studio.loop import loop_source, looped, measure_seam
 from foleybox.studio.recipe import Recipe
 from foleybox.studio.shape import CEILING, Shape, event_loudness
-from foleybox.studio.shots import AT_END, AT_START, ONE_SHOT, UNCLEAR, one_shot
 from foleybox.studio.sheet import png, spectrogram
+from foleybox.studio.shots import AT_END, AT_START, ONE_SHOT, UNCLEAR, one_shot
 from foleybox.studio.spectra import Levels, band_levels, distance
 from foleybox.studio.synth import Clip, Synth
 from foleybox.version import __version__
