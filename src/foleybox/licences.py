@@ -1,10 +1,17 @@
 """Licence tiers of training clips, and the terms that follow for an instrument trained on them.
 
+    free        any use, most of them with attribution: CC0, CC BY, MIT, public domain, Pixabay and the like
+    copyleft    any use, but works made of the clip may have to have its licence: GPL, GFDL, CC BY-SA, Free Art License
+    open        free or copyleft, in manifests and instruments that do not tell them apart
+    open-clip   a free clip from a collection that is CC BY-NC as a whole
+    nc          non-commercial use only
+    unclear     the source states no licence
+
 The rules are applied to what each source states about its clips. They are a record for the user's own judgement, not legal
 advice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -13,7 +20,7 @@ class TrainingClips:
     """The training clips that have a label, tier, stated licence and source in common."""
 
     label: str
-    tier: str  # open, open-clip, nc, unclear; see TERMS
+    tier: str  # free, copyleft, open, open-clip, nc, unclear
     licence: str  # as the source states it
     clips: int
     source: str = ""  # whom to credit: the repository or data set that the clips came in
@@ -26,8 +33,12 @@ TERMS = (
     ("unclear", NOT_FOR_DISTRIBUTION, "clips whose source states no licence: no use of them is permitted"),
     ("nc", "CC-BY-NC-4.0", "clips licensed for non-commercial use only: the weights inherit this condition"),
     ("open-clip", "CC-BY-4.0", "free clips (CC0, CC BY) from a collection that is CC BY-NC as a whole"),
+    ("copyleft", "CC-BY-4.0", "clips under GPL, GFDL, CC BY-SA or the Free Art License"),
     ("open", "CC-BY-4.0", "clips free for any use, most of them with attribution: CARD.md lists the sources"),
+    ("free", "CC-BY-4.0", "clips free for any use, most of them with attribution: CARD.md lists the sources"),
 )
+COPYLEFT = ("GPL", "GFDL", "BY-SA", "FREE-ART", "ARTISTIC")
+"mentions in a stated licence that make an open clip copyleft, also where another licence is stated beside it"
 # (substring of a stated licence, condition that is reported with the terms)
 CONDITIONS = (
     ("GPL", "GPL: it is unsettled whether weights are a derivative of the recordings they were trained on"),
@@ -35,6 +46,22 @@ CONDITIONS = (
     ("SAMPLING+", "Sampling+: no use in advertising"),
     ("PIXABAY", "Pixabay: the clips may not be redistributed unchanged; the weights contain no clips"),
 )
+
+
+def tier_of(tier: str, licence: str) -> str:
+    """Return the tier of a clip: `open` becomes `copyleft` or `free` by the stated licence; others stay as they are."""
+    if tier != "open":
+        return tier
+    return "copyleft" if any(mention in _plain(licence) for mention in COPYLEFT) else "free"
+
+
+def in_tiers(tier: str, tiers: Collection[str]) -> bool:
+    """Return whether a clip of `tier` is among those asked for; `open` asks for both `free` and `copyleft`."""
+    return tier in tiers or (tier in ("free", "copyleft") and "open" in tiers)
+
+
+def _plain(licence: str) -> str:
+    return licence.upper().replace("CC BY", "BY").replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -57,7 +84,7 @@ def licence_of(training_clips: Iterable[TrainingClips]) -> Licence:
         return Licence(NOT_FOR_DISTRIBUTION, ("the training clips are not stated",))
     reasons = [reason for _, reason in found]
     for mention, condition in CONDITIONS:
-        stated = (row for row in rows if mention in row.licence.upper().replace("CC BY", "BY").replace(" ", "-"))
+        stated = (row for row in rows if mention in _plain(row.licence))
         if count := sum(row.clips for row in stated):
             reasons.append(f"{count:,} clips under {condition}")
     return Licence(found[0][0], tuple(reasons))
