@@ -286,15 +286,13 @@ def test_a_loop_of_what_is_not_steady_says_so(toy: Synth, here: Path, capsys, mo
     assert "none of 16 sounds of Rain is steady" in capsys.readouterr().err
 
 
-def test_variations_of_the_other_kind_are_rejected_but_at_most_three_in_a_row(monkeypatch) -> None:
-    monkeypatch.setattr("foleybox.studio.extend.is_steady", lambda wave, _: bool(wave[0]))
+@pytest.mark.parametrize("steady", [True, False])
+def test_variations_that_do_not_fit_are_rejected_up_to_a_number_in_a_row(monkeypatch, steady: bool) -> None:
+    monkeypatch.setattr("foleybox.studio.extend.is_steady", lambda wave, _: wave[0] == 1)
+    monkeypatch.setattr("foleybox.studio.extend._clarity", lambda clip: 30.0 * float(clip.wave[0] == 0))
+    monkeypatch.setattr("foleybox.studio.extend.MAX_REJECTED", {True: 3, False: 2})
     recipe = Recipe("toy", "", "", 8_000, {"do": "read"})
-    flags = [1, 0, 1, 0, 0, 0, 0, 0, 1]
-    clips = [Clip(np.array([flag, place], np.float32), recipe) for place, flag in enumerate(flags)]
-    assert [int(clip.wave[1]) for clip in _same_kind(iter(clips), steady=True)] == [
-        0,
-        2,
-        6,
-        8,
-    ]  # the fourth in a row is taken
-    assert [int(clip.wave[1]) for clip in _same_kind(iter(clips), steady=False)] == [1, 3, 4, 5, 6, 7]
+    kinds = [1, 0, 1, 0, 0, 0, 0, 0, 1, 2, 1]  # steady, clear events, events like their background
+    clips = [Clip(np.array([kind, place], np.float32), recipe) for place, kind in enumerate(kinds)]
+    kept = [int(clip.wave[1]) for clip in _same_kind(iter(clips), clips[1], steady)]
+    assert kept == ([0, 2, 6, 8, 10] if steady else [1, 3, 4, 5, 6, 7, 10])

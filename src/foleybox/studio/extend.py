@@ -1,7 +1,8 @@
 """Sounds longer than the clips of an instrument: built from variations of a clip, joined without an audible seam.
 
 A steady sound (rain, a motor) continues with variations at its own level, crossfaded with equal power. Of any other
-sound, the events follow one another, each part with its tail; the last part is cut where it is quiet.
+sound, the events follow one another over one background, that of the clip: each part is a variation without its own
+background (`background`), with its tail; the last part is cut where it is quiet.
 """
 
 import itertools
@@ -12,18 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foleybox.audio import Wave
+from foleybox.studio.background import background, mean_power, quiet_frames, room, without_background
 from foleybox.studio.latents import neighbour, point_of, render_points, vary
 from foleybox.studio.recipe import Json
 from foleybox.studio.seeds import VARY, noise
-from foleybox.studio.shape import LEAD, RELEASE, Shape, find_event, levels, quietest_cut, ramp
+from foleybox.studio.shape import FRAME, LEAD, RELEASE, Shape, faded, find_event, levels, ramp
 from foleybox.studio.synth import Clip, Synth
 
 AMOUNT = {True: 0.2, False: 0.45}  # of the variations: small for a steady sound, larger for events
 JOINT = {True: 1.0, False: 0.15}  # seconds by which two parts overlap, a quarter of a clip at most
 EDGE = 0.05  # seconds at either end of a steady clip that are not used, where its level changes
 PAUSE = 0.3  # seconds that are kept after an event, and the shortest gap that is filled with another
+CUT_DB = 20.0  # where a part may be cut: this much below its loudest 50 ms
 MAX_GAIN_DB = 12.0  # by which the level of a variation is matched
-MAX_REJECTED = 3  # variations in a row that are rejected for being steady where the sound is not, or the reverse
+MAX_REJECTED = {True: 3, False: 8}  # variations in a row that are rejected since they do not fit
+CLEAR_DB = 30.0  # by which the events of a variation stand out from its background, which is removed
 
 
 def finished(synth: Synth, clip: Clip, shape: Shape) -> Clip:
@@ -51,7 +55,7 @@ def extend(synth: Synth, clip: Clip, samples: int) -> Clip:
     parts: list[list[int | float]] = []  # seed, stream, start in its clip, samples, position in the whole, dB
     waves: list[Wave] = []
     level, position = 0.0, 0
-    for part in itertools.chain([clip], _same_kind(vary(synth, make, AMOUNT[steady], batch=1), steady)):
+    for part in itertools.chain([clip], _same_kind(vary(synth, make, AMOUNT[steady], batch=1), clip, steady)):
         first, wave, source = part is clip, part.wave, part.recipe.make
         start, end = _usable(wave, rate, steady)
         if end - start <= 2 * joint:  # a click: with its surroundings
@@ -59,8 +63,9 @@ def extend(synth: Synth, clip: Clip, samples: int) -> Clip:
         own_level = _level(wave[start:end], rate, steady)
         start, level = (0, own_level) if first else (start, level)
         if end - start > samples - position:
-            start += 0 if steady else quietest_cut(wave[start:end], rate, samples - position)
-            end = start + samples - position
+            end = start + samples - position if steady else quiet_end(wave, start, start + samples - position, rate)
+        if end - start <= joint and not steady:
+            break  # what is left is too short for an event
         db = round(min(max(level - own_level, -MAX_GAIN_DB), MAX_GAIN_DB), 2)
         parts.append([*((0, 0) if first else (source["seed"], source["stream"])), start, end - start, position, db])
         waves.append(wave)
@@ -70,18 +75,43 @@ def extend(synth: Synth, clip: Clip, samples: int) -> Clip:
         position -= joint
     made = {"do": "extend", "of": make, "kind": "steady" if steady else "events", "amount": AMOUNT[steady]}
     made |= {"samples": samples, "joint": joint, "parts": parts}
+    if not steady:
+        made["background"] = [quiet_frames(wave, rate) for wave in waves]
     return synth.clip(assemble(made, waves, rate), made)
 
 
-def _same_kind(variations: Iterator[Clip], steady: bool) -> Iterator[Clip]:
-    """Yield the variations that are steady, or those that are not; after MAX_REJECTED others in a row any one."""
-    rejected = 0
-    for clip in variations:
-        if rejected == MAX_REJECTED or is_steady(clip.wave, clip.rate) == steady:
-            yield clip
+def quiet_end(wave: Wave, start: int, stop: int, rate: int) -> int:
+    """Return the end of the quietest 50 ms in the second half of a part of a wave, where it is cut.
+
+    `start` itself if all of it is loud: an event that would be cut within is left out.
+    """
+    level = np.convolve(10 ** (levels(wave[start:stop], rate) / 10), np.full(5, 0.2), "valid")
+    frame, half = round(FRAME * rate), len(level) // 2
+    if not half or level[half:].min() > level.max() * 10 ** (-CUT_DB / 10):
+        return start
+    return min(stop, start + (half + int(level[half:].argmin()) + 5) * frame)
+
+
+def _same_kind(variations: Iterator[Clip], clip: Clip, steady: bool) -> Iterator[Clip]:
+    """Yield the variations that continue a clip; after MAX_REJECTED others in a row any one.
+
+    Those of a steady clip are steady. Those of another stand out from their background by CLEAR_DB, or as much as the clip
+    if that is less, and by CUT_DB at the least.
+    """
+    rejected, clear = 0, 0.0 if steady else min(CLEAR_DB, max(CUT_DB, _clarity(clip)))
+    for each in variations:
+        fits = is_steady(each.wave, each.rate) == steady and (steady or _clarity(each) >= clear)
+        if fits or rejected == MAX_REJECTED[steady]:
+            yield each
             rejected = 0
         else:
             rejected += 1
+
+
+def _clarity(clip: Clip) -> float:
+    """Return by how many dB the loudest 50 ms of a clip exceed its background."""
+    own = background(clip.wave, quiet_frames(clip.wave, clip.rate), clip.rate)
+    return _level(clip.wave, clip.rate, steady=False) - 10 * math.log10(max(mean_power(own), 1e-20))
 
 
 def _level(wave: Wave, rate: int, steady: bool) -> float:
@@ -96,20 +126,38 @@ def _usable(wave: Wave, rate: int, steady: bool) -> tuple[int, int]:
         edge = min(round(EDGE * rate), len(wave) // 20)
         return edge, len(wave) - edge
     event = find_event(wave, rate)
-    return max(0, event.start - round(LEAD * rate)), min(len(wave), event.stop + round(PAUSE * rate))
+    start, end = max(0, event.start - round(LEAD * rate)), min(len(wave), event.stop + round(PAUSE * rate))
+    if end == len(wave):  # the clip ends in an event, perhaps
+        end = max(quiet_end(wave, start, end, rate), start + 1)
+    return start, end
 
 
 def assemble(make: Json, waves: Iterable[Wave], rate: int) -> Wave:
-    """Return the whole [samples] from the waves of its parts; consecutive parts overlap by `joint` samples."""
+    """Return the whole [samples] from the waves of its parts; consecutive parts overlap by `joint` samples.
+
+    With "background", the frames of the parts that are background, the parts after the first have none of their own: the
+    first one's continues under them. Without it (steady sounds, and recipes of earlier versions), each part has its own.
+    """
     whole: NDArray[np.float32] = np.zeros(make["samples"], np.float32)
     joint = np.sqrt(ramp(make["joint"]))  # equal power: the squares of fade-in and fade-out add up to 1
     short = ramp(round(LEAD * rate))
     last = len(make["parts"]) - 1
     for index, ((_, _, start, samples, position, db), wave) in enumerate(zip(make["parts"], waves)):
+        if frames := make.get("background"):
+            own = background(wave, frames[index], rate)
+            if index:
+                wave = without_background(wave, own, rate)
+            else:
+                bed = room(own, len(whole), rate)
+                bed[: samples - len(joint)] = 0
+                bed[samples - len(joint) : samples] *= joint
+                whole += faded(bed, 0, min(round(RELEASE * rate), len(bed)))
         piece = wave[start : start + samples] * np.float32(10 ** (db / 20))
         # An event that was cut out of silence has a short fade-in, which keeps its attack.
         fade_in = np.ones(0) if not index else joint if make["kind"] == "steady" or not start else short
-        fade_out = joint if index < last else ramp(round(RELEASE * rate))
+        fade_out = (
+            joint if index < last or (frames and position + samples < len(whole)) else ramp(round(RELEASE * rate))
+        )
         piece[: len(fade_in)] *= fade_in[: len(piece)]
         piece[max(0, len(piece) - len(fade_out)) :] *= fade_out[::-1][-len(piece) :]
         whole[position : position + samples] += piece

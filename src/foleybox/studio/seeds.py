@@ -31,6 +31,7 @@ STREAMS = 2**11  # independent noises of one seed; which is used for what:
 LATENT = 0  # a clip's latent; 1 to 7: its latent where the stream before gives silence
 VARY = 8  # the direction of a variation; 9 to 15: where the stream before gives silence
 WALK = 16  # the directions of a walk, one after the other
+ROOM = 17  # the noise of a background
 
 _G = np.uint64(0x9E3779B97F4A7C15)
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11))
