@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import foleybox
 from foleybox.audio import read_wave
 from foleybox.cli import main
 from foleybox.errors import UserError
-from foleybox.studio.jobs import COLUMNS, read_jobs, tasks_of
+from foleybox.studio.jobs import COLUMNS, Job, Makers, read_jobs, tasks_of
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.synth import Synth
 
@@ -130,7 +131,9 @@ def test_a_manifest_of_something_else_stays_unless_forced(here: Path, toy: list[
         ("", "jobs.csv is empty"),
         ("label\n", "has no line below its header"),
         ("count,seed\n1,2\n", "has no column `label`"),
-        ("label,gain\nrain,3\n", "has the unknown column 'gain': expected label, count, seed"),
+        ("label,temprature\nrain,3\n", "has the unknown column 'temprature': did you mean temperature?"),
+        ("label,licence\nrain,CC0\n", "has the column 'licence', which `jobs` writes in its manifest"),
+        ("label;name\nrain;Rain_s3\nrain;\ndog;\nrain;rain_s0\n", "line 5 would make Rain/rain_s0.wav, as"),
         ("label\nrain\ncat\n", "line 3: unknown label 'cat'"),
         ("label,count\nrain,\n,2\n", "line 3: unknown label ''"),
         ("label,count\nrain,2\nrain,many\n", "line 3: count 'many': expected a whole number"),
@@ -306,12 +309,10 @@ def test_it_goes_on_after_kill_9_and_ctrl_c_where_it_was(here: Path, toy: list[s
     assert 25 <= len(there) < 120
     assert not (here / "aug/manifest.csv").exists()
     (here / "aug/Rain/.Rain_s7.0123abcd.partial.wav").write_bytes(b"RIFF")  # what kill -9 leaves, if it meets a write
-    (here / "aug/Rain/.mine.0123abcd.partial.wav").write_bytes(b"RIFF")
     assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in there} == there  # none was made twice
     assert main(["jobs", "jobs.csv", "-o", "whole", "--workers", "1", *toy]) == 0
     made = contents(here / "aug")
-    assert made.pop("Rain/.mine.0123abcd.partial.wav") == b"RIFF"  # not of these tasks
     assert made == contents(here / "whole")
 
 
@@ -319,3 +320,95 @@ def test_json_is_a_line_for_each_file(here: Path, toy: list[str], capsys) -> Non
     write("label,count\nrain,3\n")
     assert main(["jobs", "jobs.csv", "--json", *toy]) == 0
     assert capsys.readouterr().out.count('"file": "out/Rain/Rain_s') == 3
+
+
+# --- what is there is not believed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["flac", "ogg"])
+def test_a_file_that_was_cut_short_is_made_again(here: Path, toy: list[str], capsys, format: str) -> None:
+    write("label,count,seconds\nrain,3,4\n")
+    assert main(["jobs", "jobs.csv", "--format", format, *toy]) == 0
+    before, path = contents(here / "out"), here / f"out/Rain/Rain_s1.{format}"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    capsys.readouterr()
+    assert main(["jobs", "jobs.csv", "--format", format, *toy]) == 0
+    assert "made 1 of 3 sounds in out/, 2 existed" in capsys.readouterr().out
+    assert contents(here / "out") == before
+
+
+def test_memory_does_not_depend_on_the_number_of_sounds(here: Path, synth: Synth) -> None:
+    """A hundred lines of a million sounds are checked in the memory of a hundred lines of one."""
+    peaks = []
+    for count in (1, 1_000_000):
+        write("label,seed,count\n" + "".join(f"rain,{line * 1_000_000},{count}\n" for line in range(100)))
+        tracemalloc.start()
+        jobs = read_jobs(Path("jobs.csv"), synth)
+        assert sum(job.count for job in jobs) == 100 * count
+        assert Makers(jobs).makes(f"Rain/Rain_s{99_000_000 + count - 1}.wav")
+        assert next(tasks_of(jobs)).path == Path("Rain/Rain_s0.wav")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0] < 1_000_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["rain", "dog"]), st.integers(0, 12), st.integers(1, 5),
+            st.sampled_from(["", "a", "A_s3", "Rain", "rain_s2", "x_s03"]),
+        ),
+        min_size=1, max_size=6,
+    )
+)  # fmt: skip
+def test_ranges_of_seeds_know_the_files_that_lines_make(
+    tmp_path_factory: pytest.TempPathFactory, synth: Synth, lines: list[tuple[str, int, int, str]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "ranges.csv"
+    path.write_text("label,seed,count,name\n" + "".join(",".join(map(str, line)) + "\n" for line in lines))
+    label = {"rain": "Rain", "dog": "DogBark"}
+    jobs = [Job(2 + at, label[name], count, seed, named) for at, (name, seed, count, named) in enumerate(lines)]
+    files = [str(task.path) for task in tasks_of(jobs)]
+    if len({file.casefold() for file in files}) < len(files):
+        with pytest.raises(UserError, match=r"would make .*, as line \d does"):
+            read_jobs(path, synth)
+        return
+    makers = Makers(read_jobs(path, synth))
+    assert all(makers.makes(file) and makers.makes(file.upper().replace(".WAV", ".wav")) for file in files)
+    others = [f"{folder}/{stem}.wav" for folder in ("Rain", "DogBark") for stem in ("a", "Rain_s1", "a_s4", "x_s3")]
+    made = {file.casefold() for file in files}
+    assert [makers.makes(file) for file in others] == [file.casefold() in made for file in others]
+
+
+def test_columns_of_other_names_are_repeated_in_the_manifest(here: Path, toy: list[str]) -> None:
+    write("label,split,mood\nrain,train,-1\ndog,test,=1+1\n")
+    assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
+    write("label,recording_id\ngun,r1\n")
+    assert main(["jobs", "jobs.csv", "-o", "aug", *toy]) == 0
+    with (here / "aug/manifest.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["label"], row["recording_id"], row["split"], row["mood"]) for row in rows] == [
+        ("GunShot", "r1", "", ""), ("Rain", "", "train", "-1"), ("DogBark", "", "test", "'=1+1"),
+    ]  # fmt: skip
+
+
+def test_labels_that_would_share_a_file_are_noticed() -> None:
+    conflict = Makers([Job(2, "a/b"), Job(3, "c"), Job(4, "a:b")]).conflict()
+    assert conflict
+    assert (conflict[0].line, conflict[1].line, conflict[2]) == (4, 2, Path("a_b/a_b_s0.wav"))
+    assert Makers([Job(2, "=a"), Job(3, "=b")]).makes("_a/_a_s0.wav")
+
+
+# --- two at once --------------------------------------------------------------------------------------------------
+
+
+def test_a_second_command_in_the_folder_is_told_and_loses_nothing(here: Path, toy: list[str]) -> None:
+    write("label,count,seconds\nrain,30,1\ndog,30,1\n")
+    processes = [command("-o", "aug", *toy) for _ in range(3)]
+    ends = [(process.communicate(timeout=60)[1], process.returncode) for process in processes]
+    assert {code for _, code in ends} <= {0, 2}
+    assert 0 in {code for _, code in ends}
+    assert all("aug is in use by process" in err and len(err.splitlines()) == 1 for err, code in ends if code == 2)
+    assert main(["jobs", "jobs.csv", "-o", "whole", *toy]) == 0
+    assert contents(here / "aug") == contents(here / "whole")

@@ -301,6 +301,7 @@ def locked_folder(folder: Path, work: str = "") -> Iterator[bool]:
 
     After an exception other than UserError, the same work can be continued.
     """
+    new = not folder.exists()
     lock, keep = FolderLock(folder, work), False
     try:
         yield lock.continued
@@ -312,6 +313,9 @@ def locked_folder(folder: Path, work: str = "") -> Iterator[bool]:
         raise
     finally:
         lock.release(keep)
+        if new and not keep:
+            with suppress(OSError):  # not empty, as it should be
+                folder.rmdir()
 
 
 def _owner(handle: int) -> dict[str, Any]:
@@ -346,5 +350,8 @@ def sha256(path: Path) -> str:
 
 
 def safe_name(text: str) -> str:
-    """Return a label as a file name: characters that some operating system forbids become `_`."""
-    return re.sub(r'[/\\:*?"<>|\x00-\x1f]|^\.+', "_", text)
+    """Return a label as a file name: characters that some operating system forbids become `_`.
+
+    So do dots at its beginning, which would hide the file, and what begins a formula in a spreadsheet: `= + - @`.
+    """
+    return re.sub(r'[/\\:*?"<>|\x00-\x1f]|^[.=+@-]+', "_", text)

@@ -3,11 +3,13 @@
 import csv
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from foleybox.errors import UserError
 
+MOST_BYTES = 2**28
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -31,43 +33,62 @@ class Table:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read a UTF-8 CSV whose first line has the column names; blank lines are skipped.
+    """Return the whole table of `read_rows`, and raise what it raises."""
+    columns, rows = read_rows(path)
+    return Table(columns, tuple(rows))
 
-    The separator is the first of `;`, tab, `,` that occurs in the header, or what a first line `sep=;` states. A
-    byte-order mark is ignored. Raises UserError, with the line number, for a file that cannot be read or is not UTF-8, a
-    missing header, a column without a name or with the name of another, and a row longer than the header.
+
+def read_rows(path: str | Path) -> tuple[tuple[str, ...], Iterator[Row]]:
+    """Read a UTF-8 CSV whose first line has the column names; return those and its rows, which are parsed as they are read.
+
+    Blank lines are skipped. The separator is the first of `;`, tab, `,` that occurs in the header, or what a first line
+    `sep=;` states. A byte-order mark is ignored. Raises UserError, with the line number, for a file that cannot be read, is
+    larger than `MOST_BYTES` or not UTF-8, a missing header, a column without a name or with the name of another, and, while
+    reading, a row longer than the header.
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MOST_BYTES else b""
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{path} has more than {MOST_BYTES // 2**20} MB: expected a smaller table, split it into several"
+        )
     text, first = _decoded(content, path), 1
     if match := re.match(r"sep=(.)\r?\n", text):  # as Excel begins a file
         text, first = text[match.end() :], 2
     header = text.partition("\n")[0]
     separator = match[1] if match else next((sign for sign in ";\t" if sign in header), ",")
+    records = _records(text, separator, first, path)
+    _, cells = next(records, (0, []))
+    if not cells:
+        raise UserError(f"{path} is empty: expected a line of column names, and lines of cells")
+    columns = _columns(cells, path)
+    return columns, _rows(records, columns, separator, path)
+
+
+def _records(text: str, separator: str, first: int, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line number and the cells of each line that is not blank."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    columns: tuple[str, ...] = ()
-    rows = []
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]
-            if not any(cells):
-                continue
-            line = reader.line_num + first - 1
-            if not columns:
-                columns = _columns(cells, path)
-                continue
-            if any(cells[len(columns) :]):
-                hint = "; a decimal comma needs `;` between cells, or quotes" if separator == "," else ""
-                raise UserError(f"{path}, line {line} has {len(cells)} cells, the header {len(columns)}{hint}")
-            rows.append(Row(line, dict(zip(columns, cells))))
+            if any(cells):
+                yield reader.line_num + first - 1, cells
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num + first - 1} is not CSV ({error})") from None
-    if not columns:
-        raise UserError(f"{path} is empty: expected a line of column names, and lines of cells")
-    return Table(columns, tuple(rows))
+
+
+def _rows(
+    records: Iterator[tuple[int, list[str]]], columns: tuple[str, ...], separator: str, path: Path
+) -> Iterator[Row]:
+    for line, cells in records:
+        if any(cells[len(columns) :]):
+            hint = "; a decimal comma needs `;` between cells, or quotes" if separator == "," else ""
+            raise UserError(f"{path}, line {line} has {len(cells)} cells, the header {len(columns)}{hint}")
+        yield Row(line, dict(zip(columns, cells)))
 
 
 def _decoded(content: bytes, path: Path) -> str:
