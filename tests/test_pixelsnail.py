@@ -603,11 +603,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(system: Any, tmp_
         for steps in sittings:
             config = settings(tmp_path / out, system=system, steps=steps, save_every=3, period_epochs=3.0)
             train(config, toy(), tmp_path / out)
-    for name in ("state.pt", "best.pt"):
-        whole, halves = (read_state(tmp_path / out / name) for out in ("whole", "halves"))
-        assert whole["step"] == halves["step"]
-        for key, value in whole["pixelsnail"].items():
-            assert torch.equal(value, halves["pixelsnail"][key]), f"{name} {key}"
+    whole, halves = (read_state(tmp_path / out / "state.pt") for out in ("whole", "halves"))
+    assert whole["best"]["weights"].keys() == whole["pixelsnail"].keys()
+    assert_same(whole, halves)
     whole, halves = (
         [{key: value for key, value in line.items() if key != "steps_per_second"} for line in log(tmp_path / out)]
         for out in ("whole", "halves")
@@ -748,8 +746,8 @@ def assert_same(one: Any, other: Any) -> None:
 def test_training_gives_up_when_no_step_is_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = PixelSnail.forward
     monkeypatch.setattr(PixelSnail, "forward", lambda *parts: forward(*parts) * math.nan)
-    monkeypatch.setattr(loop, "PATIENCE", 3)
-    with pytest.raises(UserError, match="NaN or infinite for 3 steps up to 3: lower --lr"):
+    monkeypatch.setattr("foleybox.lab.core.loop.PATIENCE", 3)
+    with pytest.raises(UserError, match="NaN or infinite for 3 steps up to 3: lower the learning rate"):
         train(settings(tmp_path, steps=9, sample_every=100), toy(), tmp_path)
 
 
@@ -767,22 +765,36 @@ def test_codes_of_another_vqvae_are_refused_by_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["a weight is missing", "a weight is surplus", "a part is missing", "cut off"])
 def test_a_partial_checkpoint_is_refused(fault: str, tmp_path: Path) -> None:
     train(settings(tmp_path, steps=2), toy(), tmp_path)
-    for name in ("best.pt", "state.pt"):
-        state = read_state(tmp_path / name)
+    state = read_state(tmp_path / "state.pt")
+    for weights in (state["pixelsnail"], state["best"]["weights"]):
         if fault == "a weight is missing":
-            del state["pixelsnail"]["out.bias"]
+            del weights["out.bias"]
         elif fault == "a weight is surplus":
-            state["pixelsnail"]["more"] = torch.zeros(1)
-        elif fault == "a part is missing":
-            del state["pixelsnail"]
-        torch.save(state, tmp_path / name)
-        if fault == "cut off":
-            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
+            weights["more"] = torch.zeros(1)
+    if fault == "a part is missing":
+        del state["pixelsnail"], state["best"]
+    torch.save(state, tmp_path / "state.pt")
+    if fault == "cut off":
+        (tmp_path / "state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:-100])
     for weights in ("best", "last"):
-        with pytest.raises(UserError, match=r"best.pt|state.pt"):
+        with pytest.raises(UserError, match=r"state.pt"):
             load_pixelsnail(tmp_path, weights)
     with pytest.raises(UserError, match=r"state.pt"):
         train(settings(tmp_path), toy(), tmp_path)
+
+
+def test_a_run_of_an_earlier_version_resumes_with_the_best_weights_of_its_other_file(tmp_path: Path) -> None:
+    train(settings(tmp_path, steps=2), toy(), tmp_path)
+    state = read_state(tmp_path / "state.pt")
+    best = {"step": 1, "pixelsnail": {name: value + 1 for name, value in state["pixelsnail"].items()}}
+    torch.save(best, tmp_path / "best.pt")
+    torch.save({**state, "best": {"score": torch.tensor(-1.0, dtype=torch.float64)}}, tmp_path / "state.pt")
+    for steps in (2, 4):
+        train(settings(tmp_path, steps=steps), toy(), tmp_path)
+        assert load_pixelsnail(tmp_path)[2] == 1
+        assert_same(load_pixelsnail(tmp_path)[0].state_dict(), best["pixelsnail"])
+    (tmp_path / "best.pt").unlink()
+    assert load_pixelsnail(tmp_path)[2] == 1
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,22 @@
 """The run folder: written atomically, resumed only with the same settings, and able to say how many clips were seen."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import nn
 
 from foleybox import cli
 from foleybox.errors import UserError
-from foleybox.lab.core.runs import clips_seen, open_run, read_run_config, resume, save_state
+from foleybox.lab.core.runs import clips_seen, close_run, open_run, read_clips, read_run_config, resume, save_state
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,9 @@ class Toy:
     lr: float = 1e-3
     steps: int = 10
     batch: int = 4
+
+
+ROW = {"clip": "Rain/0.wav 1", "label": "Rain", "tier": "", "licence": "", "source": ""}
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_is_one_line(
@@ -62,9 +70,9 @@ def test_a_run_resumes_only_with_its_own_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run of 'toy', not of 'other'"):
         open_run(tmp_path / "run", "other", Toy(), [])
     with pytest.raises(UserError, match="was started with clips"):
-        open_run(tmp_path / "run", "toy", Toy(), [{"clip": "Rain/0.wav 1"}])
+        open_run(tmp_path / "run", "toy", Toy(), [ROW])
     (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / ".config.abc.partial.json").write_text("{")
+    (tmp_path / "killed" / ".config.0123abcd.partial.json").write_text("{")
     open_run(tmp_path / "killed", "toy", Toy(), [])  # killed before its first file was written
     assert not [path for path in (tmp_path / "killed").iterdir() if ".partial" in path.name]
     (tmp_path / "killed" / "clips.jsonl").unlink()
@@ -154,3 +162,100 @@ def test_a_run_with_a_setting_that_no_longer_exists_resumes_only_if_it_had_the_v
     open_run(tmp_path / "other", "toy", Tricky(tricks=(2,)), [])
     with pytest.raises(UserError, match=r"was started by another version of foleybox, with tricks = \[2\]"):
         open_run(tmp_path / "other", "toy", Shrunk(), [])
+
+
+# --- what is there is verified ----------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_anywhere_in_a_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+    path, model = tmp_path / "state.pt", nn.Linear(3, 5)
+    save_state(path, 7, {"model": model})
+    content = path.read_bytes()
+    assert resume(path, {"model": nn.Linear(3, 5)}) == 7
+    for place in (*range(0, len(content), 97), *range(len(content) - 64, len(content))):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"state.pt .*: remove it to start again") as caught:
+            resume(path, {"model": nn.Linear(3, 5)})
+        assert "\n" not in str(caught.value)
+    path.write_bytes(content[:-100])
+    with pytest.raises(UserError, match=r"state.pt cannot be read as a checkpoint"):
+        resume(path, {"model": nn.Linear(3, 5)})
+
+
+def test_a_checkpoint_of_an_earlier_version_is_accepted_with_a_note_unless_its_weights_are_not_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = tmp_path / "state.pt", nn.Linear(3, 5)
+    torch.save({"step": 3, "model": model.state_dict(), "best": {"score": torch.tensor(torch.inf)}}, path)
+    assert resume(path, {"model": model}) == 3
+    assert "state.pt is of an earlier version and has no checksum" in capsys.readouterr().err
+    with torch.no_grad():
+        model.weight[1, 2] = torch.nan
+    torch.save({"step": 3, "model": model.state_dict()}, path)
+    with pytest.raises(UserError, match=r"state.pt holds weights that are NaN or infinite \(model.weight\): remove it"):
+        resume(path, {"model": model})
+
+
+@pytest.mark.parametrize("step", [None, "3", True, -1, 2.0, torch.zeros(2)])
+def test_a_checkpoint_without_a_step_is_refused(tmp_path: Path, step: Any) -> None:
+    state = {"model": nn.Linear(1, 1).state_dict()}
+    for content in ({**state, "step": step}, state, [3], 3):
+        torch.save(content, tmp_path / "state.pt")
+        with pytest.raises(UserError, match=r"state.pt holds no step: it is no checkpoint of a training"):
+            resume(tmp_path / "state.pt", {"model": nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize("part", [None, 3, [], {}, {"weight": 3}, {3: 4}, {"weight": torch.zeros(1, 1), "bias": None}])
+def test_a_checkpoint_whose_part_is_no_state_dict_is_refused(tmp_path: Path, part: Any) -> None:
+    torch.save({"step": 3, "model": part}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"state.pt does not fit the model"):
+        resume(tmp_path / "state.pt", {"model": nn.Linear(1, 1)})
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["8", "{", '{"clip": "a"}', "[" * 100_000, json.dumps({**ROW, "tier": 2}), json.dumps({**ROW, "x": None})],
+)
+def test_a_list_of_clips_that_is_none_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "clips.jsonl").write_text(json.dumps(ROW) + "\n" + content + "\n")
+    with pytest.raises(UserError, match=r"clips.jsonl(, line 2: expected an object| cannot be read)"):
+        read_clips(tmp_path)
+
+
+def test_recordings_replaced_by_others_of_the_same_name_and_size_are_noticed(tmp_path: Path) -> None:
+    old, rows = [ROW, ROW], [{**ROW, "content": "aa"}, {**ROW, "content": "bb"}]  # two folders have such a name
+    open_run(tmp_path, "toy", Toy(), old)  # of an earlier version
+    open_run(tmp_path, "toy", Toy(), rows)
+    open_run(tmp_path, "toy", Toy(), rows)
+    with pytest.raises(UserError, match=r"was started with another content of Rain/0.wav, of the same size: restore"):
+        open_run(tmp_path, "toy", Toy(), [rows[0], {**ROW, "content": "cc"}])
+
+
+# --- one training at a time -------------------------------------------------------------------------------------------
+
+OPEN = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_runs import Toy
+from foleybox.lab.core.runs import open_run
+open_run(Path({out!r}), "toy", Toy(), [])
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_training_in_a_folder_is_told_and_takes_over_when_the_first_was_killed(tmp_path: Path) -> None:
+    program = OPEN.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "open\n"
+        with pytest.raises(UserError, match=rf"is in use by process {other.pid} on .*: wait for it, or name another"):
+            open_run(tmp_path, "toy", Toy(), [])
+        other.send_signal(signal.SIGKILL)
+    open_run(tmp_path, "toy", Toy(), [])
+    assert str(os.getpid()) in (tmp_path / ".foleybox.lock").read_text()
+    close_run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips.jsonl", "config.json"]

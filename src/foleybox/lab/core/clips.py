@@ -23,6 +23,7 @@ from torch import Tensor
 
 from foleybox.audio import fit, read_wave
 from foleybox.errors import UserError
+from foleybox.files import sha256
 from foleybox.labels import Label, find_folder_label
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
@@ -182,7 +183,8 @@ def limit_per_recording(clips: Sequence[ClipFile], most: int) -> list[ClipFile]:
 def training_rows(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
     """Return one row per clip for the list of training clips in a run folder.
 
-    `clip` is the file's folder, name and size: it does not change when the collection is moved.
+    `clip` is the file's folder, name and size: it does not change when the collection is moved. `content` is the beginning
+    of the file's SHA-256.
     """
     return [
         {
@@ -191,6 +193,7 @@ def training_rows(clips: Iterable[ClipFile]) -> list[dict[str, str]]:
             "tier": clip.tier,
             "licence": clip.licence,
             "source": clip.source,
+            "content": sha256(clip.path)[:16],
         }
         for clip in clips
     ]

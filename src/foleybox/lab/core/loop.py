@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 
 from foleybox.errors import UserError
 from foleybox.files import write_text
-from foleybox.lab.core.runs import RunConfig
+from foleybox.lab.core.runs import RunConfig, close_run
 from foleybox.labels import LABELS
 
+PATIENCE = 100
+"consecutive steps without a finite loss after which training stops, at the next line of the log"
 STEADY = torch.tensor([label.steady for label in LABELS])
 "bool [7] by label id: steady sounds without events; a time shift may wrap round"
 
@@ -153,14 +156,26 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
         mine.copy_(theirs)
 
 
-class Best(nn.Module):
-    """Holds the lowest score so far, as part of the checkpoint."""
-
-    score: Tensor
+class Best:
+    """The lowest score so far and the weights that had it: part of the checkpoint, so that both are of one moment."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("score", torch.tensor(torch.inf, dtype=torch.float64))
+        self.score, self.step = math.inf, 0
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, score: float, step: int, model: nn.Module) -> None:
+        """Keep the weights that a model has after `step` steps if their score is the lowest."""
+        if score < self.score:
+            self.score, self.step = float(score), step
+            self.weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Take the state of `state_dict`, or of an earlier version, which wrote the weights to another file."""
+        self.score = float(state_dict["score"])
+        self.step, self.weights = state_dict.get("step", 0), state_dict.get("weights", {})
 
 
 # --- the log -----------------------------------------------------------------------------------------------------------
@@ -170,8 +185,9 @@ class Log:
     """Writes means of logged terms to `log.jsonl` and to the tracker, and draws a progress bar on a terminal.
 
     One JSON object per line; its `step` is the number of steps done. On resume, lines beyond the resumed step are
-    removed, so that every step appears once. Sums of tensors stay on their device until a line is written: reading a
-    value from a GPU waits for all work queued on it.
+    removed, so that every step appears once. `write` stops a training whose last steps were all `skipped` (`PATIENCE`).
+    When the log is closed, other processes may train in the folder. Sums of tensors stay on their device until a line is
+    written: reading a value from a GPU waits for all work queued on it.
     """
 
     def __init__(self, out: Path, accelerator: Accelerator, start: int, steps: int) -> None:
@@ -180,6 +196,8 @@ class Log:
         accelerator.init_trackers("foleybox")
         self.sums: dict[str, Tensor] = {}
         "float64 [2] for each term: the sum of its finite values, and their number"
+        self.skipped = torch.zeros(())
+        "how many of the last steps were skipped, one after the other"
         self.clock, self.clock_step, self.done = time.monotonic(), start, start
         if self.main:
             kept = []
@@ -205,13 +223,20 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.bar.stop()
         self.accelerator.end_training()
+        close_run(self.path.parent)
         if kind is KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped after step {self.done}; the same command resumes from the last checkpoint in {self.path.parent}"
             )
 
     def add(self, terms: Mapping[str, Tensor | float]) -> None:
-        """Add a step's scalars to the means of the next line; values that are not finite are left out."""
+        """Add a step's scalars to the means of the next line; values that are not finite are left out.
+
+        The term `skipped` is 1 for a step that was not made, because its loss or its gradients were not finite, else 0.
+        """
+        if "skipped" in terms:
+            skipped = torch.as_tensor(terms["skipped"])
+            self.skipped = (self.skipped.to(skipped.device) + 1) * skipped
         for name, value in terms.items():
             value = torch.as_tensor(value).detach().double().reshape(())
             finite = value.isfinite()
@@ -219,7 +244,10 @@ class Log:
             self.sums[name] = self.sums[name] + entry if name in self.sums else entry
 
     def write(self, step: int, extra: Mapping[str, float] | None = None) -> None:
-        """Write the means since the last line, over all processes, as the line of `step`; `extra` is added as it is."""
+        """Write the means since the last line, over all processes, as the line of `step`; `extra` is added as it is.
+
+        Raises UserError if the last `PATIENCE` steps were skipped.
+        """
         device = self.accelerator.device
         table = torch.zeros(0, 2, dtype=torch.float64, device=device)
         if self.sums:
@@ -231,6 +259,11 @@ class Log:
         means["steps_per_second"] = (step - self.clock_step) / max(now - self.clock, 1e-9)
         means |= extra or {}
         self.sums, self.clock, self.clock_step = {}, now, step
+        if int(self.skipped) >= PATIENCE:
+            raise UserError(
+                f"the loss or its gradients have been NaN or infinite for {int(self.skipped)} steps up to {step}: lower the "
+                f"learning rate, or use --precision no; {self.path.parent} holds the last checkpoint before that"
+            )
         if not self.main:
             return
         with self.path.open("a") as file:

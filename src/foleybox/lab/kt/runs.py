@@ -37,7 +37,7 @@ def _read_generator(run: Path, weights: str) -> tuple[Generator, dict[str, Any]]
         snapshots = sorted((each.stem for each in run.glob("snapshot_*.pt")), key=lambda name: (len(name), name))
         if weights not in snapshots:
             raise UserError(f"{run} has no weights {weights!r}: expected {', '.join(['average', 'last', *snapshots])}")
-        state = read_state(path, "name other weights with --weights")
+        state = read_state(path, "name other weights with --weights", ours=True)
     generator = Generator(read_settings(SaganConfig, settings["model"], run))
     fill_part(generator, part, state, path)
     return generator.eval(), state

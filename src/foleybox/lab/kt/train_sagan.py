@@ -50,8 +50,6 @@ from foleybox.lab.kt.sagan import (
 from foleybox.lab.kt.systems import KT, Contrast, KtSystem
 from foleybox.labels import LABELS
 
-PATIENCE = 100
-"consecutive steps without a finite loss after which training stops"
 DISCRIMINATOR_FIRST = 150
 "steps in which only the discriminator is trained, if it is new and the generator is not (`restore`)"
 
@@ -205,7 +203,6 @@ def train(config: TrainSagan, clips: list[ClipFile]) -> Generator:
         mel_sheet(config.out / "samples" / "real.png", mels[first], labels[first])
 
     buffers = [*generator.buffers(), *discriminator.buffers()]  # batch statistics, vectors of the spectral norms
-    skipped_in_a_row = 0
     with Log(config.out, accelerator, start, preset.steps) as log:
         for step in range(start, preset.steps):
             seed_step(config.run.seed, step)
@@ -248,12 +245,6 @@ def train(config: TrainSagan, clips: list[ClipFile]) -> Generator:
             if not finite:  # a skipped step leaves no trace in the batch statistics
                 for buffer, before in zip(buffers, buffers_before):
                     buffer.copy_(before)
-            skipped_in_a_row = 0 if finite else skipped_in_a_row + 1
-            if skipped_in_a_row == PATIENCE:
-                raise UserError(
-                    f"the loss has been NaN or infinite for {PATIENCE} steps up to {step + 1}: lower the learning rates, "
-                    f"or use --precision no; {config.out} holds the last checkpoint before that"
-                )
             log.add({**terms_d, **logits, **terms_g, "skipped": float(not finite)})
             done = step + 1
             log.advance(done)
