@@ -210,9 +210,50 @@ def test_graphs_with_other_inputs_or_damaged_are_refused(tmp_path: Path) -> None
     write_instrument(tmp_path / "swapped", toy_manifest(), swapped, "")
     with pytest.raises(UserError, match="takes mel: expected latent, label"):
         Synth.load(tmp_path / "swapped").render("rain", 0)
-    write_instrument(tmp_path / "junk", toy_manifest(), {"generator": b"not onnx", "vocoder": b"nor this"}, "")
+    with pytest.raises(UserError, match=r"generator graph .* is no ONNX file"):
+        write_instrument(tmp_path / "junk", toy_manifest(), {"generator": b"not onnx", "vocoder": b"nor this"}, "")
+    changed = graphs["vocoder"].replace(b"Tanh", b"Gelu")  # no operator of this version
+    write_instrument(tmp_path / "junk", toy_manifest(), {**graphs, "vocoder": changed}, "")
     with pytest.raises(UserError, match="onnxruntime cannot load"):
         Synth.load(tmp_path / "junk").render("rain", 0)
+
+
+GREEDY = """vocoder (float[N, 6, 12] mel) => (float[N, 1920] wave) {
+    size = Constant <value = int64[2] {4000000, 4000000}> ()
+    large = ConstantOfShape (size)
+    least = ReduceMin <keepdims = 0> (large)
+    wave = Add (mel, least)
+}"""
+SLOW = """vocoder (float[N, 6, 12] mel) => (float[N, 1920] wave) {
+    size = Constant <value = int64[2] {700, 700}> ()
+    quiet = ReduceMin <keepdims = 0> (mel)
+    x0 = Expand (quiet, size)
+    PRODUCTS
+    least = ReduceMin <keepdims = 0> (x60)
+    wave = Add (mel, least)
+}""".replace("PRODUCTS", "".join(f"x{at + 1} = MatMul (x{at}, x{at})\n" for at in range(60)))
+MISFIT = "vocoder (float[N, 6, 12] mel) => (float[N, 1920] wave) { wave = Tanh (mel) }"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GREEDY, "needs more than 2 GB of memory: set FOLEYBOX_GRAPH_GB"),
+        (SLOW, "took longer than 0.01 s for one sound"),
+        (MISFIT, "rendered .* for a clip"),
+    ],
+)
+def test_a_graph_that_takes_all_memory_or_time_is_stopped_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    from onnx import parser
+
+    monkeypatch.setattr("foleybox.studio.sessions.MOST_SECONDS", 0.01 if text is SLOW else 60)
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    graphs = {**toy_graphs(), "vocoder": model.SerializeToString()}
+    write_instrument(tmp_path / "toy", toy_manifest(), graphs, "")
+    with pytest.raises(UserError, match=words):
+        Synth.load(tmp_path / "toy", threads=1).render("rain", 0)
 
 
 def test_a_missing_instrument_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Subtype, Wave, fit, read_wave
+from foleybox.audio import Subtype, Wave, fit, read_channels
 from foleybox.errors import UserError
-from foleybox.instrument import Instrument, check_graph_ports, find_instrument, read_instrument, shipped
+from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
+from foleybox.studio.sessions import blamed, load_sessions
 from foleybox.studio.shape import CEILING, Shape, apply, peak_step, shaped
 from foleybox.studio.stream import draw
 
@@ -93,7 +94,7 @@ class Clip:
         write_clip(path, clip.wave, clip.recipe, subtype, chunks)
         if Path(path).suffix.lower() == ".ogg":  # the decoded wave of a lossy file has other peaks
             for _ in range(LOSSY_TRIED):
-                decoded = peak_step(read_wave(path)[0], ceiling)
+                decoded = peak_step(read_channels(path)[0], ceiling)
                 if not decoded:
                     break
                 step = {"do": "gain", "db": round(decoded["db"] + (step["db"] if step else 0.0), 3)}
@@ -221,6 +222,10 @@ class Synth:
 
     def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run all graphs but the vocoder: labels N, latent [N, *latent] -> mel [N, M, T]."""
+        with blamed(self.instrument):
+            return self._mel(labels, latent)
+
+    def _mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
         numbers = np.array([self.labels.index(label) for label in labels], np.int64)
         if self.instrument.kind == "gan":
             at_once = -(-len(labels) // self._threads)
@@ -272,24 +277,7 @@ class Synth:
     @cached_property
     def sessions(self) -> dict[str, "InferenceSession"]:
         """The graphs, loaded on first use. Raises UserError if they are not what the kind promises."""
-        import onnxruntime
-
-        sessions = {}
-        for name, graph in self.instrument.graphs.items():
-            options = onnxruntime.SessionOptions()
-            # One thread a call (see `_run`), but for "next", which gives the same on two (see stream.py).
-            options.intra_op_num_threads = min(2, self._threads) if name == "next" else 1
-            options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            path = self.folder / graph.file
-            try:
-                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime has a dozen exceptions without a common base
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"onnxruntime cannot load {path} ({reason}): export it again") from error
-            check_graph_ports(self.instrument, name, session.get_inputs(), session.get_outputs(), path)
-            sessions[name] = session
-        return sessions
+        return load_sessions(self.instrument, self.folder, self._threads)
 
 
 def is_silent(wave: Wave) -> bool:
