@@ -1,6 +1,6 @@
 """Sound files and measurements that every other module uses: read, write, resample, fit, peak, loudness.
 
-A wave is float32 [L]: one channel, L samples, full scale at 1.0.
+A wave is float32 [L]: one channel, L samples, full scale at 1.0. Where it is said, also [L, C] of C channels.
 """
 
 import io
@@ -52,6 +52,18 @@ def check_samples(samples: float, what: str) -> None:
 def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     """Read a sound file as (wave float32 [L], rate in Hz): the mean of its channels, resampled to `rate` Hz if given.
 
+    Raises UserError as `read_channels` does.
+    """
+    channels, found_rate = read_channels(path)
+    wave = mono(channels)
+    if rate is None or rate == found_rate:
+        return wave, found_rate
+    return resample(wave, found_rate, rate), rate
+
+
+def read_channels(path: str | Path) -> tuple[Wave, int]:
+    """Read a sound file as (wave float32 [L, C], rate in Hz).
+
     Every format that libsndfile knows is read (WAV, FLAC, OGG, MP3, AIFF ...), at any bit depth, at 1 to 768 kHz, of up to
     64 channels and MOST_SAMPLES samples.
 
@@ -82,10 +94,7 @@ def read_wave(path: str | Path, rate: int | None = None) -> tuple[Wave, int]:
     if not np.isfinite(channels).all():
         bad = int(np.count_nonzero(~np.isfinite(channels).all(axis=1)))
         raise UserError(f"{path} holds {bad:,} samples that are NaN or infinite: expected numbers; export it again")
-    wave = channels[:, 0] if channels.shape[1] == 1 else channels.mean(axis=1, dtype=np.float32)
-    if rate is None or rate == found_rate:
-        return np.ascontiguousarray(wave), found_rate
-    return resample(wave, found_rate, rate), rate
+    return channels, found_rate
 
 
 def _check_header(path: Path, file: soundfile.SoundFile) -> None:
@@ -214,7 +223,7 @@ def check_format(format: str, subtype: Subtype, flag: str = "--", rate: int | No
 
 def write_wave(
     path: str | Path,
-    wave: Wave,  # [L]
+    wave: Wave,  # [L] or [L, C]
     rate: int,  # Hz
     subtype: Subtype = "PCM_16",
     tags: Mapping[str, str] | None = None,
@@ -254,7 +263,7 @@ def write_wave(
 def _quantised(wave: Wave, bits: int) -> NDArray[np.int32]:
     """Return round(wave * 2**(bits - 1)) as integers; +1.0 becomes the highest integer, one step lower."""
     full, block = 2 ** (bits - 1), 2**20
-    steps = np.empty(len(wave), np.int32)
+    steps = np.empty(wave.shape, np.int32)
     for start in range(0, len(wave), block):  # in blocks: double precision doubles the memory of a long wave
         exact = wave[start : start + block].astype(np.float64) * full
         steps[start : start + block] = np.clip(np.rint(exact), -full, full - 1)
@@ -272,8 +281,9 @@ def _wav(wave: Wave, rate: int, subtype: str, tags: Mapping[str, str], chunks: M
     else:
         little_endian = _quantised(wave, bits).astype("<i4").view(np.uint8).reshape(-1, 4)
         samples = little_endian[:, : bits // 8].tobytes()
-    width = bits // 8
-    parts = [_chunk(b"fmt ", struct.pack("<HHIIHH", 3 if bits == 32 else 1, 1, rate, rate * width, width, bits))]
+    channels = channels_of(wave)
+    width = channels * bits // 8
+    parts = [_chunk(b"fmt ", struct.pack("<HHIIHH", 3 if bits == 32 else 1, channels, rate, rate * width, width, bits))]
     if bits == 32:
         parts.append(_chunk(b"fact", struct.pack("<I", len(wave))))
     parts.append(_chunk(b"data", samples))
@@ -296,7 +306,7 @@ def _encoded(suffix: str, wave: Wave, rate: int, subtype: str, tags: Mapping[str
     memory = io.BytesIO()
     kind, coding = ("OGG", "VORBIS") if suffix == ".ogg" else ("FLAC", subtype)
     try:
-        with soundfile.SoundFile(memory, "w", rate, 1, coding, format=kind) as file:
+        with soundfile.SoundFile(memory, "w", rate, channels_of(wave), coding, format=kind) as file:
             for name, text in tags.items():
                 setattr(file, name, text)
             if suffix == ".ogg":
@@ -343,10 +353,22 @@ def resample(wave: Wave, rate: int, new_rate: int) -> Wave:
 
 
 def fit(wave: Wave, samples: int) -> Wave:
-    """Return the wave truncated or zero-padded at its end to [samples]."""
+    """Return the wave [L] or [L, C] truncated or zero-padded at its end to [samples]."""
     if len(wave) >= samples:
         return wave[:samples]
-    return np.pad(wave, (0, samples - len(wave)))
+    return np.pad(wave, [(0, samples - len(wave)), *[(0, 0)] * (wave.ndim - 1)])
+
+
+def mono(wave: Wave) -> Wave:
+    """Return the mean of the channels of a wave [L] or [L, C] as [L]."""
+    if channels_of(wave) == 1:
+        return np.ascontiguousarray(wave.reshape(-1))
+    return wave.mean(axis=1, dtype=np.float32)
+
+
+def channels_of(wave: Wave) -> int:
+    """Return the number of channels of a wave [L] or [L, C]."""
+    return 1 if wave.ndim == 1 else wave.shape[1]
 
 
 Complex = NDArray[np.complex128]
@@ -383,12 +405,12 @@ def rms_db(wave: Wave) -> float:
 
 
 def true_peak_db(wave: Wave, block: int = 2**20) -> float:
-    """Return the true peak in dBTP, -inf for silence: the peak after 4x oversampling (ITU-R BS.1770-4, annex 2).
+    """Return the true peak of a wave [L] or [L, C] in dBTP, -inf for silence: after 4x oversampling (BS.1770-4, annex 2).
 
     Oversampled in blocks, since minutes at once would fill the memory.
     """
     lead = 256  # samples in which the resampler's response to a cut decays
-    padded = np.pad(wave, lead)
+    padded = np.pad(wave, [(lead, lead), *[(0, 0)] * (wave.ndim - 1)])
     highest = float(np.abs(wave).max(initial=0.0))
     for start in range(0, max(1, len(wave)), block):
         # Only the ratio of the two rates matters here.
@@ -405,11 +427,13 @@ def _db(amplitude: float) -> float:
 
 
 def loudness(wave: Wave, rate: int) -> float:
-    """Return the integrated loudness in LUFS (ITU-R BS.1770-4, one channel), -inf for silence.
+    """Return the integrated loudness of a wave [L] or [L, C] in LUFS (ITU-R BS.1770-4), -inf for silence.
 
     A clip shorter than the standard's gating block of 0.4 s is measured as one block of its own length.
     """
-    energy = np.concatenate([[0.0], np.cumsum(np.square(_k_weighted(wave, rate)))])
+    channels = [wave] if wave.ndim == 1 else list(wave.T)
+    power = np.sum([np.square(_k_weighted(channel, rate)) for channel in channels], axis=0)
+    energy = np.concatenate([[0.0], np.cumsum(power)])
     block = min(round(0.4 * rate), len(wave))
     if not block:
         return -np.inf

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -11,7 +11,8 @@ from foleybox.commands import output
 from foleybox.commands.output import Files, InstrumentName, SheetFile
 from foleybox.errors import UserError
 from foleybox.files import safe_name
-from foleybox.studio.extend import finished
+from foleybox.labels import find_label
+from foleybox.studio.extend import check_width, finished
 from foleybox.studio.recipe import find_recipe
 from foleybox.studio.remake import rerender
 from foleybox.studio.shape import Shape, check_shape
@@ -39,6 +40,10 @@ class Generate:
     "seed of the first sound"
     temperature: Annotated[float, arg(metavar="T")] = 1.0
     "below 1: closer to the typical sound of the label; above 1: more unusual sounds"
+    channels: Literal[1, 2] = 1
+    "2: stereo, for rain and motors; `perform --pan` places events between left and right"
+    width: Annotated[float, arg(metavar="W")] = 1.0
+    "of stereo: from 0 (both channels alike) to 1 (their sum is 1 dB quieter)"
     instrument: InstrumentName = None
     "instrument to play"
     batch: Annotated[int, arg(metavar="N")] = BATCH
@@ -60,14 +65,17 @@ def generate(config: Generate) -> None:
     synth = Synth.load(config.instrument)
     labels = output.resolve_labels(synth, config.labels)
     _check_numbers(config)
+    _check_channels(config, labels)
     total = len(labels) * config.count
     files = _files(config, total)
     check_shape(config.shape, "--", synth.instrument.seconds)
     folders = list(dict.fromkeys(_path(files, label, config.seed).parent for label in labels))
-    size = total * output.bytes_per_sound(files.format, files.subtype, config.shape, synth)
+    size = config.channels * total * output.bytes_per_sound(files.format, files.subtype, config.shape, synth)
     output.check_files(files, folders, _existing(config, files, labels), size, config.shape.rate)
     pairs = ((label, seed) for label in labels for seed in _seeds(config))
-    clips = (finished(synth, clip, config.shape) for clip in synth.render_many(pairs, config.batch, config.temperature))
+    width = config.width if config.channels == 2 else None
+    rendered = synth.render_many(pairs, config.batch, config.temperature)
+    clips = (finished(synth, clip, config.shape, width) for clip in rendered)
     output.write_clips(files, total, ((_path(files, clip.label, clip.seed), clip) for clip in clips), config.sheet)
 
 
@@ -77,7 +85,11 @@ def _generate_recipes(config: Generate) -> None:
     if others:
         raise UserError(f"{others[0]} next to recipes: expected either labels or recipes")
     default = Generate(config.labels)
-    options = [name for name in ("count", "seed", "temperature") if getattr(config, name) != getattr(default, name)]
+    options = [
+        name
+        for name in ("count", "seed", "temperature", "channels", "width")
+        if getattr(config, name) != getattr(default, name)
+    ]
     if options := [*options, *config.shape.asked()]:
         raise UserError(
             f"--{options[0]} with a recipe, which contains it: leave it out, or use `foleybox vary` for similar sounds"
@@ -136,6 +148,19 @@ def _check_numbers(config: Generate) -> None:
         raise UserError(f"--batch {config.batch}: expected 1 or more")
     check_temperature(config.temperature, "--")
     output.check_sheet(config.sheet)
+
+
+def _check_channels(config: Generate, labels: list[str]) -> None:
+    """Raise UserError for a width out of range or of one channel, and for a stereo sound of a label with events."""
+    check_width(config.width, "--")
+    if config.channels == 1 and config.width != 1:
+        raise UserError(f"--width {config.width:g} of one channel: add --channels 2")
+    for label in labels if config.channels == 2 else ():
+        if not ((known := find_label(label)) and known.steady):
+            raise UserError(
+                f"--channels 2 with {label}: expected steady labels (rain, motor); "
+                f"`foleybox perform --label {known.slug if known else label} --pan 0.5` places events between left and right"
+            )
 
 
 def _existing(config: Generate, files: Files, labels: list[str]) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 from tyro.conf import Positional, arg
 
-from foleybox.audio import BITS, SUFFIXES, Subtype, libsndfile_path, read_wave, write_wave
+from foleybox.audio import BITS, SUFFIXES, Subtype, libsndfile_path, read_channels, write_wave
 from foleybox.commands.output import progress
 from foleybox.errors import UserError
 from foleybox.studio.recipe import Recipe, read_recipe, why_no_recipe
@@ -133,7 +133,7 @@ def verify_files(paths: list[Path], instrument: str | Path | None = None) -> Ite
 
 def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
     """Render the sound of a file again, write and read it in the same format, and compare."""
-    samples, rate = read_wave(path)
+    samples, rate = read_channels(path)
     about = soundfile.info(libsndfile_path(path))
     if rate != recipe.rate:
         return Verified(str(path), "different", why=f"its rate is {rate} Hz, that of its recipe {recipe.rate} Hz")
@@ -143,7 +143,10 @@ def compare(path: Path, recipe: Recipe, synth: Synth) -> Verified:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"again{path.suffix.lower()}"
         write_wave(copy, wave, rate, cast(Subtype, about.subtype if about.subtype in BITS else "PCM_16"))
-        made, _ = read_wave(copy)
+        made, _ = read_channels(copy)
+    if made.shape != samples.shape:
+        why = f"it has {samples.shape[1]} channels, its recipe {made.shape[1]}"
+        return Verified(str(path), "different", why=why)
     difference = samples.astype(np.float64) - made
     steps = float(np.abs(difference).max(initial=0)) / STEP
     if steps == 0:

@@ -104,4 +104,4 @@ def _wave(frames: NDArray[np.complex128], samples: int, rate: int) -> Wave:
     whole = np.zeros((len(frames) - 1) * hop + size)
     for index, piece in enumerate(np.fft.irfft(frames, size) * window):
         whole[index * hop : index * hop + size] += piece
-    return fit(whole[size - hop :], samples).astype(np.float32)
+    return fit(whole[size - hop :].astype(np.float32), samples)

@@ -1,4 +1,4 @@
-"""Sounds longer than the clips of an instrument: built from variations of a clip, joined without an audible seam.
+"""Sounds longer or wider than the clips of an instrument: built from variations of a clip, without an audible seam.
 
 A steady sound (rain, a motor) continues with variations at its own level, crossfaded with equal power. Of any other
 sound, the events follow one another over one background, that of the clip: each part is a variation without its own
@@ -7,12 +7,13 @@ background (`background`), with its tail; the last part is cut where it is quiet
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Wave
+from foleybox.audio import Wave, fit
+from foleybox.errors import UserError
 from foleybox.studio.background import background, mean_power, quiet_frames, room, without_background
 from foleybox.studio.latents import neighbour, point_of, render_points, vary
 from foleybox.studio.recipe import Json
@@ -23,6 +24,10 @@ from foleybox.studio.synth import Clip, Synth
 AMOUNT = {True: 0.2, False: 0.45}  # of the variations: small for a steady sound, larger for events
 JOINT = {True: 1.0, False: 0.15}  # seconds by which two parts overlap, a quarter of a clip at most
 EDGE = 0.05  # seconds at either end of a steady clip that are not used, where its level changes
+SHIFT = (
+    0.5  # seconds by which the side of a stereo sound is later than its variation, whose phases are like the middle's
+)
+SIDE = 0.5  # amplitude of the side at the width 1: 0.97 dB of the power are lost in mono
 PAUSE = 0.3  # seconds that are kept after an event, and the shortest gap that is filled with another
 CUT_DB = 20.0  # where a part may be cut: this much below its loudest 50 ms
 MAX_GAIN_DB = 12.0  # by which the level of a variation is matched
@@ -30,13 +35,14 @@ MAX_REJECTED = {True: 3, False: 8}  # variations in a row that are rejected sinc
 CLEAR_DB = 30.0  # by which the events of a variation stand out from its background, which is removed
 
 
-def finished(synth: Synth, clip: Clip, shape: Shape) -> Clip:
+def finished(synth: Synth, clip: Clip, shape: Shape, width: float | None = None) -> Clip:
     """Return a rendered clip as `shape` asks: extended if `shape.seconds` exceeds its length, then processed.
 
-    Its ends do not click (`shape.shaped` with `declick`).
+    With a `width` it gets two channels (`widened`). Its ends do not click (`shape.shaped` with `declick`).
     """
     samples = round((shape.seconds or 0) * clip.rate)
-    return (extend(synth, clip, samples) if samples > len(clip.wave) else clip).shaped(shape, declick=True)
+    long = extend(synth, clip, samples) if samples > len(clip.wave) else clip
+    return (long if width is None else widened(synth, clip, long, width)).shaped(shape, declick=True)
 
 
 def is_steady(wave: Wave, rate: int) -> bool:
@@ -174,3 +180,50 @@ def remake(make: Json, synth: Synth) -> Wave:
             yield neighbour(start, noise(seed, shape, VARY + stream), make["amount"])
 
     return assemble(make, render_points(synth, points(), batch=1), synth.instrument.rate)
+
+
+# --- two channels -------------------------------------------------------------------------------------------------
+
+
+def widened(synth: Synth, clip: Clip, long: Clip, width: float) -> Clip:
+    """Return a steady sound in two channels [L, 2]: it in the middle, a variation of `clip` at the sides.
+
+    `long` is the sound in the middle: `clip` itself, or made of it. With the middle M and the side S, which is as loud as M,
+    later by SHIFT, and does not correlate with it, the channels are M + g S and M - g S with g = `width` / 2. Their mean is
+    M again. At the width 1 it has 0.97 dB less power than the channels. Raises UserError for a width beyond 0 to 1.
+    """
+    check_width(width)
+    shift, samples = round(SHIFT * clip.rate), len(long.wave)
+    side = next(_same_kind(vary(synth, clip.recipe.make, AMOUNT[True], batch=1), clip, steady=True))
+    edge = round(EDGE * clip.rate)
+    side = extend(synth, side, max(shift + samples + edge, len(side.wave)))
+    powers = [np.mean(np.square(wave, dtype=np.float64)) for wave in (long.wave, side.wave[shift : shift + samples])]
+    gain = round(width * SIDE * math.sqrt(powers[0] / max(powers[1], 1e-20)), 6)
+    made = {
+        "do": "stereo",
+        "of": long.recipe.make,
+        "side": side.recipe.make,
+        "start": shift,
+        "edge": edge,
+        "gain": gain,
+    }
+    return synth.clip(two_channels(made, long.wave, side.wave), made)
+
+
+def two_channels(make: Json, middle: Wave, side: Wave) -> Wave:
+    """Return the wave [L, 2] of a `stereo` recipe from its middle and its side."""
+    side = fit(side[make["start"] :], len(middle)) * np.float32(make["gain"])
+    edge = min(make["edge"], len(side) // 2)
+    side = faded(side, edge, edge)
+    return np.stack([middle + side, middle - side], axis=1)
+
+
+def remake_stereo(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave]) -> Wave:
+    """Return the wave [L, 2] of a `stereo` recipe, at the instrument's rate."""
+    return two_channels(make, remake_source(make["of"], synth), remake_source(make["side"], synth))
+
+
+def check_width(width: float, flag: str = "") -> None:
+    """Raise UserError unless 0 <= width <= 1; `flag` precedes its name in the message ("--" on the command line)."""
+    if not 0 <= width <= 1:
+        raise UserError(f"{flag}width {width}: expected 0 (as one channel) to 1 (the widest that is not weak in mono)")

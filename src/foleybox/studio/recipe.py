@@ -145,6 +145,7 @@ MAKES |= {
          "parts": Items(Row(SEED, STREAM, SAMPLES, SAMPLES, SAMPLES, DB), 100_000, 1)},
         {"background": Items(Items(SAMPLES, 100_000), 100_000, 1)},
     ),
+    "stereo": Record({"of": MAKE, "side": MAKE, "start": SAMPLES, "edge": SAMPLES, "gain": Number(0, 1e10)}),
     "loop": Record(
         {"label": LABEL, "seed": SEED, "of": MAKE, "steps": Items(STEP, 1_000), "start": SAMPLES, "samples": SAMPLES,
          "fade": SAMPLES, "alike": Number(-1, 1), "rounds": Whole(1, 100_000)}

@@ -16,12 +16,13 @@ MAKERS: dict[str, Callable[[Json, Synth], Wave]] = {
     "walk": latents.remake,
     "morph": latents.remake,
     "extend": extend.remake,
+    "stereo": lambda make, synth: extend.remake_stereo(make, synth, remake),
     "perform": lambda make, synth: scene.remake(make, synth, remake),
     "loop": lambda make, synth: loop.remake(make, synth, remake),
 }
-"""`do` of a recipe's `make` -> function (make, synth) -> wave [L] at the instrument's rate
+"""`do` of a recipe's `make` -> function (make, synth) -> wave [L] or [L, C] at the instrument's rate
 
-Scenes and loops consist of other sounds, and get `remake` to render these.
+Stereo sounds, scenes and loops consist of other sounds, and get `remake` to render these.
 """
 
 
@@ -75,6 +76,9 @@ def _length(make: Json, instrument: Instrument) -> int:
             )
             check_samples(2 * shots, "the recipe's shots")
             return make["samples"]
+        case "stereo":
+            _length(make["side"], instrument)
+            return _length(make["of"], instrument)
         case "loop":
             _processed(make["steps"], _length(make["of"], instrument), instrument.rate)
             check_samples(make["rounds"] * make["samples"], "the recipe's loop")

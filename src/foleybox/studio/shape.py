@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from foleybox.audio import Wave, fit, loudness, resample, true_peak_db
+from foleybox.audio import Wave, channels_of, fit, loudness, resample, true_peak_db
 from foleybox.errors import UserError
 
 Step = dict[str, Any]  # JSON
@@ -77,7 +77,8 @@ def check_shape(shape: Shape, flag: str = "", seconds: float = math.inf) -> None
 def levels(wave: Wave, rate: int) -> NDArray[np.float64]:
     """Return the power of every 10 ms [ceil(L / (rate / 100))] in dB (0 dB: constant full scale), -200 for silence."""
     frame = max(1, round(FRAME * rate))
-    power = np.square(fit(wave, -(-len(wave) // frame) * frame), dtype=np.float64).reshape(-1, frame).mean(axis=1)
+    power = np.square(fit(wave, -(-len(wave) // frame) * frame), dtype=np.float64)
+    power = power.reshape(-1, frame * channels_of(wave)).mean(axis=1)
     return 10 * np.log10(np.maximum(power, 1e-20))
 
 
@@ -206,8 +207,8 @@ def apply(steps: Iterable[Mapping[str, Any]], wave: Wave, rate: int) -> tuple[Wa
 def faded(wave: Wave, fade_in: int, fade_out: int) -> Wave:
     """Return the wave with a raised-cosine fade over its first and last samples; each at most the whole wave."""
     wave = wave.copy()
-    wave[:fade_in] *= ramp(fade_in)
-    wave[len(wave) - fade_out :] *= ramp(fade_out)[::-1]
+    wave.T[..., :fade_in] *= ramp(fade_in)
+    wave.T[..., len(wave) - fade_out :] *= ramp(fade_out)[::-1]
     return wave
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Wave
+from foleybox.audio import Wave, mono
 from foleybox.errors import UserError
 from foleybox.files import write_bytes
 from foleybox.studio.synth import Clip
@@ -89,7 +89,7 @@ class Sheet:
         self.rows: dict[str, list[tuple[int, Image]]] = {}
 
     def add(self, clip: Clip) -> None:
-        self.rows.setdefault(clip.label, []).append((clip.seed, spectrogram(clip.wave, clip.rate)))
+        self.rows.setdefault(clip.label, []).append((clip.seed, spectrogram(mono(clip.wave), clip.rate)))
 
     def image(self) -> Image:
         """Return the sheet [H, W, 3]: a row for each label in the order of arrival, seeds above the spectrograms."""
