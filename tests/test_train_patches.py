@@ -15,16 +15,18 @@ from foleybox.lab.core.cache import load_mels, load_wave_cache
 from foleybox.lab.core.clips import find_clips, training_rows
 from foleybox.lab.core.loop import STEADY
 from foleybox.lab.core.mel import WIDE
-from foleybox.lab.core.runs import clips_seen, read_clips, read_run_config
+from foleybox.lab.core.runs import clips_seen, read_clips, read_run_config, read_state
 from foleybox.lab.export import export
 from foleybox.lab.export.graphs import NextGraph
+from foleybox.lab.patches import distil
 from foleybox.lab.patches import train_autoencoder as autoencoder
 from foleybox.lab.patches import train_patches as patches
 from foleybox.lab.patches.autoencoder import AutoencoderConfig, MelDiscriminatorConfig
+from foleybox.lab.patches.distil import DistilPatches
 from foleybox.lab.patches.runs import load_autoencoder, load_patches
 from foleybox.lab.patches.train_autoencoder import TrainAutoencoder, crop
 from foleybox.lab.patches.train_patches import OTHER, TrainPatches, augment, valid_rows
-from foleybox.lab.patches.transformer import START, Patches, PatchesConfig, flow
+from foleybox.lab.patches.transformer import START, TEMPERATURE, Patches, PatchesConfig, flow
 from foleybox.lab.play.train_vocoder import Redrawing, redraw_clips
 from foleybox.lab.vocoders import train_vocos as vocoder
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
@@ -388,3 +390,73 @@ def test_a_redrawing_that_makes_no_sense_is_refused(
     nothing = Decoded(torch.zeros(0), torch.zeros(0), "")
     with pytest.raises(UserError, match=message):
         redraw_clips(redrawing(finished, **changes), nothing, latents, find_clips(folder), 4.0)
+
+
+# --- distillation -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def teacher(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose flow is far from straight, as that of trained patches is; four steps of training have hardly any."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    shutil.copytree(finished, run)
+    content = read_state(run / "state.pt")
+    torch.manual_seed(3)
+    for name, value in content["average"].items():
+        if name.startswith("head.") and value.ndim == 2:
+            value.normal_(std=1.5 / value.shape[1] ** 0.5)
+    torch.save(content, run / "state.pt")
+    return run
+
+
+def of_distillation(run: Path, out: Path, **changes: Any) -> DistilPatches:
+    quick = {key: value for key, value in QUICK.items() if key != "held_out"}
+    base = configured(DistilPatches, teacher=run, out=out, clips=2, positions=20, batch=64, **quick)
+    return changed(base, **changes)
+
+
+def test_a_student_learns_what_the_guided_teacher_draws(teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    distil.train(
+        of_distillation(teacher, out, flow_steps=1, steps=150, sample_every=5, save_every=150, decay=0.9, half_life=100)
+    )
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    first, *_, last = (line for line in lines if "held_out_spread" in line)
+    assert last["held_out_unexplained"] < 0.5 * first["held_out_unexplained"]
+    assert abs(last["held_out_spread"] - 1) < 0.15
+    assert read_clips(out) == read_clips(teacher)
+
+
+def test_only_the_head_of_a_student_differs_from_the_teacher(teacher: Path, tmp_path: Path) -> None:
+    student = distil.train(of_distillation(teacher, tmp_path / "student")).state_dict()
+    for name, value in load_patches(teacher)[0].state_dict().items():
+        assert torch.equal(value, student[name]) == (not name.startswith("head.")), name
+
+
+def test_a_stopped_distillation_resumes_bit_for_bit(teacher: Path, tmp_path: Path) -> None:
+    whole, stopped = (of_distillation(teacher, tmp_path / name) for name in ("whole", "stopped"))
+    distil.train(whole)
+    distil.train(replace(stopped, steps=2))
+    distil.train(stopped)
+    assert equal(state(whole.out), state(stopped.out))
+
+
+def test_an_instrument_draws_as_its_student_was_distilled(teacher: Path, tmp_path: Path) -> None:
+    distil.train(of_distillation(teacher, tmp_path, flow_steps=2, steps=1))
+    run = read_run_config(tmp_path)
+    made = export.sampling_of(run, export.Sampling())
+    assert (made.flow_steps, set(made.guidance), made.temperature) == (2, {1.0}, TEMPERATURE)
+    with pytest.raises(UserError, match="leave out the sampling flags"):
+        export.sampling_of(run, export.Sampling(flow_steps=5))
+    assert export.sampling_of(read_run_config(teacher), export.Sampling(flow_steps=5)).flow_steps == 5
+
+
+def test_a_student_is_no_teacher(teacher: Path, latents: Path, folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "student"
+    distil.train(of_distillation(teacher, run))
+    with pytest.raises(UserError, match="cannot be distilled again"):
+        distil.train(of_distillation(run, tmp_path / "second"))
+    with pytest.raises(UserError, match="cannot be trained on"):
+        patches.train(replace(of_patches(tmp_path / "next", latents), start_from=run), find_clips(folder))
+    with pytest.raises(UserError, match="expected 7 numbers"):
+        distil.train(of_distillation(teacher, tmp_path / "third", guidance=(1.0,)))

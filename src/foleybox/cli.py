@@ -41,6 +41,7 @@ GROUPS = {
         "loop": ("foleybox.commands.loop:loop", "make a seamless loop of a steady sound"),
         "pack": ("foleybox.commands.pack:pack", "make a set of variations for a game engine"),
         "verify": ("foleybox.commands.verify:verify", "render sound files again from their recipes and compare"),
+        "sign": ("foleybox.commands.sign:sign_paths", "sign instruments and recipes, which verify then checks"),
         "info": ("foleybox.commands.info:info", "describe an instrument or a sound file"),
     },
     "Measure": {
@@ -52,6 +53,10 @@ GROUPS = {
     },
     "Train": {
         "train patches": ("foleybox.lab.patches.train_patches:main", "our system: a label becomes latents, one by one"),
+        "train distilled": (
+            "foleybox.lab.patches.distil:main",
+            "our system with a few steps per latent: renders faster",
+        ),
         "train autoencoder": (
             "foleybox.lab.patches.train_autoencoder:main",
             "our autoencoder: mel to latents and back",

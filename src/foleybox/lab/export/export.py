@@ -92,9 +92,10 @@ def main(config: Export) -> int:
         vocoder, mel, vocoder_step = load_vocoder(config.vocoder)
         form = autoencoder.config
         positions = -(-round(SECONDS * mel.rate) // (mel.hop * form.patch))
-        graphs = build_patches(model, autoencoder, vocoder, mel, positions, config.sampling)
+        sampling = sampling_of(run, config.sampling)
+        graphs = build_patches(model, autoencoder, vocoder, mel, positions, sampling)
         latent = (positions, form.latent + form.patch * form.noise)
-        made_with |= asdict(config.sampling)
+        made_with |= asdict(sampling)
         made_with["autoencoder"] = run_settings(read_run_config(config.autoencoder), autoencoder_step)
         runs.append(config.autoencoder)
     else:
@@ -124,6 +125,18 @@ def main(config: Export) -> int:
         made_with=made_with,
     )
     return write(config, instrument, graphs, notes)
+
+
+def sampling_of(run: dict[str, Any], asked: Sampling) -> Sampling:
+    """Return how an instrument draws: as asked, or as its patches were distilled to. Raises UserError if both are given."""
+    if run.get("flow_steps") is None:
+        return asked
+    if asked != Sampling():
+        raise UserError(
+            "the run is distilled, which fixes steps, guidance and temperature: leave out the sampling flags"
+        )
+    unguided = (1.0,) * len(LABELS)
+    return Sampling(run["flow_steps"], unguided, guided_from=0.0, temperature=tuple(run["temperature"]))
 
 
 def replace_vocoder(config: Export) -> int:

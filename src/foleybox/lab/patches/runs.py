@@ -4,7 +4,7 @@ from pathlib import Path
 
 from foleybox.errors import UserError
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import fill_part, fingerprint, read_trained
+from foleybox.lab.core.runs import fill_part, fingerprint, read_run_config, read_trained
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.transformer import Patches, PatchesConfig
 
@@ -26,6 +26,14 @@ def load_patches(run: Path) -> tuple[Patches, str, int]:
     model = Patches(read_settings(PatchesConfig, settings["model"], run))
     fill_part(model, "average", state, run / "state.pt")
     return model.eval().requires_grad_(False), settings["autoencoder"], int(state["step"])
+
+
+def check_not_distilled(run: Path, use: str) -> None:
+    """Raise UserError for a run of `train distilled`, whose head knows only whole flows of its number of steps."""
+    if read_run_config(run).get("flow_steps") is not None:
+        raise UserError(
+            f"{run} is distilled, which cannot {use}: name the run of `train patches` that it was made from"
+        )
 
 
 def load_patches_and_autoencoder(run: Path, autoencoder_run: Path) -> tuple[Patches, Autoencoder, tuple[int, int]]:

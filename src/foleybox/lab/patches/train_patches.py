@@ -47,7 +47,7 @@ from foleybox.lab.core.runs import (
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.lab.patches.autoencoder import Autoencoder
 from foleybox.lab.patches.losses import flow_matching
-from foleybox.lab.patches.runs import load_autoencoder, load_patches
+from foleybox.lab.patches.runs import check_not_distilled, load_autoencoder, load_patches
 from foleybox.lab.patches.transformer import MID_CLIP, SIZES, START, FlowHead, Patches, PatchesConfig, draw
 from foleybox.labels import LABELS
 
@@ -238,6 +238,7 @@ def initial_model(start_from: Path | None, size: PatchesConfig, latents_of: str)
     model = Patches(size)
     if start_from is None:
         return model
+    check_not_distilled(start_from, "be trained on")
     given, theirs, _ = load_patches(start_from)
     if (replace(given.config, labels=size.labels), theirs) != (size, latents_of):
         found = "latents of another autoencoder" if theirs != latents_of else f"{given.config}"

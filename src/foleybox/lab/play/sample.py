@@ -34,7 +34,7 @@ from foleybox.lab.core.runs import read_run_config
 from foleybox.lab.kt.runs import load_generator
 from foleybox.lab.kt.sagan import Generator, refresh_batch_norm, to_mel
 from foleybox.lab.patches.autoencoder import Autoencoder
-from foleybox.lab.patches.runs import load_patches_and_autoencoder
+from foleybox.lab.patches.runs import check_not_distilled, load_patches_and_autoencoder
 from foleybox.lab.patches.transformer import GUIDANCE, GUIDED_FROM, TEMPERATURE, Patches, draw
 from foleybox.lab.vocoders.hifigan import Hifigan
 from foleybox.lab.vocoders.runs import band_factor, hifigan_config, load_vocoder, read_official_hifigan
@@ -245,6 +245,7 @@ def patches_system(config: "Sample", drawing: Drawing, vocoder_run: Path) -> Sys
         raise UserError(f"{config.run} is played with its averaged weights: drop --weights {config.weights}")
     if config.autoencoder is None:
         raise UserError(f"{config.run} draws the latents of an autoencoder: name its run with --autoencoder")
+    check_not_distilled(config.run, "be sampled from directly (export it)")
     model, autoencoder, (step, _) = load_patches_and_autoencoder(config.run, config.autoencoder)
     vocoder = read_vocoder(vocoder_run, WIDE)
     to_gpu(config, model, autoencoder, vocoder)

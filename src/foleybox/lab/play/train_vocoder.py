@@ -21,7 +21,7 @@ from foleybox.lab.core.clips import ClipFile, label_ids, training_rows
 from foleybox.lab.core.mel import DCASE, MELS, WIDE, MelConfig
 from foleybox.lab.core.runs import fingerprint, read_run_config
 from foleybox.lab.patches.autoencoder import Autoencoder
-from foleybox.lab.patches.runs import load_autoencoder, load_patches_and_autoencoder
+from foleybox.lab.patches.runs import check_not_distilled, load_autoencoder, load_patches_and_autoencoder
 from foleybox.lab.patches.transformer import GUIDANCE, GUIDED_FROM, TEMPERATURE, redraw
 from foleybox.lab.vocoders import train_hifigan, train_vocos
 from foleybox.lab.vocoders.runs import band_factor
@@ -112,6 +112,7 @@ def redraw_clips(config: Redrawing, decoded: Decoded, mels_from: Path, kept: lis
             f"redrawn_since {low:g} {high:g}, redrawn_share {config.redrawn_share:g}, redrawn_clips "
             f"{config.redrawn_clips}: expected times from 0 to below 1, a share between 0 and 1, and 1 clip or more"
         )
+    check_not_distilled(config.redrawn_by, "redraw clips")
     model, autoencoder, _ = load_patches_and_autoencoder(config.redrawn_by, mels_from)
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0)).tolist()
     by_label = [[i for i in order if kept[i].label == label][: config.redrawn_clips] for label in LABELS]
