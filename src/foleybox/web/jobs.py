@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from foleybox.audio import Subtype
 from foleybox.errors import UserError
-from foleybox.files import write_text
+from foleybox.files import safe_name, write_text
 from foleybox.studio import pack as packs
 from foleybox.studio.engines import Engine, engine_files
 from foleybox.studio.events import Event
@@ -209,7 +209,7 @@ def pack_files(
     missing = []
     with job.progress(len(labels) * selection.count) as advance:
         for label in labels:
-            (out / label).mkdir(parents=True)
+            (out / safe_name(label)).mkdir(parents=True)
             kind, rejected, number = packs.default_kind(label), {}, 0
             for number, clip in enumerate(packs.select_sounds(synth, label, kind, selection, rejected), 1):
                 name = packs.ucs_name(label, number, selection.count, "foleybox", clip.recipe.instrument)
