@@ -281,9 +281,15 @@ class FolderLock:
             raise UserError(f"{folder} is in use by {owner}{since}: if it no longer runs there, remove {self.path}")
         self.continued = bool(work) and found.get("work") == work
         owner = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "work": work}
-        os.ftruncate(self.handle, 0)
-        os.lseek(self.handle, 0, os.SEEK_SET)
-        os.write(self.handle, json.dumps(owner).encode())
+        try:
+            os.ftruncate(self.handle, 0)
+            os.lseek(self.handle, 0, os.SEEK_SET)
+            os.write(self.handle, json.dumps(owner).encode())
+        except BaseException as error:
+            self.release(keep=self.continued)
+            if isinstance(error, OSError) and error.errno:  # a full disk names no file
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+            raise
 
     def release(self, keep: bool = False) -> None:
         """Let others write to the folder. `keep`: the file stays, so that `continued` is true for the same work."""
@@ -299,23 +305,32 @@ class FolderLock:
 def locked_folder(folder: Path, work: str = "") -> Iterator[bool]:
     """Have a folder for this process alone; yield whether the same `work` was interrupted there (`FolderLock`).
 
-    After an exception other than UserError, the same work can be continued.
+    After an exception other than UserError, the same work can be continued. Folders that were made for it and are empty
+    are removed after an exception.
     """
-    new = not folder.exists()
-    lock, keep = FolderLock(folder, work), False
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        yield lock.continued
-    except UserError:
-        keep = lock.continued
-        raise
+        lock, keep = FolderLock(folder, work), False
+        try:
+            yield lock.continued
+        except UserError:
+            keep = lock.continued
+            raise
+        except BaseException:
+            keep = bool(work)
+            raise
+        finally:
+            lock.release(keep)
     except BaseException:
-        keep = bool(work)
+        with suppress(OSError):  # not empty
+            for each in made:
+                each.rmdir()
         raise
-    finally:
-        lock.release(keep)
-        if new and not keep:
-            with suppress(OSError):  # not empty, as it should be
-                folder.rmdir()
+
+
+def work_of(*parts: object) -> str:
+    """Return the name of some work for `locked_folder`: a digest of what determines its files."""
+    return hashlib.sha256(repr(parts).encode(errors="replace")).hexdigest()[:16]
 
 
 def _owner(handle: int) -> dict[str, Any]:

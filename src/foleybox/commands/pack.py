@@ -3,7 +3,7 @@
 import json as json_module
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from foleybox.audio import BITS, Subtype
 from foleybox.commands import output
 from foleybox.commands.output import InstrumentName
 from foleybox.errors import UserError
-from foleybox.files import safe_name, write_text
+from foleybox.files import locked_folder, safe_name, work_of, write_text
 from foleybox.instrument import Instrument
 from foleybox.studio import pack as packs
 from foleybox.studio.engines import ENGINES, Engine, engine_files
@@ -67,6 +67,13 @@ def pack(config: Pack) -> int:
     Raises UserError before the first render for labels, numbers, folders and existing files.
     """
     synth = Synth.load(config.instrument)
+    output.check_folder(config.out)
+    work = work_of(replace(config, force=False, json=False), synth.instrument.fingerprint)
+    with locked_folder(config.out, work) as continued:
+        return _pack(replace(config, force=config.force or continued), synth)
+
+
+def _pack(config: Pack, synth: Synth) -> int:
     labels, wanted = _check(config, synth), config.selection
     items: list[packs.Item] = []
     cards: list[str] = []
@@ -97,7 +104,6 @@ def pack(config: Pack) -> int:
 def _check(config: Pack, synth: Synth) -> list[str]:
     """Check flags, labels and files, and create the folders; return the instrument's names of the labels."""
     labels, wanted = output.resolve_labels(synth, config.labels), config.selection
-    output.check_folder(config.out)
     output.check_seeds(wanted.seed, wanted.count * packs.TRIED)
     check_temperature(wanted.temperature, "--")
     check_shape(Shape(seconds=wanted.seconds, lufs=wanted.lufs, peak=wanted.peak, rate=wanted.rate), "--")

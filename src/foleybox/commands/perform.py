@@ -1,7 +1,7 @@
 """`foleybox perform`: a list of times becomes a scene: a mix, stems and markers."""
 
 import json as json_module
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from foleybox.audio import SUFFIXES
 from foleybox.commands import output
 from foleybox.commands.output import Files, InstrumentName
 from foleybox.errors import UserError
-from foleybox.files import safe_name
+from foleybox.files import locked_folder, safe_name, work_of
 from foleybox.studio.events import Event, note_labels, pattern_events, read_events
 from foleybox.studio.recipe import find_recipe, has_recipe
 from foleybox.studio.scene import Curve, Scene, Style, arrange, stem_names
@@ -84,12 +84,26 @@ def perform(config: Perform) -> None:
     seconds = config.seconds or max([0.0, *(event.time for event in events)])
     check_shape(Shape(rate=config.rate), "--")
     output.check_folder(out)
+    files = replace(config.files, force=False, json=False)
+    work = work_of(replace(config, files=files), events, surfaces, synth.instrument.fingerprint)
+    with locked_folder(out, work) as continued:
+        scene, paths = _perform(config, synth, events, surfaces, names, seconds, config.files.force or continued)
+    _report(config, scene, paths)
+    output.print_terms(synth.instrument)
+
+
+def _perform(
+    config: Perform, synth: Synth, events: list[Event], surfaces: dict[str, Curve], names: list[str], seconds: float,
+    force: bool,
+) -> tuple[Scene, list[Path]]:  # fmt: skip
+    """Render and write the files `names`; return the scene and its sound files."""
+    out, format = config.files.out, config.files.format
     earlier = _earlier(out)
     existing = [path for name in names if (path := out / name).exists()]
     existing = list(dict.fromkeys([*existing, *sorted(earlier)]))
     length = Shape(seconds=seconds, rate=config.rate)
-    size = (1 + len(stems)) * output.bytes_per_sound(format, config.files.subtype, length, synth)
-    output.check_files(config.files, [out, out / "stems"], existing, size, config.rate)
+    size = (len(names) - 2) * output.bytes_per_sound(format, config.files.subtype, length, synth)
+    output.check_files(replace(config.files, force=force), [out, out / "stems"], existing, size, config.rate)
     scene = play(
         synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style,
         progress=output.progress,
@@ -99,8 +113,7 @@ def perform(config: Perform) -> None:
     for path in earlier:
         if path.resolve() not in kept:
             path.unlink(missing_ok=True)
-    _report(config, scene, paths)
-    output.print_terms(synth.instrument)
+    return scene, paths
 
 
 def _earlier(out: Path) -> set[Path]:
