@@ -22,6 +22,7 @@ LAYERS = {
     "audio": ["foleybox.audio"],
     "licences": ["foleybox.licences"],
     "graphs": ["foleybox.graphs"],
+    "signature": ["foleybox.signature"],
     "instrument": ["foleybox.instrument"],
     "studio": ["foleybox.studio", "foleybox.studio.*"],
     "web": ["foleybox.web", "foleybox.web.*"],
@@ -38,7 +39,7 @@ LAYERS = {
     "flags": ["foleybox.flags"],
     "entry": ["foleybox.cli", "foleybox.__main__", "foleybox.commands.doctor"],
 }
-GROUND = ["version", "errors", "files", "schema", "labels", "audio", "licences", "graphs", "instrument"]
+GROUND = ["version", "errors", "files", "schema", "labels", "audio", "licences", "graphs", "signature", "instrument"]
 # Layer -> other layers that it may import.
 MAY = {
     "root": ["version"],  # and the Python API by name, when it is used
@@ -50,6 +51,7 @@ MAY = {
     "audio": ["errors", "files", "schema"],
     "licences": ["errors", "files"],
     "graphs": [],
+    "signature": ["errors", "files", "schema"],
     "instrument": ["errors", "files", "schema", "labels", "licences", "graphs"],
     "studio": GROUND,
     "web": [*GROUND, "studio"],
@@ -70,6 +72,7 @@ MAY = {
 GROUND_PACKAGES = {"numpy", "soundfile", "soxr"}
 PACKAGES = {
     **dict.fromkeys(GROUND, GROUND_PACKAGES),
+    "signature": {"cryptography"},
     "root": set(),
     "version": set(),
     "flags": {"tyro"},

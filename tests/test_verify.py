@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -222,6 +223,42 @@ def test_what_has_no_recipe_or_an_edited_one_or_no_instrument_is_a_line_each(syn
         "10 files: 2 no recipe, 7 cannot tell, 1 identical",
     ]
     assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize("change", [{"licence": "CC0-1.0"}, {"instrument": "first"}])
+def test_a_recipe_that_states_other_terms_than_the_instrument_s_is_found(
+    synth: Synth, here: Path, capsys, change
+) -> None:
+    clip = synth.render("rain", 7)
+    write_sealed(here / "a.wav", clip, **change)
+    assert main(["verify", "a.wav", "--instrument", str(synth.folder)]) == 1
+    stated = "toy under CC0-1.0" if "licence" in change else "first under CC-BY-NC-4.0"
+    expected = f"other terms      a.wav  its recipe states {stated}, the instrument is toy under CC-BY-NC-4.0"
+    assert capsys.readouterr().out.splitlines()[0] == expected
+
+
+def test_the_folder_of_an_instrument_is_verified_too(synth: Synth, here: Path, capsys) -> None:
+    shutil.copytree(synth.folder, here / "toy")
+    assert main(["verify", "toy"]) == 0
+    assert capsys.readouterr().out.startswith("whole            toy  instrument toy 1, CC-BY-NC-4.0")
+    (here / "toy" / "vocoder.onnx").write_bytes(b"")
+    assert main(["verify", "toy"]) == 1
+    assert capsys.readouterr().out.startswith("cannot tell      toy  the vocoder graph")
+
+
+def test_a_float_file_above_full_scale_is_within_one_step_of_its_own_scale(synth: Synth, here: Path) -> None:
+    clip = synth.render("rain", 7)
+    loud = np.float32(100 / np.abs(clip.wave).max())
+    recipe = replace(clip.recipe, process=({"do": "gain", "db": 20 * np.log10(float(loud))},))
+    write_clip(here / "x.wav", clip.wave * loud + np.float32(80 * STEP), recipe, "FLOAT")
+    assert only([here / "x.wav"], synth).verdict == "within one step"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_refused_instead_of_read_for_ever(here: Path, capsys) -> None:
+    os.mkfifo(here / "x.wav")
+    assert main(["verify", "x.wav"]) == 1
+    assert "x.wav  x.wav is a pipe or a device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

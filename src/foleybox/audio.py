@@ -113,6 +113,13 @@ def _check_header(path: Path, file: soundfile.SoundFile) -> None:
     check_samples(file.frames * file.channels, str(path))
 
 
+def check_regular(path: Path) -> None:
+    """Raise UserError for a pipe or a device, which might never end, and OSError for a file that is not there."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a pipe or a device: expected a sound file")
+
+
 def _missing_data(path: Path) -> str:
     """Return what a file lacks at its end according to its own header, "" if nothing.
 

@@ -59,7 +59,7 @@ from foleybox.schema import (
 )
 
 FORMAT = 2
-MANIFEST, CARD = "instrument.json", "CARD.md"
+MANIFEST, CARD, SIGNATURE = "instrument.json", "CARD.md", "instrument.sig"
 SHIPPED = Path(__file__).parent / "studio" / "instruments"
 DEFAULT = "foley-small"  # the instrument that plays when none is named
 GRAPHS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}  # kind -> its graphs
@@ -156,6 +156,12 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
+def signed_content(folder: Path) -> bytes:
+    """Return what a signature of an instrument is of: the SHA-256 of its manifest, which has those of the graphs, and card."""
+    names = [name for name in (MANIFEST, CARD) if (folder / name).is_file()]
+    return "".join(f"{name} {sha256(folder / name)}\n" for name in names).encode()
+
+
 def check_trained(instrument: Instrument) -> None:
     """Raise UserError for an instrument that does not record how its parts were trained: it cannot be built on."""
     for part in ("generator", "vocoder", *(("autoencoder",) if instrument.kind == "patches" else ())):
@@ -212,7 +218,7 @@ def check_place(folder: Path, kind: str) -> None:
     if not folder.exists():
         return
     names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {""}
-    ours = {MANIFEST, CARD, *(f"{name}.onnx" for name in GRAPHS[kind])}
+    ours = {MANIFEST, CARD, SIGNATURE, *(f"{name}.onnx" for name in GRAPHS[kind])}
     if names and (MANIFEST not in names or names - ours):
         raise UserError(f"{folder} contains other files than an instrument's: name a new folder")
 

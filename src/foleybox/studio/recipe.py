@@ -32,7 +32,7 @@ from typing import Any
 
 import soundfile
 
-from foleybox.audio import MOST_SAMPLES, Subtype, Wave, libsndfile_path, read_wave, wav_chunk, write_wave
+from foleybox.audio import MOST_SAMPLES, Subtype, Wave, check_regular, libsndfile_path, read_wave, wav_chunk, write_wave
 from foleybox.errors import UserError
 from foleybox.schema import (
     FINGERPRINT,
@@ -137,9 +137,12 @@ MAKES: dict[str, Schema] = {}
 STEP, MAKE = Choice("do", STEPS), Choice("do", MAKES)
 MAKES |= {
     "render": Record({"label": LABEL, "seed": SEED, "temperature": Number(0, 10)}, {"stream": STREAM}),
-    "vary": Record({"of": MAKE, "amount": AMOUNT, "seed": SEED, "stream": STREAM}),
+    "vary": Record({"of": MAKE, "amount": AMOUNT, "seed": SEED, "stream": STREAM}, {"follow": AMOUNT}),
     "walk": Record({"of": MAKE, "amount": AMOUNT, "seed": SEED, "step": Whole(0, MOST_STEPS)}),
-    "morph": Record({"of": MAKE, "to": MAKE, "at": AMOUNT}),
+    "morph": Record(
+        {"of": MAKE, "to": MAKE, "at": AMOUNT},
+        {"anchors": Items(Row(Number(0, MOST_SAMPLES), Number(0, MOST_SAMPLES)), 1_000), "db": DB},
+    ),
     "extend": Record(
         {"of": MAKE, "kind": OneOf(("steady", "events")), "amount": AMOUNT, "samples": SAMPLES, "joint": SAMPLES,
          "parts": Items(Row(SEED, STREAM, SAMPLES, SAMPLES, SAMPLES, DB), 100_000, 1)},
@@ -233,15 +236,29 @@ def read_recipe(path: str | Path) -> Recipe | None:
     """
     path = Path(path)
     try:
-        chunk = wav_chunk(path, CHUNK, MOST_BYTES)
-        if chunk is not None:
-            return from_json(chunk.decode(errors="replace"))
-        comment = read_comment(path)
-        return from_json(comment) if comment.startswith('{"foleybox_recipe"') else None
+        text = recipe_text(path)
+        return None if text is None else from_json(text)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def recipe_text(path: Path) -> str | None:
+    """Return the text of the recipe of a sound file, None if it has none. Raises UserError or OSError if it cannot be read."""
+    check_regular(path)
+    chunk = wav_chunk(path, CHUNK, MOST_BYTES)
+    if chunk is not None:
+        return chunk.decode(errors="replace")
+    comment = read_comment(path)
+    return comment if comment.startswith('{"foleybox_recipe"') else None
+
+
+def find_recipe_text(path: Path) -> str:
+    """Return the text of the recipe of a sound file. Raises UserError if it has none, or a damaged one."""
+    if read_recipe(path) is None:
+        raise UserError(f"{path}: {why_no_recipe(path)}")
+    return recipe_text(path) or ""
 
 
 def find_recipe(path: Path) -> Recipe:
