@@ -55,7 +55,7 @@ def test_a_manifest_gives_label_split_tier_and_recording(tmp_path: Path) -> None
         encoding="utf-8",
     )
     clips = find_clips(tmp_path)
-    assert [(clip.split, clip.tier, clip.recording) for clip in clips] == [("train", "open", "r1"), ("dev", "nc", "r2")]
+    assert [(clip.split, clip.tier, clip.recording) for clip in clips] == [("train", "free", "r1"), ("dev", "nc", "r2")]
     assert [clip.tier for clip in find_clips(f"{tmp_path}:dev")] == ["nc"]
     assert len(find_clips(tmp_path, tiers=["open"])) == 1
     rows = training_rows(find_clips(tmp_path, any_label=True))

@@ -56,7 +56,7 @@ class TrainVqvae:
     size: Literal["tiny", "published"] = "published"
     "2.2 million parameters as published; tiny: for trying the commands"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     held_out: float = 0.05
     "share of the recordings never trained on, for the held-out numbers; 0: none"
     head: Literal["none", "pre", "post"] | None = None

@@ -57,7 +57,7 @@ class TrainMvqvae:
     "rows and frames per position of the grid; 8 with 31 components is a grid of 20 x 38 instead of 288 x 75"
     features: CembedConfig = field(default_factory=CembedConfig)
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     held_out: float = 0.05
     "share of the recordings never trained on, for the held-out numbers; 0: none"
     head: Literal["none", "pre", "post"] | None = None

@@ -25,6 +25,7 @@ from foleybox.audio import fit, read_wave
 from foleybox.errors import UserError
 from foleybox.files import sha256
 from foleybox.labels import Label, find_folder_label
+from foleybox.licences import in_tiers, tier_of
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 MANIFESTS = ("manifest.csv", "metadata.csv")
@@ -75,7 +76,7 @@ def find_clips(
         splits = ", ".join(sorted({clip.split for clip in known if clip.split})) or "none"
         raise UserError(f"no clips of split {split!r} in {folder}: its splits are {splits}")
     if tiers is not None:
-        chosen = [clip for clip in chosen if clip.tier in tiers]
+        chosen = [clip for clip in chosen if in_tiers(clip.tier, tiers)]
         if not chosen:
             stated = ", ".join(sorted({clip.tier or "(not stated)" for clip in known}))
             raise UserError(f"no clips of tiers {', '.join(tiers)} in {folder}: it states {stated}")
@@ -113,7 +114,7 @@ def _read_manifest(manifest: Path) -> list[ClipFile]:
                 manifest.parent / row[name],
                 find_folder_label(row["label"]),
                 row.get("recording_id") or row[name],
-                row.get("licence_tier") or "",
+                tier_of(row.get("licence_tier") or "", row.get("licence") or ""),
                 row.get("licence") or "",
                 row.get("source_repo") or row.get("source") or "",
                 row.get("split") or "",

@@ -3,17 +3,19 @@
 foleybox export runs/gan runs/vocoder -o my-instrument --name my-instrument
 """
 
+import hashlib
 import json
 import platform
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import torch
 import tyro
 
 from foleybox.errors import UserError
+from foleybox.files import sweep
 from foleybox.instrument import MANIFEST, Instrument, check_place, check_trained, read_instrument, write_instrument
 from foleybox.lab.core.runs import NUMBERED, read_clips, read_run_config
 from foleybox.lab.export.card import card
@@ -23,7 +25,7 @@ from foleybox.lab.kt.sagan import refresh_batch_norm
 from foleybox.lab.patches.runs import load_patches_and_autoencoder
 from foleybox.lab.vocoders.runs import band_factor, load_vocoder
 from foleybox.labels import LABELS
-from foleybox.licences import TrainingClips
+from foleybox.licences import TrainingClips, tier_of
 from foleybox.version import __version__, commit
 
 SECONDS = 4.0
@@ -157,7 +159,7 @@ def replace_vocoder(config: Export) -> int:
     small = graphs if config.small else {"vocoder"} if old.kind == "patches" else ()
     graphs = {name: stored_small(graph) if name in small else graph for name, graph in graphs.items()}
     # Only the numbers of the instrument's clips are known. Both may have been trained on the same: the larger counts.
-    counts = {row: row.clips for row in old.training_clips}
+    counts = {replace(row, tier=tier_of(row.tier, row.licence)): row.clips for row in old.training_clips}
     for row in count_clips(read_clips(config.vocoder)):
         same = next((each for each in counts if replace(each, clips=row.clips) == row), row)
         counts[same] = max(row.clips, counts.get(same, 0))
@@ -177,15 +179,40 @@ def replace_vocoder(config: Export) -> int:
 
 
 def check_free(config: Export, kind: str) -> None:
-    """Raise UserError if an instrument of that kind may not be written to `config.out`."""
+    """Raise UserError if an instrument of that kind may not be written to `config.out`.
+
+    One of the same name and version may be there: `write` compares it with what it would write.
+    """
     check_place(config.out, kind)
     if (config.out / MANIFEST).exists() and not config.force:
-        raise UserError(f"{config.out} contains an instrument: name another folder, or replace it with --force")
+        try:
+            found = read_instrument(config.out)
+        except UserError:
+            found = None
+        if found is None or (found.name, found.version) != (config.name or config.out.resolve().name, config.version):
+            refuse_existing(config.out)
+
+
+def refuse_existing(out: Path) -> NoReturn:
+    """Raise UserError for an instrument that is in the way."""
+    raise UserError(f"{out} contains an instrument: name another folder, or replace it with --force")
 
 
 def write(config: Export, instrument: Instrument, graphs: dict[str, bytes], notes: str) -> int:
-    """Write the instrument with its card, and print a line about it."""
-    written = write_instrument(config.out, instrument, graphs, card(instrument, notes))
+    """Write the instrument with its card, and print a line about it.
+
+    Without --force, the same instrument may be there: it was written by the same command, which was stopped at its end.
+    """
+    if (config.out / MANIFEST).exists() and not config.force:
+        written = read_instrument(config.out)
+        digests = {name: graph.sha256 for name, graph in written.graphs.items()}
+        same = digests == {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()}
+        here, there = (json.dumps(asdict(each)) for each in (replace(instrument, graphs=written.graphs), written))
+        if not same or json.loads(here) != json.loads(there):
+            refuse_existing(config.out)
+    else:
+        written = write_instrument(config.out, instrument, graphs, card(instrument, notes))
+    sweep(config.out)
     size = sum(graph.bytes for graph in written.graphs.values())
     print(f"{config.out}: instrument {written.name}, {size / 1e6:.1f} MB, {written.licence.terms}")
     return 0
@@ -198,7 +225,11 @@ def count_clips(*runs: list[dict[str, str]]) -> tuple[TrainingClips, ...]:
     are known by number only (`foleybox restore`) and may be among those known by name: of each source the larger number
     counts.
     """
-    clips = {(row["clip"], row["label"], row["tier"], row["licence"], row["source"]) for rows in runs for row in rows}
+    clips = {
+        (row["clip"], row["label"], tier_of(row["tier"], row["licence"]), row["licence"], row["source"])
+        for rows in runs
+        for row in rows
+    }
     named, numbered = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
     for clip, *terms in clips:
         (numbered if clip.startswith(NUMBERED) else named)[tuple(terms)] += 1

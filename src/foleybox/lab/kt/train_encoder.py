@@ -54,7 +54,7 @@ class TrainEncoder:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/encoder")
     "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     held_out: float = 0.0
     "share of the recordings that is not trained on, to measure the accuracy on them; 0: train on all, as the report"
     model: EncoderConfig = field(default_factory=EncoderConfig)

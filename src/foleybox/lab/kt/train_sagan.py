@@ -105,7 +105,7 @@ class TrainSagan:
     logit: Literal["projection", "unconditional"] = "projection"
     "projection: the label enters the discriminator's logit (SAGAN). unconditional: only the contrastive loss (ContraGAN)"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     encoder: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     "a run of `foleybox train encoder`: the frozen encoder of the kt-csupcon systems"
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None

@@ -71,7 +71,7 @@ class TrainAutoencoder:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/autoencoder")
     "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     held_out: float = 0.04
     "share of the recordings that is not trained on, for the held-out measurements"
     size: Literal["base", "tiny"] = "base"

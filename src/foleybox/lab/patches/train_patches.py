@@ -71,7 +71,7 @@ class TrainPatches:
     start_from: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     "a run of the same size and autoencoder, with or without others: its averaged weights are the initial ones"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     held_out: float = 0.04
     "share of the recordings that is not trained on, for the held-out loss; 0: none"
     size: Literal["base", "tiny"] = "base"

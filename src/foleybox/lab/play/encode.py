@@ -35,7 +35,7 @@ class Encode:
     weights: Weights | None = None
     "of a VQ-VAE: those with the best score (--reference while training), which is the default, or the last"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     force: bool = False
     "replace an existing file"
     device: Literal["auto", "cpu"] = "auto"

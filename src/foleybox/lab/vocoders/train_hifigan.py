@@ -41,7 +41,7 @@ class AdversarialTraining:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vocoder")
     "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     held_out: float = 0.04
     "share of the recordings that is not trained on, for the held-out measurements"
     segment: int = 32

@@ -125,7 +125,7 @@ class TrainVocoder:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs/vocoder")
     "run folder: config.json, state.pt, log.jsonl, samples/"
     tiers: tuple[str, ...] = ()
-    "keep clips of these licence tiers only (open, open-clip, nc, unclear); default all"
+    "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     preset: Literal["adversarial", "adversarial-cpu", "textures", "textures-plain"] = "adversarial"
     """losses and schedule. adversarial: discriminators join after 15,000 steps; -cpu: narrow ones after 5,000. textures: none,
     to train on with --start-from, foley-small's; -plain: without the losses of attacks and mean spectrum, foley-open's"""
