@@ -1,4 +1,4 @@
-"""Seamless loops of steady sounds, wrapped where the two sides of the wrap are most alike.
+"""Seamless loops, wrapped where the two sides of the wrap are most alike.
 
 The material after the end of the loop is crossfaded into its beginning, so that the wave continues at the wrap as it did
 in the material x:
@@ -8,23 +8,25 @@ in the material x:
     a = pi/2 (n + 1/2) / fade
 
 `alike` is the correlation of the two sides. The divisor keeps the power, whether they are noise (0: the equal-power
-crossfade) or a hum in phase with itself (1).
+crossfade) or a hum in phase with itself (1). Of a sound that is not steady, the loop contains the loudest moment.
 """
 
+import itertools
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Wave
+from foleybox.audio import Wave, mono, peak_db
 from foleybox.errors import UserError
+from foleybox.labels import find_label
 from foleybox.studio.extend import extend, is_steady
 from foleybox.studio.recipe import Json
-from foleybox.studio.shape import Step, apply
+from foleybox.studio.shape import Step, apply, levels
 from foleybox.studio.spectra import HOP, WINDOW, band_levels, flux
 from foleybox.studio.synth import Clip, Synth
 
@@ -34,6 +36,10 @@ IN_PHASE = 0.3  # correlation from which the two sides count as a hum, not as no
 EDGE = 0.06  # seconds at either end of a rendered sound that are not used, where its level changes
 EXTRA = 1.5  # seconds of material beyond the loop, to choose the start from
 CANDIDATES = 8  # starts that are tried and measured
+EVENT_DB = 3.0  # what is this close to the highest level is the loudest moment
+QUIETEST = -60.0  # dBFS: a sound of a lower peak is silent
+FLUX_DEVIATIONS = 6.5  # of the flux in stationary noise, at most 1 % of seams have more
+ORDER, CLICK, CLICK_SECONDS = 16, 6.0, 0.004  # of the prediction, of its error, on either side of the wrap
 STEADY_TRIED = 16  # seeds that are searched for a steady clip
 NEAR = 5.0  # seconds on either side of the wrap with which it is compared
 SECONDS = 4.0  # length of a loop by default
@@ -50,25 +56,35 @@ class Wrap(NamedTuple):
 
 
 class Seam(NamedTuple):
-    """Spectral flux of a loop in dB a frame, see `measure_seam`."""
+    """What happens at the wrap of a loop, and what may happen there, see `measure_seam`."""
 
-    wrap: float  # the highest around the wrap
-    inside: float  # what the flux elsewhere rarely exceeds
+    wrap: float  # the highest spectral flux around the wrap, dB a frame
+    inside: float  # what it does not exceed inside the loop
+    click: float  # the highest prediction error at the wrap, relative to the usual one
+    clicks: float  # what it does not exceed inside the loop
 
     @property
     def inaudible(self) -> bool:
-        return self.wrap <= self.inside
+        return self.excess <= 1
+
+    @property
+    def excess(self) -> float:
+        """The larger of both measurements relative to its limit: up to 1 for an inaudible seam."""
+        return max(self.wrap / max(self.inside, 1e-6), self.click / self.clicks)
 
 
-def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1) -> Wrap:
-    """Return the best position in a wave [L] for a loop of about `samples` samples, a multiple of `multiple`.
+def find_wraps(
+    wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1, events: bool = False
+) -> list[tuple[Wrap, Seam]]:
+    """Return positions in a wave [L] or [L, C] for a loop of about `samples` samples, a multiple of `multiple`; best first.
 
     The crossfade has `fade` samples, a quarter of the loop at most. Candidates are the starts where the band levels of
     the two sides differ least over the crossfade. If the sides correlate, the length is changed by up to 25 ms until they
-    are in phase. The candidate with the least flux at its wrap is chosen.
+    are in phase. Candidates are sorted by what their seams measure. With `events`, a loop contains the loudest moment.
 
     Raises UserError if the wave is too short.
     """
+    whole, wave = wave, _middle(wave)
     samples = max(1, round(samples / multiple)) * multiple
     slack, wanted, fade = round(SLACK * rate), fade, max(1, min(fade, samples // 4))
     needed = samples + fade + slack
@@ -77,23 +93,42 @@ def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1)
             f"{len(wave) / rate:.2f} s of sound: a loop of {samples / rate:.2f} s needs {needed / rate:.2f} s with its "
             f"crossfade; the longest has {longest(len(wave), rate, wanted, multiple):.2f} s"
         )
-    levels, hop = np.maximum(band_levels(wave, rate), -100), max(1, round(HOP * rate))
+    bands, hop = np.maximum(band_levels(wave, rate), -100), max(1, round(HOP * rate))
     apart = round(samples / hop)
-    difference = np.abs(levels[apart:] - levels[:-apart]).mean(axis=1)  # of frame t and the frame one loop later
+    difference = np.abs(bands[apart:] - bands[:-apart]).mean(axis=1)  # of frame t and the frame one loop later
     width = max(1, fade // hop)
     total = np.concatenate([[0.0], np.cumsum(difference)])
     cost = (total[width:] - total[:-width]) / width
     cost = cost[: (len(wave) - needed) // hop + 1]
-    found: list[tuple[float, Wrap]] = []
+    if events:
+        loudest = np.flatnonzero((level := levels(wave, rate)) >= level.max() - EVENT_DB)
+        starts = np.arange(len(cost))
+        kept = np.any((loudest >= starts[:, None] + width) & (loudest < starts[:, None] + apart), axis=1)
+        cost[~kept] = math.inf
+    found: list[tuple[Wrap, Seam]] = []
     for _ in range(CANDIDATES):
         frame = int(cost.argmin())
         if not math.isfinite(cost[frame]):
             break
         cost[max(0, frame - width // 2) : frame + width // 2 + 1] = math.inf
         wrap = _in_phase(wave, frame * hop, samples, fade, slack // multiple * multiple, multiple)
-        seam = measure_seam(wrapped(wave, wrap), rate, fade)
-        found.append((seam.wrap / max(seam.inside, 1e-6), wrap))
-    return min(found)[1]
+        found.append((wrap, measure_seam(wrapped(whole, wrap), rate, fade)))
+    if not found:
+        raise UserError(
+            f"no loop of {samples / rate:.2f} s contains its loudest moment: expected fewer --seconds, or a longer sound"
+        )
+    return sorted(found, key=lambda each: each[1].excess)
+
+
+def find_wrap(wave: Wave, rate: int, samples: int, fade: int, multiple: int = 1) -> Wrap:
+    """Return the best position of `find_wraps`."""
+    return find_wraps(wave, rate, samples, fade, multiple)[0][0]
+
+
+def _middle(wave: Wave) -> Wave:
+    """Return the mean of the channels of a wave [L] or [L, C]; the first channel if they cancel each other."""
+    middle = mono(wave)
+    return middle if 10 * np.square(middle).mean() > np.square(wave).mean() else np.ascontiguousarray(wave[:, 0])
 
 
 def longest(length: int, rate: int, fade: int, multiple: int = 1) -> float:
@@ -120,30 +155,56 @@ def _in_phase(wave: Wave, start: int, samples: int, fade: int, slack: int, multi
 
 
 def wrapped(wave: Wave, wrap: Wrap) -> Wave:
-    """Return the loop [samples] in a wave, by the equation at the head of this file."""
+    """Return the loop [samples] or [samples, C] in a wave, by the equation at the head of this file."""
     start, samples, fade, alike = wrap
     loop = wave[start : start + samples].copy()
     angle = np.pi / 2 * (np.arange(fade) + 0.5) / max(fade, 1)
-    both = np.sin(angle) * loop[:fade] + np.cos(angle) * wave[start + samples : start + samples + fade]
-    loop[:fade] = both / np.sqrt(1 + alike * np.sin(2 * angle))
+    both = np.sin(angle) * loop[:fade].T + np.cos(angle) * wave[start + samples : start + samples + fade].T
+    loop[:fade] = (both / np.sqrt(1 + alike * np.sin(2 * angle))).T
     return loop
 
 
 def measure_seam(loop: Wave, rate: int, fade: int) -> Seam:
-    """Return the highest flux around the wrap of a loop [L], from just before it to the end of the crossfade.
+    """Measure the wrap of a loop [L] or [L, C]: of several channels the one whose seam is the worst.
 
-    It is compared with the 95th percentile of the highest flux in stretches of the same length, within five seconds of
-    the wrap. The loop is measured as it repeats: the end of a round precedes the wrap.
+    The highest spectral flux from just before the wrap to the end of the crossfade is compared with what it is inside, within
+    five seconds of the wrap: the mean and FLUX_DEVIATIONS standard deviations, or 95 % of stretches of the same length if
+    that is more. The loop is measured as it repeats: the end of a round precedes the wrap.
+
+    A click is an error of linear prediction (of order ORDER) within 4 ms of the wrap. It is compared with CLICK times the
+    usual error (its median, scaled to the standard deviation of Gaussian noise), or 99 % of stretches of 8 ms if that is
+    more. Both limits are calibrated: results/studio.md.
     """
+    if loop.ndim > 1:
+        return max((measure_seam(channel.copy(), rate, fade) for channel in loop.T), key=lambda seam: seam.excess)
     hop, window = max(1, round(HOP * rate)), round(WINDOW * rate)
     lead = min(math.ceil(len(loop) / 2 / hop), round(NEAR / HOP)) * hop
     change = flux(band_levels(np.concatenate([loop[-lead:], loop[:lead]]), rate))
     wrap, before, after = lead // hop, math.ceil(window / hop), math.ceil((fade + window) / hop)
     inside = (change[before : wrap - before], change[wrap + after : len(change) - before])
     stretches = np.concatenate([_highest(part, before + after) for part in inside])
+    frames = np.concatenate(inside)
     if not len(stretches):  # the loop is too short
-        stretches = change[before:]
-    return Seam(float(change[wrap - before : wrap + after].max()), float(np.percentile(stretches, 95)))
+        stretches = frames = change[before:]
+    usual = frames.mean() + FLUX_DEVIATIONS * frames.std()
+    limit = max(float(np.percentile(stretches, 95)), float(usual))
+    return Seam(float(change[wrap - before : wrap + after].max()), limit, *_click(loop, rate))
+
+
+def _click(loop: Wave, rate: int) -> tuple[float, float]:
+    """Return the highest prediction error at the wrap of a loop [L], and its limit, both relative to the usual error."""
+    spectrum = np.fft.rfft(loop.astype(np.float64))
+    alike = np.fft.irfft(np.square(np.abs(spectrum)), len(loop))[: ORDER + 1]  # circular: the loop repeats
+    if len(alike) <= ORDER or alike[0] <= 0:
+        return 0.0, CLICK
+    order = np.arange(ORDER)
+    matrix = alike[np.abs(order[:, None] - order)] + 1e-9 * alike[0] * np.eye(ORDER)
+    predictor = np.concatenate([[1.0], -np.linalg.solve(matrix, alike[1:])])
+    error = np.abs(np.fft.irfft(spectrum * np.fft.rfft(predictor, len(loop)), len(loop)))
+    error /= max(float(np.median(error)) / 0.6745, 1e-9 * float(np.abs(loop).max()), 1e-30)
+    near = max(1, min(round(CLICK_SECONDS * rate), len(loop) // 4))
+    stretches = _highest(error[near : len(error) - near], 2 * near)
+    return float(max(error[:near].max(), error[-near:].max())), max(CLICK, float(np.percentile(stretches, 99)))
 
 
 def _highest(change: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -161,17 +222,27 @@ def smpl_chunk(samples: int, rate: int) -> bytes:
 
 
 def looped(
-    source: Clip, seconds: float | None, *, rate: int | None = None, fade: float = FADE, rounds: int = 1
+    source: Clip,
+    seconds: float | None,
+    *,
+    rate: int | None = None,
+    fade: float = FADE,
+    rounds: int = 1,
+    candidate: int = 0,
 ) -> tuple[Clip, Wrap]:
     """Return a loop of a clip, repeated `rounds` times, at `rate` Hz (None: the clip's), and its position in the clip.
 
     `seconds` None: SECONDS, or as many as the clip allows. The loop is resampled as a loop: each round continues into the
-    next. Raises UserError if the clip is too short, or has been resampled (loop it first).
+    next. `candidate` 0 is the best position, 1 the second best. Of a clip that is not steady, the loop contains the loudest
+    moment. Raises UserError if the clip is silent or too short, or has been resampled (loop it first), and for a candidate
+    that does not exist.
     """
     if any(step["do"] == "resample" for step in source.recipe.process):
         raise UserError(
             "it was resampled after it was made: make it at the instrument's rate, and give the loop a rate"
         )
+    if (peak := peak_db(source.wave)) < QUIETEST:
+        raise UserError(f"it is silent (its peak is {peak:.0f} dBFS): expected a sound of {QUIETEST:g} dBFS or more")
     rate = rate or source.rate
     multiple = source.rate // math.gcd(source.rate, rate)
     length, faded = len(source.wave), round(fade * source.rate)
@@ -180,7 +251,13 @@ def looped(
         raise UserError(
             f"{length / source.rate:.2f} s of sound: too short for a loop, which has {SHORTEST:g} s or more"
         )
-    wrap = find_wrap(source.wave, source.rate, round(seconds * source.rate), faded, multiple)
+    events = not is_steady(mono(source.wave), source.rate)
+    wraps = find_wraps(source.wave, source.rate, round(seconds * source.rate), faded, multiple, events)
+    if candidate >= len(wraps):
+        raise UserError(
+            f"it has {len(wraps)} different loops of {seconds:g} s: expected a --count of {len(wraps)} at most"
+        )
+    wrap, _ = wraps[candidate]
     return repeated(source, wrap, rate, rounds), wrap
 
 
@@ -189,7 +266,7 @@ def repeated(source: Clip, wrap: Wrap, rate: int, rounds: int) -> Clip:
     spare = 2 if rate != source.rate else 0
     make = {"do": "loop", "label": source.label, "seed": source.seed, "of": source.recipe.make}
     make |= {"steps": list(source.recipe.process), **wrap._asdict(), "rounds": rounds + spare}
-    wave = np.tile(wrapped(source.wave, wrap), rounds + spare)
+    wave = _tiled(wrapped(source.wave, wrap), rounds + spare)
     samples = wrap.samples * rate // source.rate
     process: tuple[Step, ...] = ()
     if spare:
@@ -201,18 +278,41 @@ def repeated(source: Clip, wrap: Wrap, rate: int, rounds: int) -> Clip:
 def remake(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave]) -> Wave:
     """Return the wave of a `loop` recipe, at the instrument's rate; `remake_source` renders the sound that is looped."""
     wave, _ = apply(make["steps"], remake_source(make["of"], synth), synth.instrument.rate)
-    return np.tile(wrapped(wave, Wrap(make["start"], make["samples"], make["fade"], make["alike"])), make["rounds"])
+    return _tiled(wrapped(wave, Wrap(make["start"], make["samples"], make["fade"], make["alike"])), make["rounds"])
+
+
+def _tiled(loop: Wave, rounds: int) -> Wave:
+    return np.concatenate([loop] * rounds)
 
 
 def steady_clip(synth: Synth, label: str, seed: int, temperature: float = 1.0) -> Clip:
     """Return the first steady clip of a label from `seed` on; the clip of `seed` itself if none of sixteen is steady."""
-    first: Clip | None = None
-    for clip in synth.render_many(((label, seed + offset) for offset in range(STEADY_TRIED)), temperature=temperature):
-        if is_steady(clip.wave, clip.rate):
-            return clip
-        first = first or clip
-    assert first is not None
-    return first
+    return next(loop_clips(synth, label, seed, temperature))
+
+
+def loop_clips(synth: Synth, label: str, seed: int, temperature: float = 1.0) -> Iterator[Clip]:
+    """Yield the clips of a label that may be looped, from `seed` on: of a steady label those that are steady.
+
+    If none of sixteen in a row is steady, the first of these is yielded.
+    """
+    known = find_label(label)
+    for first in itertools.count(seed, STEADY_TRIED):
+        clips = synth.render_many(
+            ((label, each) for each in range(first, first + STEADY_TRIED)), temperature=temperature
+        )
+        if known and not known.steady:
+            yield from clips
+            continue
+        other: Clip | None = None
+        found = False
+        for clip in clips:
+            if is_steady(clip.wave, clip.rate):
+                found = True
+                yield clip
+            other = other or clip
+        if not found:
+            assert other is not None
+            yield other
 
 
 def loop_source(synth: Synth, clip: Clip, seconds: float, fade: float = FADE) -> Clip:
