@@ -136,6 +136,37 @@ def test_a_damaged_cache_file_is_computed_again(tmp_path: Path, content: bytes) 
     assert torch.equal(cached("toy", clips, "", lambda: torch.zeros(3)), torch.ones(3))
 
 
+@pytest.mark.parametrize("place", [0, 11, 128, 130, -1, -70])
+def test_one_flipped_bit_of_a_cache_file_is_noticed(tmp_path: Path, capsys, place: int) -> None:
+    clips = find_clips(toy_folder(tmp_path / "sounds", 1, 0.2))
+    cached("toy", clips, "", lambda: torch.zeros(3))
+    (path,) = (tmp_path / "cache").iterdir()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(cached("toy", clips, "", lambda: torch.ones(3)), torch.ones(3))
+    assert "is damaged (its SHA-256 does not fit) and is computed again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../x.wav",
+        "/etc/x.wav",
+        "Rain/../../x.wav",
+        "a\\..\\..\\x.wav",
+        "C:x.wav",
+        "\\\\host\\x.wav",
+        "x\0.wav",
+        "\x1b.wav",
+    ],
+)
+def test_a_manifest_that_names_files_outside_its_folder_is_refused(tmp_path: Path, file: str) -> None:
+    (tmp_path / "manifest.csv").write_text(f"file,label\nRain/a.wav,Rain\n{file},Rain\n")
+    with pytest.raises(UserError, match=r"manifest\.csv, line 3: .*: expected a file inside the folder"):
+        find_clips(tmp_path)
+
+
 def test_a_cache_interrupted_while_writing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = find_clips(toy_folder(tmp_path / "sounds", 1, 0.2))
     monkeypatch.setattr("numpy.save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

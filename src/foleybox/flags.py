@@ -137,8 +137,9 @@ def _wanted(kind: Any, value: str) -> str:
         return "" if value in choices else " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
     if kind in (int, float):
         try:
-            kind(value)
-        except ValueError:
+            if not math.isfinite(kind(value)):  # OverflowError: an integer of hundreds of digits
+                return "a number"
+        except (ValueError, OverflowError):
             return "a whole number" if kind is int else "a number"
     return ""
 

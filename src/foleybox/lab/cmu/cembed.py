@@ -16,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -24,9 +23,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
-from foleybox.files import atomic_path
 from foleybox.lab.cmu.mvqvae import Rows
-from foleybox.lab.core.cache import cache_folder
+from foleybox.lab.core.cache import cache_folder, read_array, write_array
 from foleybox.lab.core.clips import ClipFile, load_waves
 from foleybox.lab.core.mel import CEMBED, SILENCE, LogMel
 from foleybox.lab.core.runs import PythonOnly
@@ -216,9 +214,16 @@ class Cembeds:
         return len(self.paths)
 
     def __getitem__(self, which: Tensor) -> Tensor:
-        """Return float32 [B, 1152, 300] of the clips `which`, int64 [B]."""
-        found = [torch.from_numpy(np.load(self.paths[index])) for index in which.tolist()]
+        """Return float32 [B, 1152, 300] of the clips `which`, int64 [B]. Raises UserError for a damaged file."""
+        found = [self._read(self.paths[index]) for index in which.tolist()]
         return torch.stack(found) if found else torch.empty(0, sum(PARTS), FRAMES)
+
+    @staticmethod
+    def _read(path: Path) -> Tensor:
+        try:
+            return torch.from_numpy(read_array(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is damaged ({error}): remove it, and it is computed again") from None
 
 
 @torch.no_grad()
@@ -229,7 +234,7 @@ def load_cembeds(clips: Sequence[ClipFile], config: CembedConfig, batch: int = 4
     sets of clips. The scale belongs to a model (`mvqvae.Rows`), since it depends on the training clips. Shows a progress
     bar on a terminal. Raises UserError for an encoder that cannot be loaded.
     """
-    settings = f"1 {_identity(config)} {config.layer_weights} {config.drop} {CEMBED}"
+    settings = f"2 {_identity(config)} {config.layer_weights} {config.drop} {CEMBED}"
     folder = cache_folder() / (f"cembeds-{STAND_IN}" if config.stand_in else "cembeds")
     paths = []
     for clip in clips:
@@ -247,8 +252,7 @@ def load_cembeds(clips: Sequence[ClipFile], config: CembedConfig, batch: int = 4
             some = missing[start : start + batch]
             waves = load_waves([clips[index] for index in some], CEMBED.rate, FRAMES * STRIDE).to(device)
             for index, made in zip(some, cembed(waves.float() / 32768).cpu().numpy(), strict=True):
-                with atomic_path(paths[index]) as temporary:
-                    np.save(temporary, made)
+                write_array(paths[index], made)
     return Cembeds(paths)
 
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from foleybox.errors import UserError
 from foleybox.files import sha256
 from foleybox.labels import Label, find_folder_label
 from foleybox.licences import in_tiers, tier_of
+from foleybox.schema import CONTROL
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}
 MANIFESTS = ("manifest.csv", "metadata.csv")
@@ -109,6 +110,8 @@ def _read_manifest(manifest: Path) -> list[ClipFile]:
     for number, row in enumerate(rows, start=2):
         if not row[name] or not row["label"]:
             raise UserError(f"{manifest}, line {number}: file or label is empty")
+        if CONTROL.search(row[name]) or not is_inside(row[name]):
+            raise UserError(f"{manifest}, line {number}: {row[name][:60]!a}: expected a file inside the folder")
         clips.append(
             ClipFile(
                 manifest.parent / row[name],
@@ -121,6 +124,12 @@ def _read_manifest(manifest: Path) -> list[ClipFile]:
             )
         )
     return clips
+
+
+def is_inside(file: str) -> bool:
+    """Return whether a path, relative to a folder, names something in it, on any operating system."""
+    parts = PureWindowsPath(file)  # which knows both separators, and drives
+    return not (parts.drive or parts.root or ".." in parts.parts)
 
 
 def _read_rows(manifest: Path) -> tuple[list[dict[str, str]], set[str]]:
