@@ -67,6 +67,8 @@ def check_shape(shape: Shape, flag: str = "", seconds: float = math.inf) -> None
         low, high, unit = LIMITS[option]
         if not low <= float(value) <= high:
             raise UserError(f"{flag}{option} {value}: expected {low} to {high} {unit}")
+    if shape.seconds and shape.rate:
+        check_samples(shape.seconds * shape.rate, f"{flag}seconds {shape.seconds:g} {flag}rate {shape.rate}: a sound")
     if shape.fade is not None and shape.fade > (length := shape.seconds or seconds):
         raise UserError(f"{flag}fade {shape.fade}: the sound has {length:g} s; expected 0 to {length:g} seconds")
 
