@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import arg
 
-from foleybox.audio import Wave, channels_of, fit, loudness, resample, true_peak_db
+from foleybox.audio import Wave, channels_of, check_samples, fit, loudness, resample, true_peak_db
 from foleybox.errors import UserError
 
 Step = dict[str, Any]  # JSON
