@@ -41,34 +41,39 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 class InverseSTFT(nn.Module):
     """Real and imaginary parts [B, T, K] to the wave [B, T hop] whose STFT they are (framed as by `mel.LogMel`).
 
-    The inverse of each frame is two real matrix products of K x K: the even part of a frame comes from the cosines, the
-    odd part from the sines, and frame[N - n] = even[n] - odd[n]. That is half the size and half the work of the full
-    basis. In training the frames come from `torch.fft.irfft`, which is faster but cannot be exported.
+    The inverse of each frame is a sum of cosines, which is even in time, and one of sines, which is odd: frame[N - n] =
+    even[n] - odd[n]. Both have a second symmetry, about N / 4, apart for the even and the odd frequencies, so that four real
+    products of N/4 x N/4 are enough: an eighth of the full basis. In training the frames come from `torch.fft.irfft`, which
+    is faster but cannot be exported.
     """
 
     window: Tensor
-    cosines: Tensor
-    sines: Tensor
+    cosines_even: Tensor
+    cosines_odd: Tensor
+    sines_even: Tensor
+    sines_odd: Tensor
 
     def __init__(self, n_fft: int, hop: int) -> None:
         super().__init__()
-        if n_fft % hop or n_fft % 2:
-            raise ValueError(f"n_fft {n_fft} and hop {hop}: expected an even n_fft that is a multiple of hop")
+        if n_fft % hop or n_fft % 4:
+            raise ValueError(f"n_fft {n_fft} and hop {hop}: expected an n_fft that is a multiple of 4 and of hop")
         self.n_fft, self.hop = n_fft, hop
-        window = torch.hann_window(n_fft, dtype=torch.float64)
         k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
-        angles = 2 * math.pi / n_fft * k[:, None] * k  # [K, K]: frequency by sample 0 .. N/2
+        angles = 2 * math.pi / n_fft * k[:, None] * k[: n_fft // 4 + 1]  # [K, N/4 + 1]: frequency by sample
         weight = torch.full((len(k), 1), 2.0 / n_fft, dtype=torch.float64)
         weight[0] = weight[-1] = 1 / n_fft  # 0 Hz and Nyquist have no conjugate
-        half = window[: len(k)]
-        self.register_buffer("window", window.float(), persistent=False)
-        self.register_buffer("cosines", (weight * torch.cos(angles) * half).float(), persistent=False)
-        self.register_buffer("sines", (-weight * torch.sin(angles) * half).float(), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        for name, basis in (("cosines", weight * torch.cos(angles)), ("sines", -weight * torch.sin(angles))):
+            self.register_buffer(f"{name}_even", basis[::2].float(), persistent=False)
+            self.register_buffer(f"{name}_odd", basis[1::2].float(), persistent=False)
 
     def frames_by_products(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Return the windowed frames [B, T, N] by matrix products, as in the exported graph."""
-        even, odd = real @ self.cosines, imaginary @ self.sines  # [B, T, K] each
-        return torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1)
+        a, b = real[..., ::2] @ self.cosines_even, real[..., 1::2] @ self.cosines_odd  # [B, T, N/4 + 1] each
+        c, d = imaginary[..., ::2] @ self.sines_even, imaginary[..., 1::2] @ self.sines_odd
+        even = torch.cat([a + b, (a - b)[..., :-1].flip(-1)], -1)  # [B, T, K]
+        odd = torch.cat([c + d, (d - c)[..., :-1].flip(-1)], -1)
+        return torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1) * self.window
 
     def frames_by_fft(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Return the windowed frames [B, T, N] by FFT, as in training."""
