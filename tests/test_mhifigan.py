@@ -126,7 +126,7 @@ def test_a_segment_is_the_wave_of_its_frames_and_parts_of_its_cembed_are_masked(
 
 
 def test_it_trains_resumes_bit_for_bit_and_says_stand_in(tmp_path: Path) -> None:
-    training_rows = [{"clip": "x"}]
+    training_rows = [{"clip": "x", "label": "Rain", "tier": "", "licence": "", "source": ""}]
     for name, stops in (("whole", (2,)), ("parts", (1, 2))):
         for steps in stops:
             settings = config(tmp_path / name, steps=steps, sample_every=2)

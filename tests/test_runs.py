@@ -16,7 +16,16 @@ from torch import nn
 
 from foleybox import cli
 from foleybox.errors import UserError
-from foleybox.lab.core.runs import clips_seen, close_run, open_run, read_clips, read_run_config, resume, save_state
+from foleybox.lab.core.runs import (
+    clips_seen,
+    close_run,
+    merge_rows,
+    open_run,
+    read_clips,
+    read_run_config,
+    resume,
+    save_state,
+)
 
 
 @dataclass(frozen=True)
@@ -231,6 +240,16 @@ def test_recordings_replaced_by_others_of_the_same_name_and_size_are_noticed(tmp
     open_run(tmp_path, "toy", Toy(), rows)
     with pytest.raises(UserError, match=r"was started with another content of Rain/0.wav, of the same size: restore"):
         open_run(tmp_path, "toy", Toy(), [rows[0], {**ROW, "content": "cc"}])
+
+
+def test_a_run_whose_clips_had_the_tiers_of_an_earlier_version_resumes(tmp_path: Path) -> None:
+    rows = [{**ROW, "tier": tier, "licence": "CC0"} for tier in ("open", "free")]
+    open_run(tmp_path, "toy", Toy(), rows[:1])
+    open_run(tmp_path, "toy", Toy(), rows[1:])
+    assert read_clips(tmp_path) == rows[1:]
+    assert merge_rows(rows[1:], rows[:1]) == rows[1:]
+    with pytest.raises(UserError, match="was started with clips"):
+        open_run(tmp_path, "toy", Toy(), [{**rows[1], "label": "DogBark"}])
 
 
 # --- one training at a time -------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from torch import nn
 
 from foleybox.errors import UserError
 from foleybox.files import LOCK, TEMPORARY, FolderLock, sweep_files, write_bytes, write_text
+from foleybox.licences import tier_of
 
 CLIPS = "clips.jsonl"
 NUMBERED = "one of those of "
@@ -155,6 +156,8 @@ def _open_run(out: Path, part: str, config: Any, clips: list[dict[str, str]], st
     if path.is_file():
         removed = getattr(config, "REMOVED", {})
         stored = {name: value for name, value in read_run_config(out).items() if removed.get(name, _ABSENT) != value}
+        if stored.get("clips") != mine["clips"] and _same_clips(out, clips):  # they were recorded by an earlier version
+            stored["clips"] = mine["clips"]
         if "seen_before" in stored:  # the run that it started from may have continued since, or been removed
             mine["seen_before"] = stored["seen_before"]
         theirs = _completed(stored, config)
@@ -199,6 +202,15 @@ def half_written(path: Path) -> bool:
 
 def _without_content(row: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in row.items() if key != "content"}
+
+
+def _terms(row: dict[str, str]) -> tuple[str, ...]:
+    """Return what is known of a clip, in today's terms, without its content."""
+    return (row["clip"], row["label"], tier_of(row["tier"], row["licence"]), row["licence"], row["source"])
+
+
+def _same_clips(out: Path, clips: Sequence[dict[str, str]]) -> bool:
+    return (out / CLIPS).is_file() and list(map(_terms, read_clips(out))) == list(map(_terms, clips))
 
 
 def _check_contents(out: Path, clips: Sequence[dict[str, str]]) -> None:
@@ -278,8 +290,8 @@ def merge_rows(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> lis
     """Return the rows of a run's own training clips, then those rows of `others` that are not among them."""
     merged = list(mine)
     for rows in others:
-        known = {tuple(sorted(_without_content(row).items())) for row in merged}
-        merged += [row for row in rows if tuple(sorted(_without_content(row).items())) not in known]
+        known = set(map(_terms, merged))
+        merged += [row for row in rows if _terms(row) not in known]
     return merged
 
 
