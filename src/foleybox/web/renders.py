@@ -22,9 +22,8 @@ import onnxruntime
 from foleybox.audio import Subtype, check_format, peak_db, read_wave, true_peak_db
 from foleybox.errors import UserError
 from foleybox.studio.extend import finished
-from foleybox.studio.latents import check_amount, vary
-from foleybox.studio.recipe import Json, read_recipe
-from foleybox.studio.remake import remake
+from foleybox.studio.latents import between, check_amount, vary
+from foleybox.studio.recipe import read_recipe
 from foleybox.studio.seeds import check_seed
 from foleybox.studio.shape import Shape, check_shape, event_loudness
 from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature, cores
@@ -104,16 +103,17 @@ def _steps(synth: Synth, steps: Any, budget: "itertools.count[int]") -> tuple:
     return tuple(found)
 
 
-def make_of(synth: Synth, label: str, seed: int, via: tuple, temperature: float) -> Json:
-    """Return the `make` of the recipe of a sound and its steps; the sounds on the way are rendered where they must be."""
-    make = synth.render(label, seed, temperature).recipe.make
+def clip_of(synth: Synth, label: str, seed: int, via: tuple, temperature: float) -> Clip:
+    """Return the clip to which the steps lead from that of a label and a seed."""
+    clip = synth.render(label, seed, temperature)
     for kind, amount, other in via:
+        make = clip.recipe.make
         if kind == "vary":
-            make = next(vary(synth, make, amount, other, batch=1)).recipe.make
+            clip = next(vary(synth, make, amount, other, batch=1))
         else:
-            to = make_of(synth, other[0], other[1], other[2:], temperature)
-            make = {"do": "morph", "of": make, "to": to, "at": amount}
-    return make
+            to = clip_of(synth, other[0], other[1], other[2:], temperature)
+            clip = next(between(synth, make, to.recipe.make, [amount]))
+    return clip
 
 
 class FullError(Exception):
@@ -212,8 +212,7 @@ class Renders:
         if not first.via:
             pairs = ((each.label, each.seed) for each in wanted)
             return list(first.synth.render_many(pairs, temperature=first.temperature))
-        make = make_of(first.synth, first.label, first.seed, first.via, first.temperature)
-        return [first.synth.clip(remake(make, first.synth), make)]
+        return [clip_of(first.synth, first.label, first.seed, first.via, first.temperature)]
 
     def _finish(self, wanted: Wanted, clip: Clip, future: "Future[bytes]") -> None:
         try:

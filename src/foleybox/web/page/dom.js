@@ -9,13 +9,13 @@ export function h(tag, properties = {}, ...children) {
     else if (name === "value" || name === "checked" || name === "selected") element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(2).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
 /** Return a control with its label: a caption on the left, the value as text on the right, the input below. */
 export function slider(caption, { min, max, step, value, format, hint, name }, onchange) {
-  const output = h("output", {}, format(value));
+  const output = h("span", { class: "value", "aria-hidden": "true" }, format(value));
   const input = h("input", { type: "range", min, max, step, value, name });
   input.value = value;
   const show = () => {

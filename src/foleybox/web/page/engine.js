@@ -159,7 +159,6 @@ export class WorkerEngine extends Engine {
     const about = this.config.instruments.find((each) => each.name === sound.instrument);
     const whole = about.samples / about.rate;
     if (seconds > whole) return Promise.reject(new Problem("notStatic", { seconds: whole }));
-    if (sound.via.length && !about.neighbours) return Promise.reject(new Problem("needsServer"));
     return new Promise((resolve, reject) => {
       const id = this.count++;
       this.calls.set(id, { resolve, reject });

@@ -1,6 +1,6 @@
 // The performer: sounds tapped on a timeline, rendered as `foleybox perform` does.
 
-import { h, save } from "./dom.js";
+import { h, save, slider } from "./dom.js";
 import { ask, follow } from "./engine.js";
 import { drawWaveform } from "./picture.js";
 import { DEFAULTS } from "./sounds.js";
@@ -131,14 +131,13 @@ export class Performer {
       ),
     );
     this.backgrounds.replaceChildren(
-      ...labels.filter(({ steady }) => steady).map(({ slug }) => {
-        const output = h("output", {}, String(this.scene.background[slug] ?? 0));
-        const input = h("input", { type: "range", min: 0, max: 1, step: 0.05, name: slug });
-        input.value = this.scene.background[slug] ?? 0;
-        input.addEventListener("input", () => (output.textContent = input.value));
-        input.addEventListener("change", () => this.change(() => (this.scene.background[slug] = Number(input.value))));
-        return h("label", { class: "slider" }, h("span", {}, `${t("background")}: ${labelName(slug)}`), output, input);
-      }),
+      ...labels.filter(({ steady }) => steady).map(({ slug }) =>
+        slider(
+          `${t("background")}: ${labelName(slug)}`,
+          { name: slug, min: 0, max: 1, step: 0.05, value: this.scene.background[slug] ?? 0, format: String },
+          (value) => this.change(() => (this.scene.background[slug] = value)),
+        ),
+      ),
     );
     for (const { slug } of labels) this.preview(slug).catch(() => {}); // so that the first tap sounds at once
     this.draw();

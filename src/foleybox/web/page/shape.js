@@ -1,8 +1,6 @@
 // Processing of a sound after it is rendered: the port of studio/shape.py (its `seconds`, `lufs`, declicking, and the
 // true-peak ceiling of a file).
 
-import { peakOf } from "./synth.js";
-
 const FRAME = 0.01;
 const DECLICK = 0.005;
 const RELEASE = 0.05;
@@ -18,7 +16,11 @@ export function rint(x) {
   return x - low === 0.5 ? low + (low % 2) : Math.round(x);
 }
 
-const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+export function peakOf(wave) {
+  let peak = 0;
+  for (const sample of wave) peak = Math.max(peak, Math.abs(sample));
+  return peak;
+}
 
 /**
  * Return { wave, steps } as `shaped(..., declick=True)` does, for { seconds, lufs } (null: not asked for).

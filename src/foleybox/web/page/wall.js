@@ -7,7 +7,6 @@ import { eventLoudness } from "./shape.js";
 import { DEFAULTS, addressOf, fileName } from "./sounds.js";
 import { labelName, t } from "./strings.js";
 import { store, stored } from "./store.js";
-import { peakOf } from "./synth.js";
 import { zip } from "./wave.js";
 
 const COUNT = 12;
@@ -138,9 +137,7 @@ export class Wall {
     this.playhead = h("div", { class: "playhead", hidden: true });
     this.strip = h("div", { class: "strip", draggable: "true", title: t("downloadHint") }, this.waveform, this.playhead);
     this.strip.addEventListener("dragstart", (event) => this.drag(event, this.tiles[this.chosen]));
-    if (!this.app.about.neighbours && !this.app.engine.server) {
-      for (const each of [this.varyButton, this.betweenButton]) Object.assign(each, { disabled: true, title: t("needsServer") });
-    }
+    if (!this.app.engine.server) Object.assign(this.betweenButton, { disabled: true, title: t("needsServer") });
     return h(
       "div",
       { class: "player", role: "group", "aria-label": t("play") },
@@ -407,7 +404,6 @@ export class Wall {
   // --- actions on the chosen sound --------------------------------------------------------------------------------
 
   vary() {
-    if (this.varyButton.disabled) return;
     const of = this.tiles[this.chosen].sound;
     this.change({ view: { kind: "vary", label: of.label, of, amount: this.state.amount, first: 0 } });
   }

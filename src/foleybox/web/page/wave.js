@@ -1,7 +1,6 @@
 // WAV files with recipes, as studio/recipe.py and audio.py write them; a zip archive of files.
 
-import { peakOf } from "./synth.js";
-import { rint } from "./shape.js";
+import { peakOf, rint } from "./shape.js";
 import { sha256 } from "./sha256.js";
 
 const text = new TextEncoder();

@@ -58,7 +58,7 @@ async function render({ config, sound, settings }, report) {
   const synth = await load(config, sound.instrument, report);
   const { about } = synth;
   const label = about.labels.find((each) => each.slug === sound.label).name;
-  const clip = await synth.render(label, sound.seed, settings.temperature);
+  const clip = await synth.sound(label, sound.seed, sound.via, settings.temperature);
   const { seconds, lufs } = settings;
   const { wave, steps } = shaped(clip.wave, about.rate, { seconds, lufs }, config.kernel);
   const asked = Object.fromEntries(Object.entries({ seconds, lufs }).filter(([, value]) => value !== null));
@@ -71,8 +71,7 @@ addEventListener("message", async ({ data }) => {
     const bytes = await render(data, report);
     postMessage({ id: data.id, bytes }, [bytes.buffer]);
   } catch (error) {
-    const missing = /wasm|backend/i.test(error.message ?? "");
-    const problem = error instanceof Problem ? error : new Problem(missing ? "noWasm" : "renderFailed", { reason: String(error) });
+    const problem = error instanceof Problem ? error : new Problem("renderFailed", { reason: String(error).slice(0, 120) });
     postMessage({ id: data.id, problem: { key: problem.key, values: problem.values } });
   }
 });
