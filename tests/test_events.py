@@ -18,13 +18,16 @@ from foleybox.errors import UserError
 from foleybox.studio.events import (
     LATEST,
     Event,
+    Reading,
     json_events,
     label_events,
+    mapped,
     midi_events,
     note_labels,
     pattern_events,
     read_events,
 )
+from foleybox.studio.timecode import parse_time
 
 EXPECTED = [Event(0.5, "Footstep", 0.8), Event(1.25, "rain", 1.0, 7)]
 
@@ -157,7 +160,7 @@ def midi(notes: list[tuple[int, int, int]], tempo: int = 500_000, ticks: int = 4
 def test_midi_notes_become_events_at_their_times_with_their_velocity_and_label() -> None:
     # At 120 beats a minute a tick is 0.5 / 480 s; a velocity of 0 ends a note.
     data = midi([(480, 36, 127), (240, 36, 0), (240, 38, 64), (480, 40, 1)])
-    events = midi_events(data, {36: "footstep", 38: "gunshot"}, "x")
+    events = midi_events(data, Reading(notes={36: "footstep", 38: "gunshot"}), "x")
     assert [(event.time, event.label) for event in events] == [(0.5, "footstep"), (1.0, "gunshot"), (1.5, "")]
     assert [event.velocity for event in events] == pytest.approx([1, 64 / 127, 1 / 127])
 
@@ -171,7 +174,7 @@ def test_midi_follows_its_changes_of_tempo() -> None:
     notes += [mido.Message("note_on", note=36, velocity=127, time=100 * step) for step in (1, 3)]
     memory = io.BytesIO()
     made.save(file=memory)
-    assert [event.time for event in midi_events(memory.getvalue(), {}, "x")] == pytest.approx([1.0, 2.5])
+    assert [event.time for event in midi_events(memory.getvalue(), Reading(), "x")] == pytest.approx([1.0, 2.5])
 
 
 def test_midi_without_notes_or_with_film_frames_or_truncated_is_an_error(tmp_path: Path) -> None:
@@ -190,11 +193,129 @@ def test_midi_without_notes_or_with_film_frames_or_truncated_is_an_error(tmp_pat
         assert words in str(caught.value)
 
 
-def test_notes_are_given_labels_by_number() -> None:
+def two_tracks(type: int = 1) -> bytes:
+    """Return a MIDI file with a track of tempo, and the tracks "Left" (a note at 1 s) and "Right" (at 2.25 s and 3.25 s)."""
+    made = mido.MidiFile(type=type, ticks_per_beat=100)
+    for name, notes in (("Tempo", ()), ("Left", (100,)), ("Right", (300, 400))):
+        track = mido.MidiTrack([mido.MetaMessage("track_name", name=name)])
+        track += [mido.Message("note_on", note=36, velocity=127, time=time) for time in notes[:1]]
+        track += [mido.Message("note_on", note=38, velocity=127, time=400) for _ in notes[1:]]
+        made.tracks.append(track)
+    made.tracks[0].append(mido.MetaMessage("set_tempo", tempo=1_000_000, time=0))
+    made.tracks[0].append(mido.MetaMessage("set_tempo", tempo=250_000, time=200))
+    memory = io.BytesIO()
+    made.save(file=memory)
+    return memory.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("track", "times"), [("", [1, 2.25, 3.25]), ("left", [1]), ("2", [1]), ("Right", [2.25, 3.25])]
+)
+def test_one_track_of_a_midi_file_is_read_at_its_times(tmp_path: Path, track: str, times: list[float]) -> None:
+    path = file(tmp_path, "on.mid", two_tracks())
+    assert [event.time for event in read_events(path, Reading(track=track))] == pytest.approx(times)
+
+
+@pytest.mark.parametrize(
+    ("track", "kind", "words"),
+    [
+        ("4", 1, "--track 4: .*on.mid has the tracks 1 Tempo, 2 Left, 3 Right; expected a number"),
+        ("drums", 1, "--track drums: .*has the tracks 1 Tempo"),
+        ("1", 1, "holds no notes in track 1"),
+        ("", 2, "on.mid is a MIDI file of type 2 .independent patterns.: export it as type 0 or 1"),
+    ],
+)
+def test_a_midi_track_that_is_absent_and_a_file_of_type_2_are_errors(
+    tmp_path: Path, track: str, kind: int, words
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        read_events(file(tmp_path, "on.mid", two_tracks(kind)), Reading(track=track))
+    assert "\n" not in str(caught.value)
+
+
+def test_notes_are_given_labels_by_number_or_name() -> None:
     assert note_labels(["36=footstep", "38=gun shot"]) == {36: "footstep", 38: "gun shot"}
-    for wrong in ("footstep", "128=rain", "36=", "x=rain", "-1=rain"):
-        with pytest.raises(UserError, match="expected a MIDI note from 0 to 127 and a label"):
+    named = note_labels(["C4=a", "C2=b", "F#1=c", "Bb2=d", "C-1=e", "G9=f"])
+    assert named == {60: "a", 36: "b", 30: "c", 46: "d", 0: "e", 127: "f"}
+    for wrong in ("footstep", "128=rain", "36=", "x=rain", "-1=rain", "G#9=rain", "H2=rain", "C=rain", "C2="):
+        with pytest.raises(UserError, match="expected a MIDI note from 0 to 127 or C-1 to G9, and a label"):
             note_labels([wrong])
+
+
+# --- times in frames, labels of one's own ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "fps", "seconds"),
+    [
+        ("00:00:10:12", 25, 10.48),
+        ("01:00:00:00", 24, 3600),
+        ("01:00:00:00", 23.976, 3603.6),  # without drop-frame, an hour of timecode is longer than an hour
+        ("01:00:00;00", 29.97, 3599.9964),  # with drop-frame, it is not
+        ("00:01:00;02", 29.97, 1800 / (30000 / 1001)),  # the first number after 00:00:59;29
+        ("00:10:00;00", 29.97, 17982 / (30000 / 1001)),
+        ("00:01:00;04", 59.94, 3600 / (60000 / 1001)),
+        ("120f", 24, 5),
+        ("1:02.5", None, 62.5),
+        ("1:00:02,5", 25, 3602.5),
+    ],
+)
+def test_times_are_seconds_or_frames(text: str, fps: float | None, seconds: float) -> None:
+    assert parse_time(text, fps) == pytest.approx(seconds, abs=1e-4)
+
+
+def test_every_drop_frame_timecode_of_an_hour_is_one_frame_after_the_one_before() -> None:
+    rate, frame = 30000 / 1001, 0
+    for minute in (0, 1, 2, 9, 10, 11):
+        found = [
+            parse_time(f"00:{minute:02}:{second:02};{number:02}", 29.97)
+            for second in range(60)
+            for number in range(2 if minute % 10 and not second else 0, 30)
+        ]
+        frame = 1800 * minute - 2 * (minute - minute // 10)
+        frames = [None if each is None else round(each * rate, 6) for each in found]
+        assert frames == [frame + index + (2 if minute % 10 else 0) for index in range(len(found))]
+
+
+@pytest.mark.parametrize(
+    ("text", "fps", "words"),
+    [
+        ("00:00:10:12", None, "counts frames: add --fps"),
+        ("12f", None, "counts frames: add --fps"),
+        ("00:00:10:25", 25, "expected HH:MM:SS:FF with fewer than 60, 60 and 25 at 25 fps"),
+        ("00:60:10:00", 25, "expected HH:MM:SS:FF with fewer than 60"),
+        ("00:00:10;00", 25, "is drop-frame at 25 fps: expected 29.97"),
+        ("00:01:00;01", 29.97, "does not exist in drop-frame: the minute begins with frame 2"),
+        ("00:00:01:00", 29.5, "fps 29.5: expected a whole number from 1 to 240, or 23.976"),
+    ],
+)
+def test_a_timecode_that_does_not_exist_is_an_error(text: str, fps: float | None, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_time(text, fps)
+
+
+def test_a_list_in_timecode_begins_at_its_start_and_a_column_of_frames_is_read(tmp_path: Path) -> None:
+    path = file(
+        tmp_path, "on.csv", "time,label,pan\n01:00:01:00,left foot,-1\n01:00:02:12,Right Foot,0.5\n01:00:03:00,,\n"
+    )
+    events = read_events(path, Reading(fps=24, start="01:00:00:00"))
+    assert [(event.time, event.pan) for event in events] == [(1, -1), (2.5, 0.5), (3, None)]
+    labels = [event.label for event in mapped(events, ["LEFT-FOOT=footstep", "right foot=gun"])]
+    assert labels == ["footstep", "gun", ""]
+    with pytest.raises(UserError, match=r"line 2: time '01:00:01:00' is before --start 02:00:00:00"):
+        read_events(path, Reading(fps=24, start="02:00:00:00"))
+    with pytest.raises(UserError, match="a timecode that begins later needs --start"):
+        read_events(file(tmp_path, "late.csv", "time\n10:00:00:00\n"), Reading(fps=24))
+    with pytest.raises(
+        UserError, match="map foot=footstep: no event has the label 'foot'; there are left foot, Right Foot"
+    ):
+        mapped(events, ["foot=footstep"])
+    with pytest.raises(UserError, match="map left foot: expected a text and a label"):
+        mapped(events, ["left foot"])
+    with pytest.raises(UserError, match=r"line 2: pan '2': expected -1 .left. to 1"):
+        read_events(file(tmp_path, "pan.csv", "time,pan\n1,2\n"))
+    frames = file(tmp_path, "frames.csv", "frame;label\n48;rain\n12;dog\n")
+    assert [event.time for event in read_events(frames, Reading(fps=24))] == [0.5, 2]
 
 
 # --- patterns, recordings -----------------------------------------------------------------------------------------
@@ -273,7 +394,7 @@ def test_a_damaged_midi_file_is_events_or_an_error_of_one_line(data) -> None:
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with suppress(UserError):
-        midi_events(bytes(content[: data.draw(st.integers(0, len(content)))]), {}, "x.mid")
+        midi_events(bytes(content[: data.draw(st.integers(0, len(content)))]), Reading(), "x.mid")
 
 
 EVENTS = st.builds(

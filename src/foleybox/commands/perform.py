@@ -1,6 +1,7 @@
 """`foleybox perform`: a list of times becomes a scene: a mix, stems and markers."""
 
 import json as json_module
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -12,21 +13,34 @@ from foleybox.commands import output
 from foleybox.commands.output import Files, InstrumentName
 from foleybox.errors import UserError
 from foleybox.files import locked_folder, safe_name, work_of
-from foleybox.studio.events import Event, note_labels, pattern_events, read_events
+from foleybox.labels import find_label
+from foleybox.studio.events import (
+    RECORDINGS,
+    Event,
+    Reading,
+    mapped,
+    note_labels,
+    pattern_events,
+    read_events,
+    recorded_events,
+)  # fmt: skip
+from foleybox.studio.guide import guided, read_guide
 from foleybox.studio.recipe import find_recipe, has_recipe
-from foleybox.studio.scene import Curve, Scene, Style, arrange, stem_names
+from foleybox.studio.scene import Curve, Scene, Style, arrange, channels_asked, stem_names
 from foleybox.studio.scene import perform as play
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import Synth
 from foleybox.studio.table import parse_number, read_table
+from foleybox.studio.timecode import frame_rate
 
 
 @dataclass(frozen=True)
 class Perform:
     """Play sounds at given times: OUT/mix.wav, OUT/stems/<Label>.wav, and markers as CSV, Audacity labels and WAV cues.
 
-    ONSETS is a CSV (time[, label, velocity, seed]), an Audacity label track (.txt), a JSON list, a MIDI file, or a
+    ONSETS is a CSV (time[, label, velocity, seed, pan]), an Audacity label track (.txt), a JSON list, a MIDI file, or a
     recording or click track, whose onsets are detected. The onset of each sound is placed at its time, exact to the sample.
+    A --guide (a voice, fingers on a table) plays --label by its onsets, or by its level if that is rain or a motor.
     The same command gives the same files.
 
     Example: foleybox perform --bpm 100 --pattern "x...x..." --repeat 2 --label footstep -o scene
@@ -41,7 +55,17 @@ class Perform:
     notes: Annotated[
         tuple[str, ...], arg(metavar="NOTE=LABEL...", help_behavior_hint="(default: --label for all)")
     ] = ()
-    "labels of MIDI notes, such as 36=footstep 38=gunshot"
+    "labels of MIDI notes, such as 36=footstep C#2=gunshot (middle C is C4)"
+    track: Annotated[str, arg(metavar="N|NAME", help_behavior_hint="(default: all)")] = ""
+    "MIDI track whose notes are played"
+    map: Annotated[tuple[str, ...], arg(metavar="TEXT=LABEL...", help_behavior_hint="(default: none)")] = ()
+    'labels for the texts in ONSETS, such as "left foot=footstep" "shot=gunshot"'
+    fps: Annotated[float | None, arg(metavar="FPS", help_behavior_hint="(default: no frames)")] = None
+    "frames a second of times such as 01:00:02:12 (drop-frame 01:00:02;12) or 120f, and of a column frame"
+    start: Annotated[str, arg(metavar="TIME", help_behavior_hint="(default: 0)")] = ""
+    "time in ONSETS at which the scene begins, such as 01:00:00:00"
+    guide: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    "recording whose onsets and level drive --label, each --surface without a curve, and the velocities of ONSETS"
     bpm: Annotated[float | None, arg(metavar="BPM", help_behavior_hint="(default: no pattern)")] = None
     "tempo of --pattern in beats per minute"
     pattern: Annotated[str, arg(metavar="STEPS")] = "x..."
@@ -49,7 +73,8 @@ class Perform:
     repeat: Annotated[int, arg(metavar="N")] = 1
     "repetitions of the pattern"
     surface: Annotated[tuple[str, ...], arg(metavar="LABEL=CURVE...", help_behavior_hint="(default: none)")] = ()
-    "steady sounds in the background: a CSV (time, intensity from 0 to 1) or a constant intensity, such as rain=0.5"
+    """steady sounds in the background: a constant intensity from 0 to 1 (rain=0.5), a CSV with time and intensity, or a
+    recording, whose level is the intensity; without = that of the --guide"""
     seconds: Annotated[
         float | None, arg(metavar="S", help_behavior_hint="(default: until the last sound has decayed)")
     ] = None
@@ -67,13 +92,21 @@ class Perform:
 def perform(config: Perform) -> None:
     """Check everything, then render and write. Raises UserError before the first render for what cannot be performed."""
     synth = Synth.load(config.instrument)
-    events = _events(config)
-    curves = [_surface(text) for text in config.surface]
+    guide = read_guide(config.guide) if config.guide else None
+    curves = [_surface(text, guide) for text in config.surface]
+    known = find_label(config.label) if config.guide and config.label else None
+    if guide and known and known.steady and config.onsets is None and config.bpm is None:
+        curves.append((config.label or "", guide))
+        events = []
+    else:
+        events = _events(config, guide)
     surfaces = dict(curves)
     if len(surfaces) < len(curves):
         raise UserError(f"--surface {' '.join(config.surface)}: expected each label once")
     if not events and not surfaces:
-        raise UserError("nothing to play: expected ONSETS, or --bpm and --pattern, or --surface")
+        raise UserError(
+            "nothing to play: expected ONSETS, or --bpm and --pattern, or --surface, or --guide and --label"
+        )
     # Arranged before a folder is created: raises for what cannot be performed.
     by_label, curves_by_label = arrange(
         synth, events, config.label, surfaces, config.seconds, config.seed, config.style
@@ -102,14 +135,18 @@ def _perform(
     existing = [path for name in names if (path := out / name).exists()]
     existing = list(dict.fromkeys([*existing, *sorted(earlier)]))
     length = Shape(seconds=seconds, rate=config.rate)
-    size = (len(names) - 2) * output.bytes_per_sound(format, config.files.subtype, length, synth)
+    size = (
+        channels_asked(config.style, events)
+        * (len(names) - 2)
+        * output.bytes_per_sound(format, config.files.subtype, length, synth)
+    )
     output.check_files(replace(config.files, force=force), [out, out / "stems"], existing, size, config.rate)
     scene = play(
         synth, events, config.label, surfaces=surfaces, seconds=config.seconds, seed=config.seed, style=config.style,
         progress=output.progress,
     )  # fmt: skip
     paths = scene.save(out, format, config.files.subtype, config.rate)
-    kept = [path.resolve() for path in (*paths, config.onsets) if path]
+    kept = [path.resolve() for path in (*paths, config.onsets, config.guide) if path]
     for path in earlier:
         if path.resolve() not in kept:
             path.unlink(missing_ok=True)
@@ -128,31 +165,47 @@ def _earlier(out: Path) -> set[Path]:
     return found
 
 
-def _events(config: Perform) -> list[Event]:
-    """Return the events of ONSETS or of --bpm; none for neither. Raises UserError for both."""
+def _events(config: Perform, guide: Sequence[tuple[float, float]] | None) -> list[Event]:
+    """Return the events of ONSETS, of --bpm or of --guide; none if there are none of these. Raises UserError for both."""
+    midi = config.onsets is not None and config.onsets.suffix.lower() in (".mid", ".midi")
+    for option, value in (("notes", config.notes), ("track", config.track)):
+        if value and not midi:
+            raise UserError(f"--{option} with {config.onsets or 'no list'}: expected a MIDI file")
+    for option, value in (("map", config.map), ("fps", config.fps), ("start", config.start)):
+        if value and config.onsets is None:
+            raise UserError(f"--{option} without ONSETS, to which it applies: expected a list of times")
     if config.onsets is None:
-        if config.bpm is None:
-            return []
-        if not config.label:
-            raise UserError(f"--bpm {config.bpm:g} without a label: name the sound with --label")
-        return pattern_events(config.bpm, config.pattern, config.repeat)
+        if config.bpm is not None:
+            if not config.label:
+                raise UserError(f"--bpm {config.bpm:g} without a label: name the sound with --label")
+            events = pattern_events(config.bpm, config.pattern, config.repeat)
+            return guided(events, guide) if guide else events
+        return recorded_events(config.guide) if config.guide and config.label else []
     if config.bpm is not None:
         raise UserError(f"{config.onsets} and --bpm: expected one of the two")
-    if config.notes and config.onsets.suffix.lower() not in (".mid", ".midi"):
-        raise UserError(f"--notes with {config.onsets}: expected a MIDI file")
-    events = read_events(config.onsets, note_labels(config.notes))
+    if config.fps is not None:
+        frame_rate(config.fps)
+    reading = Reading(config.fps, config.start, note_labels(config.notes), config.track)
+    events = mapped(read_events(config.onsets, reading), config.map)
     nameless = sum(not event.label for event in events)
     if nameless and not config.label:
-        hint = " (or --notes NOTE=LABEL)" if config.onsets.suffix.lower() in (".mid", ".midi") else ""
+        hint = " (or --notes NOTE=LABEL)" if midi else ""
         raise UserError(f"{config.onsets} has {nameless:,} events without a label: name one with --label{hint}")
-    return events
+    return guided(events, guide) if guide else events
 
 
-def _surface(text: str) -> tuple[str, Curve]:
-    """Return the label and the curve of --surface rain=rain.csv, or rain=0.5."""
-    label, _, curve = text.partition("=")
+def _surface(text: str, guide: Sequence[tuple[float, float]] | None) -> tuple[str, Curve]:
+    """Return the label and the curve of --surface rain=rain.csv, rain=0.5, rain=voice.wav, or rain with a guide."""
+    label, equals, curve = text.partition("=")
+    if not equals and label and guide:
+        return label, guide
     if not (label and curve):
-        raise UserError(f"--surface {text}: expected a label and a curve, such as rain=rain.csv or rain=0.5")
+        raise UserError(
+            f"--surface {text}: expected a label and a curve, such as rain=rain.csv, rain=0.5 or rain=voice.wav; "
+            "without a curve, a --guide"
+        )
+    if Path(curve).suffix.lower() in RECORDINGS:
+        return label, read_guide(Path(curve))
     try:
         return label, parse_number(curve)
     except UserError:

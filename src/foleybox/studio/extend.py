@@ -61,7 +61,9 @@ def extend(synth: Synth, clip: Clip, samples: int) -> Clip:
     parts: list[list[int | float]] = []  # seed, stream, start in its clip, samples, position in the whole, dB
     waves: list[Wave] = []
     level, position = 0.0, 0
-    for part in itertools.chain([clip], _same_kind(vary(synth, make, AMOUNT[steady], batch=1), clip, steady)):
+    for part in itertools.chain(
+        [clip], _same_kind(vary(synth, make, AMOUNT[steady], batch=1, follow=0.0), clip, steady)
+    ):
         first, wave, source = part is clip, part.wave, part.recipe.make
         start, end = _usable(wave, rate, steady)
         if end - start <= 2 * joint:  # a click: with its surroundings
@@ -185,18 +187,23 @@ def remake(make: Json, synth: Synth) -> Wave:
 # --- two channels -------------------------------------------------------------------------------------------------
 
 
-def widened(synth: Synth, clip: Clip, long: Clip, width: float) -> Clip:
+Lengthen = Callable[[Synth, Clip, int], Clip]  # to a number of samples
+
+
+def widened(synth: Synth, clip: Clip, long: Clip, width: float, lengthen: Lengthen = extend) -> Clip:
     """Return a steady sound in two channels [L, 2]: it in the middle, a variation of `clip` at the sides.
 
-    `long` is the sound in the middle: `clip` itself, or made of it. With the middle M and the side S, which is as loud as M,
-    later by SHIFT, and does not correlate with it, the channels are M + g S and M - g S with g = `width` / 2. Their mean is
-    M again. At the width 1 it has 0.97 dB less power than the channels. Raises UserError for a width beyond 0 to 1.
+    `long` is the sound in the middle: `clip` itself, or made of it by `lengthen`. With the middle M and the side S, which is
+    as loud as M, later by SHIFT, and does not correlate with it, the channels are M + g S and M - g S with g = `width` / 2.
+    Their mean is M again. At the width 1 it has 0.97 dB less power than the channels.
+
+    Raises UserError for a width beyond 0 to 1.
     """
     check_width(width)
     shift, samples = round(SHIFT * clip.rate), len(long.wave)
-    side = next(_same_kind(vary(synth, clip.recipe.make, AMOUNT[True], batch=1), clip, steady=True))
+    side = next(_same_kind(vary(synth, clip.recipe.make, AMOUNT[True], batch=1, follow=0.0), clip, steady=True))
     edge = round(EDGE * clip.rate)
-    side = extend(synth, side, max(shift + samples + edge, len(side.wave)))
+    side = lengthen(synth, side, max(shift + samples + edge, len(side.wave)))
     powers = [np.mean(np.square(wave, dtype=np.float64)) for wave in (long.wave, side.wave[shift : shift + samples])]
     gain = round(width * SIDE * math.sqrt(powers[0] / max(powers[1], 1e-20)), 6)
     made = {

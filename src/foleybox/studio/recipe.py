@@ -141,7 +141,7 @@ MAKES |= {
     "walk": Record({"of": MAKE, "amount": AMOUNT, "seed": SEED, "step": Whole(0, MOST_STEPS)}),
     "morph": Record(
         {"of": MAKE, "to": MAKE, "at": AMOUNT},
-        {"anchors": Items(Row(Number(0, MOST_SAMPLES), Number(0, MOST_SAMPLES)), 1_000), "db": DB},
+        {"onsets": Items(SAMPLES, 2), "db": DB},
     ),
     "extend": Record(
         {"of": MAKE, "kind": OneOf(("steady", "events")), "amount": AMOUNT, "samples": SAMPLES, "joint": SAMPLES,
@@ -160,12 +160,14 @@ MAKES |= {
                  "events",
                  Record(
                      {"label": LABEL, "shots": Items(Row(MAKE, SAMPLES, SAMPLES, SAMPLES, DB), 100_000),
-                      "events": Items(Row(POSITION, SAMPLES, Whole(0, 100_000), AMOUNT), 1_000_000)}
+                      "events": Items(Row(POSITION, SAMPLES, Whole(0, 100_000), AMOUNT), 1_000_000)},
+                     {"pans": Items(Number(-1, 1), 1_000_000)},
                  ),
                  Record({"label": LABEL, "of": MAKE, "db": DB, "curve": Items(Row(POSITION, AMOUNT), 1_000_000, 1)}),
              ),
              2_000,
-         )}
+         )},
+        {"channels": OneOf((2,))},
     ),
 }  # fmt: skip
 HEAD = {"foleybox": Text(40), "instrument": Text(100), "fingerprint": FINGERPRINT, "licence": Text(100), "rate": RATE}

@@ -10,6 +10,9 @@ states every decision as numbers:
         {"label": "Footstep", "shots": [[make, start, onset, stop, dB], ...],
          "events": [[sample of the onset, samples before it, index of the shot, velocity], ...]},
         {"label": "Rain", "of": make, "db": -3.2, "curve": [[sample, intensity], ...]}]}
+
+A scene of two channels also states "channels": 2, and its tracks of events "pans": [-1 (left) to 1 (right), ...]. An event in
+the middle is as loud in each channel as in a scene of one, and its power is the same wherever it is.
 """
 
 import csv
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from tyro.conf import arg
@@ -30,7 +33,7 @@ from foleybox.audio import Complex, Subtype, Wave, check_format, filtered, true_
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
 from foleybox.studio.events import LATEST, Event, sorted_events
-from foleybox.studio.extend import extend
+from foleybox.studio.extend import check_width, extend, widened
 from foleybox.studio.latents import check_amount, vary
 from foleybox.studio.loop import SLACK, loop_source, looped, steady_clip
 from foleybox.studio.onsets import onset_near
@@ -51,7 +54,8 @@ DARK_HZ, DARK_DEPTH = (
 ANCHORS = 8  # clips of which the clearest is the one that is varied, if `Style.amount` is below 1
 NO_REPEAT = 4  # events of a label within which no variation is repeated
 ROUND = 120.0  # seconds: a longer surface is a loop of this length
-PICKS, MOVES, LABELS = 512, 1024, 512  # streams of the scene's seed, one a label: the variations, the shifts of events
+LABELS = 512  # streams of the scene's seed, one a label:
+PICKS, MOVES, PANS = 512, 1024, 1536  # the variations, the shifts, the positions of events
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,14 @@ class Style:
     "number of following events of a label in which a sound is not repeated"
     humanise: Annotated[float, arg(metavar="MS")] = 0.0
     "shift each event at random by up to this many milliseconds"
+    channels: Annotated[Literal[1, 2] | None, arg(help_behavior_hint="(default: 2 if an event has a pan, else 1)")] = (
+        None
+    )
+    "1: mono, 2: stereo"
+    pan: Annotated[float, arg(metavar="P")] = 0.0
+    "in stereo, place events without a pan at random up to this far from the middle: 0.3 close to it, 1 anywhere"
+    width: Annotated[float, arg(metavar="W")] = 1.0
+    "in stereo, how wide surfaces are: from 0 (both channels alike) to 1"
     amount: float = 1.0
     "how different the sounds of a label are: 1 any sound of it, 0.3 variations of one (the same shoes)"
     temperature: float = 1.0
@@ -76,16 +88,18 @@ Curve = float | Sequence[tuple[float, float]]  # an intensity from 0 to 1, or po
 
 
 class Sound(NamedTuple):
-    """A one-shot or a surface [L] at LEVEL, in two versions: for velocity 1, and for velocity 0."""
+    """A one-shot [L] or a surface [L] or [L, 2] at LEVEL, in two versions: for velocity 1, and for velocity 0."""
 
     bright: Wave
     dark: Wave
 
     @classmethod
     def of(cls, wave: Wave, db: float, rate: int) -> "Sound":
-        """Return both versions of a wave [L] after a gain in dB."""
+        """Return both versions of a wave [L] or [L, 2] after a gain in dB."""
         bright = wave * np.float32(10 ** (db / 20))
-        return cls(bright, darkened(bright, rate))
+        if bright.ndim == 1:
+            return cls(bright, darkened(bright, rate))
+        return cls(bright, np.stack([darkened(channel, rate) for channel in bright.T], axis=1))
 
     def at_velocity(self, velocity: Wave | float, part: slice = slice(None)) -> Wave:
         """Return (a part of) the sound: its amplitude is multiplied by `velocity`, and its treble fades with it."""
@@ -131,10 +145,13 @@ class Scene:
         """
         rate, placed = self.synth.instrument.rate, []
         for name, track in zip(self.stems, self.make["tracks"]):
-            for sample, _, shot, velocity in track.get("events", ()) if stem in (None, name) else ():
+            pans = track.get("pans")
+            events: list[list] = track.get("events", []) if stem in (None, name) else []
+            for index, (sample, _, shot, velocity) in enumerate(events):
                 make = track["shots"][shot][0]
                 seed = make["seed"] if make["do"] == "render" else None
-                placed.append(Event(sample / rate, track["label"], velocity, seed))
+                pan = pans[index] if pans else None
+                placed.append(Event(sample / rate, track["label"], velocity, seed, pan=pan))
         return sorted_events(placed)
 
     def save(
@@ -157,10 +174,11 @@ class Scene:
             clip.save(path, subtype, cue_chunks(self.markers(name), clip.rate))
         table, labels = io.StringIO(), []
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["time", "label", "velocity", "seed"])
+        stereo = channels_of(self.make) == 2
+        writer.writerow(["time", "label", "velocity", "seed", *(["pan"] if stereo else [])])
         for event in self.markers():
             seconds = f"{event.time:.6f}"
-            writer.writerow([seconds, event.label, event.velocity, event.seed])
+            writer.writerow([seconds, event.label, event.velocity, event.seed, *([event.pan] if stereo else [])])
             labels.append(f"{seconds}\t{seconds}\t{event.label}\n")
         write_text(folder / "markers.csv", table.getvalue())
         write_text(folder / "markers.txt", "".join(labels))
@@ -174,6 +192,11 @@ class Scene:
 def stem_names(make: Json) -> tuple[str, ...]:
     """Return the names of the stems of a scene's recipe: `<label>`, and `<label>_surface`."""
     return tuple(track["label"] + ("" if "events" in track else "_surface") for track in make["tracks"])
+
+
+def channels_of(make: Json) -> int:
+    """Return the number of channels of a scene's recipe."""
+    return make.get("channels", 1)
 
 
 def perform(
@@ -200,22 +223,24 @@ def perform(
     """
     by_label, curves = arrange(synth, events, label, surfaces or {}, seconds, seed, style)
     rate = synth.instrument.rate
+    stereo = channels_asked(style, itertools.chain(*by_label.values())) == 2
     tracks: list[Json] = []
     sounds: list[list[Sound]] = []
     total = sum(_clip_counts(each, style)[1] + len(_seeds(each)) for each in by_label.values()) + len(curves)
     with progress(total) if progress else nullcontext(lambda _: None) as report:
         for name, events_of_label in by_label.items():
-            track, shots = _track(synth, name, events_of_label, seconds, seed, style, report)
+            track, shots = _track(synth, name, events_of_label, seconds, seed, style, report, stereo)
             tracks.append(track)
             sounds.append(shots)
         samples = round(seconds * rate) if seconds is not None else _end(tracks, curves, rate)
         for name, points in curves.items():
-            track, sound = _surface(synth, name, points, samples, seed, style)
+            track, sound = _surface(synth, name, points, samples, seed, style, stereo)
             tracks.append(track)
             sounds.append([sound])
             report(name)
     title = ", ".join(dict.fromkeys(track["label"] for track in tracks))
     make = {"do": "perform", "label": title, "seed": seed, "samples": samples, "tracks": tracks}
+    make |= {"channels": 2} if stereo else {}
     return Scene(synth, make, sounds, _gain_db(make, sounds, rate))
 
 
@@ -230,6 +255,11 @@ def remake(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave
             waves = [(remake_source(track["of"], synth)[: make["samples"]], track["db"])]
         sounds.append([Sound.of(wave, db, rate) for wave, db in waves])
     return assemble(make, sounds, rate)
+
+
+def channels_asked(style: Style, events: Iterable[Event]) -> int:
+    """Return the number of channels of a scene: as its style says, or 2 if it places an event beside the middle."""
+    return style.channels or (2 if style.pan or any(event.pan for event in events) else 1)
 
 
 # --- checking -----------------------------------------------------------------------------------------------------
@@ -269,6 +299,9 @@ def _check(style: Style, seconds: float | None, seed: int) -> None:
     check_temperature(style.temperature)
     if seconds is not None and not 0 < seconds <= LATEST:
         raise UserError(f"a scene of {seconds} s: expected above 0, up to {LATEST:g}")
+    check_width(style.width)
+    if not 0 <= style.pan <= 1:
+        raise UserError(f"pan {style.pan:g}: expected 0 (the middle) to 1 (anywhere between left and right)")
     for name, value, low in (("variations", style.variations, 1), ("humanise", style.humanise, 0)):
         if not low <= value <= 10_000:
             raise UserError(f"{name} {value}: expected {low} to 10000")
@@ -290,6 +323,8 @@ def _labelled(synth: Synth, event: Event | float, label: str | None, seconds: fl
             raise UserError(f"an {at}, beyond the {seconds:g} s of the scene: make it longer, or remove the event")
         if not 0 < event.velocity <= 1:
             raise UserError(f"an event of velocity {event.velocity:g}: expected above 0, up to 1")
+        if not -1 <= (event.pan or 0) <= 1:
+            raise UserError(f"an event of pan {event.pan:g}: expected -1 (left) to 1 (right)")
         if not name:
             raise UserError(f"the {at} has no label: name one for all that have none")
         return replace(event, label=synth.resolve(name))
@@ -332,6 +367,7 @@ def _track(
     seed: int,
     style: Style,
     report: Callable[[str], None],
+    stereo: bool,
 ) -> tuple[Json, list[Sound]]:
     """Return the track of a label, with the shot and the sample of each event, and the sounds of its shots.
 
@@ -350,7 +386,12 @@ def _track(
             beginning = sounds[shot].at_velocity(velocity, slice(near + round(0.2 * rate)))
             onsets[shot, velocity] = onset_near(beginning, rate, near)
         placed.append([min(max(sample, 0), last), onsets[shot, velocity], shot, velocity])
-    return {"label": label, "shots": shots, "events": placed}, sounds
+    track = {"label": label, "shots": shots, "events": placed}
+    if stereo:
+        sides = np.clip(noise(seed, (len(events),), PANS + synth.labels.index(label) % LABELS) / 2, -1, 1) * style.pan
+        pans = (side if event.pan is None else event.pan for event, side in zip(events, sides.tolist()))
+        track["pans"] = [round(float(pan), 4) for pan in pans]
+    return track, sounds
 
 
 def _shots(
@@ -411,19 +452,31 @@ def _end(tracks: list[Json], curves: Mapping[str, list[tuple[float, float]]], ra
 
 
 def _surface(
-    synth: Synth, label: str, points: list[tuple[float, float]], samples: int, seed: int, style: Style
+    synth: Synth,
+    label: str,
+    points: list[tuple[float, float]],
+    samples: int,
+    seed: int,
+    style: Style,
+    stereo: bool,
 ) -> tuple[Json, Sound]:
     """Return the track of a steady sound that lasts as long as the scene, and the sound at LEVEL."""
     clip = steady_clip(synth, label, seed, style.temperature)
+    long = _lasting(synth, clip, samples)
+    db = _level_db(long.wave[: min(samples, round(ROUND * clip.rate))], clip.rate)
+    made = widened(synth, clip, long, style.width, _lasting) if stereo else long
+    curve = [[round(seconds * clip.rate), intensity] for seconds, intensity in points]
+    return {"label": label, "of": made.recipe.make, "db": db, "curve": curve}, Sound.of(
+        made.wave[:samples], db, clip.rate
+    )
+
+
+def _lasting(synth: Synth, clip: Clip, samples: int) -> Clip:
+    """Return a steady sound of at least so many samples: extended, or a loop of ROUND if that is longer."""
     if samples > round(ROUND * clip.rate):
         rounds = math.ceil(samples / (ROUND - SLACK) / clip.rate)
-        clip, _ = looped(loop_source(synth, clip, ROUND), ROUND, rounds=rounds)
-    elif samples > len(clip.wave):
-        clip = extend(synth, clip, samples)
-    wave = clip.wave[:samples]
-    db = _level_db(wave[: round(ROUND * clip.rate)], clip.rate)
-    curve = [[round(seconds * clip.rate), intensity] for seconds, intensity in points]
-    return {"label": label, "of": clip.recipe.make, "db": db, "curve": curve}, Sound.of(wave, db, clip.rate)
+        return looped(loop_source(synth, clip, ROUND), ROUND, rounds=rounds)[0]
+    return extend(synth, clip, samples) if samples > len(clip.wave) else clip
 
 
 def _level_db(wave: Wave, rate: int) -> float:
@@ -434,13 +487,12 @@ def _level_db(wave: Wave, rate: int) -> float:
 
 def _gain_db(make: Json, sounds: list[list[Sound]], rate: int) -> float:
     """Return the gain in dB that brings the mix and every stem under CEILING, 0 if they are."""
-    mix = np.zeros(make["samples"], np.float32)
-    highest = -math.inf
+    mix, highest = np.float32(0), -math.inf
     for track, of_track in zip(make["tracks"], sounds):
         stem = assemble({**make, "tracks": [track]}, [of_track], rate)
         highest = max(highest, true_peak_db(stem))
-        mix += stem
-    highest = max(highest, true_peak_db(mix))
+        mix = mix + stem
+    highest = max(highest, true_peak_db(np.asarray(mix)))
     return math.floor((CEILING - highest) * 1000) / 1000 if highest > CEILING else 0.0
 
 
@@ -458,8 +510,8 @@ def darkened(wave: Wave, rate: int) -> Wave:
 
 
 def assemble(make: Json, sounds: list[list[Sound]], rate: int) -> Wave:
-    """Return the sum [samples] of the tracks of a scene, from the one-shots or the surface of each."""
-    whole = np.zeros(make["samples"], np.float32)
+    """Return the sum [samples] or [samples, 2] of the tracks of a scene, from the one-shots or the surface of each."""
+    whole = np.zeros((make["samples"], 2) if channels_of(make) == 2 else make["samples"], np.float32)
     for track, of_track in zip(make["tracks"], sounds):
         if "events" in track:
             _add_events(whole, track, of_track, rate)
@@ -469,13 +521,21 @@ def assemble(make: Json, sounds: list[list[Sound]], rate: int) -> Wave:
 
 
 def _add_events(whole: Wave, track: Json, shots: list[Sound], rate: int) -> None:
-    for sample, lead, shot, velocity in track["events"]:
+    pans = track.get("pans", itertools.repeat(None))
+    for (sample, lead, shot, velocity), pan in zip(track["events"], pans):
         start, length = sample - lead, len(shots[shot].bright)
         first, stop = max(0, -start), min(length, len(whole) - start)
         piece = shots[shot].at_velocity(velocity, slice(first, stop))
         if stop < length:
             piece = faded(piece, 0, min(round(ENDING * rate), len(piece)))
+        piece = piece if pan is None else piece[:, None] * pan_gains(pan)
         whole[start + first : start + stop] += piece
+
+
+def pan_gains(pan: float) -> Wave:
+    """Return the gains [2] of left and right for a pan from -1 to 1: both 1 in the middle, of constant power."""
+    angle = math.pi / 4 * (pan + 1)
+    return np.array([math.cos(angle), math.sin(angle)], np.float32) * np.float32(math.sqrt(2))
 
 
 def _add_surface(whole: Wave, track: Json, sound: Sound, rate: int) -> None:
@@ -485,8 +545,9 @@ def _add_surface(whole: Wave, track: Json, sound: Sound, rate: int) -> None:
     for start in range(0, samples, block):
         index = np.arange(start, min(start + block, samples))
         edges = np.clip(np.minimum(index + 1, samples - index) / ending, 0, 1)
-        curve = np.interp(index, positions, intensities) * edges
-        whole[start : start + block] += sound.at_velocity(curve.astype(np.float32), slice(start, start + block))
+        curve = (np.interp(index, positions, intensities) * edges).astype(np.float32)
+        curve = curve if whole.ndim == 1 else curve[:, None]
+        whole[start : start + block] += sound.at_velocity(curve, slice(start, start + block))
 
 
 def cue_chunks(events: Iterable[Event], rate: int) -> dict[bytes, bytes]:
