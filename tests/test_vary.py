@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import toy_instrument, toy_manifest
 
-from foleybox.audio import Wave, read_wave, rms_db
+from foleybox.audio import Wave, read_wave, rms_db, true_peak_db
 from foleybox.cli import main
 from foleybox.errors import UserError
 from foleybox.studio import extend, latents
@@ -136,8 +136,9 @@ def test_the_ends_of_a_morph_are_the_two_sounds(synth: Synth) -> None:
     for a, b in ((("rain", 1), ("rain", 2)), (("rain", 1), ("dog", 2))):
         one, other = synth.render(*a), synth.render(*b)
         clips = list(morph(synth, one.recipe.make, other.recipe.make, 5))
-        np.testing.assert_allclose(clips[0].wave, one.wave, atol=2**-15)
-        np.testing.assert_allclose(clips[-1].wave, other.wave, atol=2**-15)
+        for clip, end in ((clips[0], one), (clips[-1], other)):
+            lowered = 10 ** (clip.recipe.make["db"] / 20)  # by the same as all, so that no peak is above the ceiling
+            np.testing.assert_allclose(clip.wave, lowered * end.wave, atol=2**-15)
         assert [clip.recipe.make["at"] for clip in clips] == [0, 0.25, 0.5, 0.75, 1]
 
 
@@ -191,6 +192,63 @@ def test_a_mixed_mel_has_the_mean_timbre_and_a_level_between() -> None:
     level = [latents._level(mel) for mel in (one, half, other)]
     assert level[1] == pytest.approx((level[0] + level[2]) / 2, abs=1e-5)
     assert mix_mels([(one, 1.0)]) is one
+
+
+def test_the_onsets_of_a_blend_meet_and_what_sounds_in_one_only_becomes_quieter() -> None:
+    one, other = np.full((4, 40), -9, np.float32), np.full((4, 40), -9, np.float32)
+    one[0, 10:14], other[2, 30:34] = 0, -1
+    half = latents.blend(one, other, 0.5, [10, 30])
+    assert (half[0, 20:24] > -4).all()  # a quarter of the way down to -9: loudness is halved
+    assert (half[2, 20:24] > -5).all()
+    assert half[0].argmax() == half[2].argmax() == 20
+    assert half[1].max() < -8.9
+    assert latents.blend(one, other, 0, [10, 30]) is one
+    assert latents.blend(one, other, 1, [10, 30]) is other
+
+
+@pytest.mark.parametrize("pair", ["gun rain", "step key", "key key"])
+def test_the_steps_of_a_morph_are_on_the_line_in_loudness_as_they_are_written(
+    instruments: dict[str, Synth], here: Path, pair: str
+) -> None:
+    synth, (one, other) = instruments["foley-small"], pair.split()
+    makes = [synth.render(label, seed).recipe.make for label, seed in ((one, 31), (other, 32))]
+    loud = []
+    for clip in morph(synth, *makes, 4):
+        clip.save(here / "step.wav")
+        wave, rate = read_wave(here / "step.wav")
+        assert true_peak_db(wave) <= -1 + 0.001
+        loud.append(event_loudness(wave, rate))
+    assert np.abs(np.array(loud) - np.linspace(loud[0], loud[-1], 4)).max() < 2
+
+
+def test_a_morph_of_an_earlier_version_is_rendered_as_it_was(synth: Synth) -> None:
+    one, other = (synth.render(label, 1) for label in ("rain", "dog"))
+    old = {"do": "morph", "of": one.recipe.make, "to": other.recipe.make, "at": 0.5}
+    mels = synth.mel(["Rain", "DogBark"], np.stack([noise(1, synth.instrument.latent)] * 2))
+    (expected,) = synth.vocode(mix_mels([(mels[0], 0.5), (mels[1], 0.5)])[None])
+    np.testing.assert_allclose(remake(old, synth), expected, atol=2**-15)
+    old = {"do": "vary", "of": one.recipe.make, "amount": 0.3, "seed": 2, "stream": 0}
+    moved = neighbour(
+        Point(noise(1, synth.instrument.latent).astype(float), 1.0, {"Rain": 1.0}),
+        noise(2, synth.instrument.latent, VARY),
+        0.3,
+    )
+    (expected,) = latents.render_points(synth, [moved])
+    np.testing.assert_allclose(remake(old, synth), expected, atol=2**-15)
+
+
+def test_variations_of_the_default_instrument_keep_the_time_and_level_of_events_and_render_again(
+    instruments: dict[str, Synth],
+) -> None:
+    synth = instruments["foley-small"]
+    for label in ("step", "gun", "key"):
+        source, other = synth.render(label, 3), synth.render(label, 4)
+        for clip in first(vary(synth, source.recipe.make, 0.1, seed=50, batch=2), 2):
+            assert clip.recipe.make["follow"] == 0.9
+            near, far = (distance(clip.wave, each.wave, clip.rate) for each in (source, other))
+            assert near < 0.3 * far
+            assert abs(event_loudness(clip.wave, clip.rate) - event_loudness(source.wave, clip.rate)) < 4
+        np.testing.assert_allclose(remake(clip.recipe.make, synth), clip.wave, atol=2**-14)
 
 
 # --- what cannot be done ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from foleybox.commands.neighbours import check_count, find_source, write_neighbours
+from foleybox.commands.neighbours import find_source, write_neighbours
 from foleybox.commands.output import Files, InstrumentName, SheetFile
 from foleybox.errors import UserError
 from foleybox.studio import latents
@@ -16,8 +16,8 @@ from foleybox.studio.shape import Shape
 class Morph:
     """Make even steps from one sound to another: OUT/<one>-<other>_m0.wav (the one), ..., <one>-<other>_m8.wav (the other).
 
-    The steps between two sounds of one label are sounds of that label. Between two labels both are rendered and their
-    spectra interpolated: a step is one sound with a timbre between the two, not one sound mixed with the other.
+    Each step is one sound between the two: its spectrum, the time and length of its loudest event, and its loudness are
+    between theirs, in equal steps.
 
     Example: foleybox morph rain:2 motor:3 --steps 5 -o out
     """
@@ -44,8 +44,7 @@ def morph(config: Morph) -> None:
         raise UserError(
             f"{config.one} is of {one.recipe.instrument}, {config.other} of another instrument: expected the same for both"
         )
-    latents.check_steps(config.steps)
-    check_count("--steps", config.steps)
+    latents.check_steps(config.steps, latents.MOST_STEPS)
     clips = latents.morph(one.synth, one.make, other.make, config.steps)
     digits = len(str(config.steps - 1))
     names = [f"{one.name}-{other.name}_m{step:0{digits}}" for step in range(config.steps)]

@@ -27,19 +27,31 @@ of more than 128 terms: in larger calls, the two rows of a clip might be added w
 """
 
 
-def draw(session: "InferenceSession", labels: NDArray[np.int64], noise: Floats, threads: int = 1) -> Floats:
+def draw(
+    session: "InferenceSession",
+    labels: NDArray[np.int64],
+    noise: Floats,
+    threads: int = 1,
+    followed: Floats | None = None,
+    follow: Floats | None = None,
+) -> Floats:
     """Return latents [N, P, D] from standard normal noise [N, P, D] and label numbers [N].
 
-    A latent depends on the noise up to its position, so that a longer clip begins as the shorter one.
+    A latent depends on the noise up to its position, so that a longer clip begins as the shorter one. With the latents
+    `followed` [N, P, D] of other clips, what the graph gets as the latent before is a mean of its own and theirs, with the
+    weight `follow` [N] (0 to 1) of theirs, so that a clip with nearly the same noise keeps to the other one.
     """
     metadata = session.get_modelmeta().custom_metadata_map
     guidance, temperature = (np.array(metadata[key].split(), np.float32)[labels] for key in ("guidance", "temperature"))
     noise = noise * temperature[:, None, None]
     workers = min(len(labels), max(1, threads - 1))  # the session's own second thread helps each of them
     groups = max(workers, -(-len(labels) // MAX_CLIPS))
+    if followed is None or follow is None:
+        followed, follow = noise, np.zeros(len(labels), np.float32)
+    arrays = (labels, guidance, noise, followed, follow[:, None])
     if groups == 1:
-        return _draw(session, labels, guidance, noise)
-    parts = zip(*(np.array_split(each, groups) for each in (labels, guidance, noise)))
+        return _draw(session, *arrays)
+    parts = zip(*(np.array_split(each, groups) for each in arrays))
     with ThreadPoolExecutor(workers) as pool:
         return np.concatenate(list(pool.map(lambda part: _draw(session, *part), parts)))
 
@@ -57,7 +69,14 @@ def guidance_rows(labels: NDArray[np.int64], guidance: Floats) -> tuple[NDArray[
     return clip, label, ((clip[:, None] == clip) * weight).astype(np.float32)
 
 
-def _draw(session: "InferenceSession", labels: NDArray[np.int64], guidance: Floats, noise: Floats) -> Floats:
+def _draw(
+    session: "InferenceSession",
+    labels: NDArray[np.int64],
+    guidance: Floats,
+    noise: Floats,
+    followed: Floats,
+    follow: Floats,  # [N, 1]
+) -> Floats:
     clip, label, mix = guidance_rows(labels, guidance)
     inputs = session.get_inputs()  # passed by position: their names differ between format 1 and 2
     cache = {each.name: np.zeros((len(clip), *each.shape[1:]), np.float32) for each in inputs[5:]}
@@ -69,6 +88,8 @@ def _draw(session: "InferenceSession", labels: NDArray[np.int64], guidance: Floa
         feeds = {each.name: value for each, value in zip(inputs, values)}
         previous, *new = (np.asarray(each) for each in session.run(None, feeds | cache))
         latents[:, position] = previous[: len(labels)]
+        if follow.any():
+            previous = (previous + follow[clip] * (followed[clip, position] - previous)).astype(np.float32)
         for slots, each in zip(cache.values(), new, strict=True):
             slots[:, :, position % window] = each
     return latents

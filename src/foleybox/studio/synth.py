@@ -220,21 +220,36 @@ class Synth:
         """Run all graphs: the instrument's own names of N labels, latent [N, *latent] -> N waves [L], each a copy."""
         return self.vocode(self.mel(labels, latent))
 
-    def mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run all graphs but the vocoder: labels N, latent [N, *latent] -> mel [N, M, T]."""
+    def mel(
+        self,
+        labels: list[str],
+        latent: NDArray[np.float32],
+        followed: NDArray[np.float32] | None = None,
+        follow: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Run all graphs but the vocoder: labels N, latent [N, *latent] -> mel [N, M, T]; the rest as for `latents`."""
         with blamed(self.instrument):
-            return self._mel(labels, latent)
+            if self.instrument.kind == "gan":
+                numbers = np.array([self.labels.index(label) for label in labels], np.int64)
+                at_once = -(-len(labels) // self._threads)
+                return np.concatenate(self._run("generator", {"latent": latent, "label": numbers}, at_once))
+            latents = self.latents(labels, latent, followed, follow)
+            channels = self.sessions["decoder"].get_inputs()[1].shape[2]  # of the noise of a frame
+            fine = latent[:, :, latents.shape[2] :].reshape(len(latent), -1, channels)
+            return np.concatenate(self._run("decoder", {"latents": latents, "noise": fine}))
 
-    def _mel(self, labels: list[str], latent: NDArray[np.float32]) -> NDArray[np.float32]:
+    def latents(
+        self,
+        labels: list[str],
+        latent: NDArray[np.float32],  # [N, *latent]
+        followed: NDArray[np.float32] | None = None,  # [N, P, D]
+        follow: NDArray[np.float32] | None = None,  # [N]
+    ) -> NDArray[np.float32]:
+        """Return what an instrument of kind "patches" draws from noise, [N, P, D]; `stream.draw` describes the arguments."""
         numbers = np.array([self.labels.index(label) for label in labels], np.int64)
-        if self.instrument.kind == "gan":
-            at_once = -(-len(labels) // self._threads)
-            return np.concatenate(self._run("generator", {"latent": latent, "label": numbers}, at_once))
-        width = self.sessions["decoder"].get_inputs()[0].shape[2]
-        latents = draw(self.sessions["next"], numbers, latent[:, :, :width], self._threads)
-        channels = self.sessions["decoder"].get_inputs()[1].shape[2]  # of the noise of a frame
-        inputs = {"latents": latents, "noise": latent[:, :, width:].reshape(len(latent), -1, channels)}
-        return np.concatenate(self._run("decoder", inputs))
+        with blamed(self.instrument):
+            width = self.sessions["decoder"].get_inputs()[0].shape[2]
+            return draw(self.sessions["next"], numbers, latent[:, :, :width], self._threads, followed, follow)
 
     def vocode(self, mel: NDArray[np.float32]) -> Iterator[Wave]:
         """Run the vocoder: mel [N, M, T] -> N waves [L]."""
