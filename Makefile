@@ -5,12 +5,13 @@ VENV_LAB ?= .venv-lab
 OUT ?= out
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check results clean
+.PHONY: help demo test check crash results clean
 
 help:
 	@echo "make demo    install the torch-free core into $(VENV), render all seven labels into $(OUT)/"
 	@echo "make test    install the lab, serve and dev extras into $(VENV_LAB), run the whole suite"
 	@echo "make check   ruff and pyright, as a change should pass them"
+	@echo "make crash   stop commands at each of their file operations, and see that nothing is lost (about 10 minutes)"
 	@echo "make results write the pages of results/ that are made from committed records"
 	@echo "make clean   remove both environments and $(OUT)/"
 
@@ -24,6 +25,9 @@ check: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/ruff format --check .
 	$(VENV_LAB)/bin/ruff check .
 	$(VENV_LAB)/bin/pyright --pythonpath $(VENV_LAB)/bin/python
+
+crash: $(VENV_LAB)/installed
+	$(VENV_LAB)/bin/python tests/crash.py
 
 results: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/foleybox report results/systems -o results/systems.md
