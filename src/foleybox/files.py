@@ -24,15 +24,23 @@ else:
     import fcntl
 
 
+_SWEPT: set[Path] = set()
+"folders to which this process has written"
+
+
 @contextmanager
 def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is renamed to `path` in one operation.
 
     On any exception, including a full disk and Ctrl-C, the temporary file is removed and `path` stays as it was. A process
-    that is killed leaves the temporary file, which the next writer removes (`sweep_files`). The suffix is kept because
-    writers choose the format by it. `durable`: the content is on the disk before the rename, and the rename afterwards.
+    that is killed leaves the temporary file, which the next process that writes to the folder removes (`sweep_files`). The
+    suffix is kept because writers choose the format by it. `durable`: the content is on the disk before the rename, and the rename afterwards.
     """
     temporary, handle = path, -1
+    if path.parent not in _SWEPT:
+        _SWEPT.add(path.parent)
+        with suppress(OSError):
+            sweep_files(path.parent)
     try:
         while handle < 0:
             temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
