@@ -3,6 +3,7 @@
     python tests/crash.py                      # every operation of every command: `make crash`
     python tests/crash.py --every 25           # a part of them
     python tests/crash.py --only jobs --point 17 --fault torn
+    python tests/crash.py --only jobs train --at-once 100    # instead: two of each at the same time
 
 A command is run once to count its operations: files that are opened for writing, each write, fsync, rename, remove, new
 and removed folders. Then it is run again for each operation and each fault:
@@ -157,7 +158,12 @@ class Command:
 
 def run(command: Command, folder: Path, fault: str = "", point: int = -1) -> tuple[int, str, list[str]]:
     """Run a command in a forked process in a folder; return (exit code, stderr, its operations)."""
-    counted, said = folder.with_name("operations.json"), folder.with_name("stderr.txt")
+    return end(*start(command, folder, fault, point))
+
+
+def start(command: Command, folder: Path, fault: str = "", point: int = -1, name: str = "") -> tuple[int, Path, Path]:
+    """Start a command in a forked process in a folder; return (process id, the files of its operations and its stderr)."""
+    counted, said = folder.with_name(f"operations{name}.json"), folder.with_name(f"stderr{name}.txt")
     counted.unlink(missing_ok=True)
     said.touch()
     child = os.fork()
@@ -187,6 +193,11 @@ def run(command: Command, folder: Path, fault: str = "", point: int = -1) -> tup
                 runs._close_runs()  # as at the end of an interpreter
             sys.stderr.flush()
             os._exit(code)
+    return child, counted, said
+
+
+def end(child: int, counted: Path, said: Path) -> tuple[int, str, list[str]]:
+    """Wait for a command that was started; return (exit code, stderr, its operations)."""
     deadline = time.monotonic() + LIMIT
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -253,6 +264,23 @@ def problem(command: Command, folder: Path, whole: dict[str, Any], fault: str, p
         names = [name for name in sorted({*after, *whole}) if after.get(name) != whole.get(name)]
         return f"after the same command again, other than undisturbed: {names}"
     return None
+
+
+def at_once(command: Command, folder: Path, whole: dict[str, Any], delay: float) -> str | None:
+    """Run a command twice at the same time in a folder; return what is wrong, None if nothing is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    command.given(folder)
+    first = start(command, folder, name="1")
+    time.sleep(delay)
+    ends = [end(*each) for each in (start(command, folder, name="2"), first)]
+    codes = [code for code, _, _ in ends]
+    told = [said for code, said, _ in ends if code == 2]
+    if not ({*codes} <= {0, 2} and 0 in codes):
+        return f"exit codes {codes}: {[said.strip()[-300:] for _, said, _ in ends]}"
+    if not all(len(said.splitlines()) == 1 and (" is in use by " in said or " exist" in said) for said in told):
+        return f"not told in one line: {told}"
+    return None if files_of(folder, command) == whole else "other files than those of one"
 
 
 def hidden_files(folder: Path) -> set[str]:
@@ -357,6 +385,9 @@ def main() -> int:
     parser.add_argument("--offset", type=int, default=0)
     parser.add_argument("--point", type=int)
     parser.add_argument("--fault", choices=FAULTS)
+    parser.add_argument(
+        "--at-once", type=int, default=0, help="instead: run each command twice at the same time, N times"
+    )
     asked = parser.parse_args()
     failed = tried = place = 0
     with tempfile.TemporaryDirectory() as name:
@@ -371,6 +402,13 @@ def main() -> int:
                 print(f"{command.name}: exit code {code} undisturbed: {said.strip()[-2000:]}")
                 return 1
             whole, mine, began = files_of(folder, command), 0, time.monotonic()
+            for attempt in range(asked.at_once):
+                tried += 1
+                if wrong := at_once(command, folder, whole, delay=0.004 * attempt):
+                    failed += 1
+                    print(f"{command.name}: twice at the same time, try {attempt}: {wrong}", flush=True)
+            if asked.at_once:
+                continue
             for point, kind in enumerate(operations):
                 for fault in FAULTS:
                     if (fault == "torn" and kind != "write") or (fault == "full" and kind not in GROWS):
@@ -385,7 +423,7 @@ def main() -> int:
                         print(f"{command.name}: {fault} at operation {point} ({kind}): {wrong}", flush=True)
             seconds = time.monotonic() - began
             print(f"{command.name}: {len(operations)} operations, {mine} faults tried in {seconds:.0f} s", flush=True)
-    print(f"{tried} faults tried, {failed} failed")
+    print(f"{tried} {'pairs' if asked.at_once else 'faults'} tried, {failed} failed")
     return 1 if failed or not tried else 0
 
 

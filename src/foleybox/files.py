@@ -34,7 +34,8 @@ def atomic_path(path: Path, durable: bool = False) -> Iterator[Path]:
 
     On any exception, including a full disk and Ctrl-C, the temporary file is removed and `path` stays as it was. A process
     that is killed leaves the temporary file, which the next process that writes to the folder removes (`sweep_files`). The
-    suffix is kept because writers choose the format by it. `durable`: the content is on the disk before the rename, and the rename afterwards.
+    suffix is kept because writers choose the format by it. `durable`: the content is on the disk before the rename, and the
+    rename afterwards.
     """
     temporary, handle = path, -1
     if path.parent not in _SWEPT:
