@@ -8,7 +8,7 @@ from foleybox.errors import UserError
 from foleybox.lab.baseline.pixelsnail import PixelSnail, PixelSnailConfig
 from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import fill_part, fingerprint, read_state, read_trained
+from foleybox.lab.core.runs import fingerprint, load_part, read_state, read_trained
 
 Build = Callable[[Any], PixelSnail]
 Weights = Literal["best", "last"]
@@ -32,8 +32,8 @@ def read_weights(run: Path, part: str, weights: Weights) -> tuple[dict[str, Any]
 def load_vqvae(run: Path, weights: Weights = "best") -> tuple[Vqvae, int]:
     """Return (the frozen VQ-VAE of a run, the step). Raises UserError for a bad run or a partial checkpoint."""
     settings, state, path = read_weights(run, "vqvae", weights)
-    vqvae = Vqvae(read_settings(VqvaeConfig, settings["model"], run), settings["head"])
-    fill_part(vqvae, "vqvae", state, path)
+    config = read_settings(VqvaeConfig, settings["model"], run)
+    vqvae = load_part(lambda: Vqvae(config, settings["head"]), "vqvae", state, path)
     return vqvae.eval().requires_grad_(False), state["step"]
 
 
@@ -60,10 +60,10 @@ def load_pixelsnail(
     """
     settings, state, path = read_weights(run, "pixelsnail", weights)
     try:
-        model = build(read_settings(kind, settings["model"], run))
+        config = read_settings(kind, settings["model"], run)
     except ValueError as error:
         raise UserError(
             f"{run} has a size of an earlier version of foleybox ({error}): use the version that made it"
         ) from None
-    fill_part(model, "pixelsnail", state, path)
+    model = load_part(lambda: build(config), "pixelsnail", state, path)
     return model.eval(), settings["vqvae"], state["step"]

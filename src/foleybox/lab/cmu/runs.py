@@ -15,7 +15,7 @@ from foleybox.lab.cmu.mhifigan import CEMBED_VERSIONS, Mhifigan
 from foleybox.lab.cmu.mvqvae import Mvqvae, MvqvaeConfig
 from foleybox.lab.cmu.zen import ZenConfig, ZenPixelSnail
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import fill_part, read_run_config, read_trained
+from foleybox.lab.core.runs import load_part, read_run_config, read_trained
 from foleybox.lab.vocoders.hifigan import HifiganConfig
 
 
@@ -35,8 +35,8 @@ def load_mhifigan(run: Path) -> tuple[Mhifigan, CembedConfig, int]:
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "mhifigan")
-    model = Mhifigan(mhifigan_config(settings["vocoder"], settings["width"]))
-    fill_part(model, "generator", state, run / "state.pt")
+    config = mhifigan_config(settings["vocoder"], settings["width"])
+    model = load_part(lambda: Mhifigan(config), "generator", state, run / "state.pt")
     model.hifigan.remove_weight_norm()
     return model.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
 
@@ -47,8 +47,8 @@ def load_mvqvae(run: Path) -> tuple[Mvqvae, CembedConfig, int]:
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "mvqvae")
-    mvqvae = Mvqvae(read_settings(MvqvaeConfig, settings["model"], run), settings["head"])
-    fill_part(mvqvae, "mvqvae", state, run / "state.pt")
+    config = read_settings(MvqvaeConfig, settings["model"], run)
+    mvqvae = load_part(lambda: Mvqvae(config, settings["head"]), "mvqvae", state, run / "state.pt")
     return mvqvae.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
 
 

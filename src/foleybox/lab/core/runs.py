@@ -18,7 +18,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Protocol, TypeVar
@@ -35,6 +35,7 @@ CLIPS = "clips.jsonl"
 NUMBERED = "one of those of "
 "prefix of a clip's name in a run restored from an instrument: only the collection of such a clip is known"
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 PythonOnly = Annotated[T, tyro.conf.Fixed, tyro.conf.Suppress]
 "a setting that can be changed from Python and is no flag of a command"
 _ABSENT = object()
@@ -255,9 +256,16 @@ def read_run_config(run: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): restore it, or train into another folder") from error
-    if not isinstance(settings, dict) or "part" not in settings:
+    if not isinstance(settings, dict) or not isinstance(settings.get("part"), str):
         raise UserError(f"{path} does not hold the settings of a run: restore it, or name another folder")
-    return settings
+    return Settings(settings)
+
+
+class Settings(dict[str, Any]):
+    """The settings of a run. A setting that is not there is the user's mistake: the file was edited."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"config.json of the run lacks {name}: restore it, or name another folder")
 
 
 def read_clips(run: Path) -> list[dict[str, str]]:
@@ -380,6 +388,30 @@ def read_best(run: Path, part: str) -> tuple[dict[str, torch.Tensor], int]:
         return {}, 0
     state = read_state(path, ours=True)
     return state.get(part, {}), state["step"]
+
+
+def load_part(make: Callable[[], M], name: str, state: Mapping[str, Any], path: Path) -> M:
+    """Return the module that `make` makes, with the weights `name` of a checkpoint.
+
+    Their sizes are compared first, so that no memory is taken for a model that the checkpoint cannot hold. Raises UserError
+    for another size, a missing or an unexpected weight, and for settings of which no module can be made.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = sum(value.numel() for value in make().state_dict().values())
+        held = sum(value.numel() for value in state.get(name, {}).values() if isinstance(value, torch.Tensor))
+        if wanted > 2 * held + 1_000_000:
+            raise UserError(
+                f"{path} holds {held:,} weights of {name}, its config.json asks for {wanted:,}: restore both"
+            )
+        module = make()
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"no model can be made of the config.json beside {path} ({reason}): restore it") from error
+    fill_part(module, name, state, path)
+    return module
 
 
 def fill_part(part: Stateful, name: str, state: Mapping[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from foleybox.errors import UserError
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import fill_part, read_run_config, read_state, read_trained
+from foleybox.lab.core.runs import load_part, read_run_config, read_state, read_trained
 from foleybox.lab.kt.encoder import Encoder, EncoderConfig
 from foleybox.lab.kt.sagan import Generator, SaganConfig
 
@@ -38,8 +38,7 @@ def _read_generator(run: Path, weights: str) -> tuple[Generator, dict[str, Any]]
         if weights not in snapshots:
             raise UserError(f"{run} has no weights {weights!r}: expected {', '.join(['average', 'last', *snapshots])}")
         state = read_state(path, "name other weights with --weights", ours=True)
-    generator = Generator(read_settings(SaganConfig, settings["model"], run))
-    fill_part(generator, part, state, path)
+    generator = load_part(lambda: Generator(read_settings(SaganConfig, settings["model"], run)), part, state, path)
     return generator.eval(), state
 
 
@@ -55,6 +54,6 @@ def load_encoder(run: Path) -> tuple[Encoder, int]:
             f"{run} is at step {state['step']} of {steps}: expected a finished encoder; run the same `foleybox train "
             "encoder` command again to resume it"
         )
-    encoder = Encoder(read_settings(EncoderConfig, settings["model"], run))
-    fill_part(encoder, "encoder", state, run / "state.pt")
+    config = read_settings(EncoderConfig, settings["model"], run)
+    encoder = load_part(lambda: Encoder(config), "encoder", state, run / "state.pt")
     return encoder.eval().requires_grad_(False), int(state["step"])

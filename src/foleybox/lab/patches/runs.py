@@ -4,7 +4,7 @@ from pathlib import Path
 
 from foleybox.errors import UserError
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import fill_part, fingerprint, read_run_config, read_trained
+from foleybox.lab.core.runs import fingerprint, load_part, read_run_config, read_trained
 from foleybox.lab.patches.autoencoder import Autoencoder, AutoencoderConfig
 from foleybox.lab.patches.transformer import Patches, PatchesConfig
 
@@ -12,8 +12,8 @@ from foleybox.lab.patches.transformer import Patches, PatchesConfig
 def load_autoencoder(run: Path) -> tuple[Autoencoder, int]:
     """Return (the averaged autoencoder of a run in eval mode, without gradients; its step). Raises UserError for a bad run."""
     settings, state = read_trained(run, "autoencoder")
-    autoencoder = Autoencoder(read_settings(AutoencoderConfig, settings["model"], run))
-    fill_part(autoencoder, "average", state, run / "state.pt")
+    config = read_settings(AutoencoderConfig, settings["model"], run)
+    autoencoder = load_part(lambda: Autoencoder(config), "average", state, run / "state.pt")
     return autoencoder.eval().requires_grad_(False), int(state["step"])
 
 
@@ -23,8 +23,8 @@ def load_patches(run: Path) -> tuple[Patches, str, int]:
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "patches")
-    model = Patches(read_settings(PatchesConfig, settings["model"], run))
-    fill_part(model, "average", state, run / "state.pt")
+    config = read_settings(PatchesConfig, settings["model"], run)
+    model = load_part(lambda: Patches(config), "average", state, run / "state.pt")
     return model.eval().requires_grad_(False), settings["autoencoder"], int(state["step"])
 
 
