@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import clicks, toy_instrument
 from test_events import midi
 
-from foleybox.audio import read_wave, write_wave
+from foleybox.audio import read_channels, read_wave, write_wave
 from foleybox.cli import main
 from foleybox.commands.perform import read_curve
 from foleybox.errors import UserError
@@ -120,6 +121,39 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
     assert files(here / "s/stems") == ["Rain.wav", "Tür_auf.wav"]
 
 
+def test_a_guide_plays_events_by_its_onsets_and_rain_by_its_level(here: Path, toy: str) -> None:
+    write_wave(here / "table.wav", clicks([0.25, 0.75, 1.5], 2.0), 8_000)
+    assert (
+        main(["perform", "--guide", "table.wav", "--label", "dog", "--surface", "rain", "--instrument", toy, "-o", "s"])
+        == 0
+    )
+    placed = read_events(here / "s/markers.csv")
+    assert [event.time for event in placed] == pytest.approx([0.25, 0.75, 1.5], abs=0.005)
+    assert files(here / "s/stems") == ["DogBark.wav", "Rain_surface.wav"]
+    rain, rate = read_wave(here / "s/stems/Rain_surface.wav")
+    assert len(rain) >= 2 * rate
+    assert (
+        np.abs(rain[round(0.26 * rate) : round(0.29 * rate)]).max() > 5 * np.abs(rain[rate : round(1.4 * rate)]).max()
+    )
+    assert main(["perform", "--guide", "table.wav", "--label", "rain", "--instrument", toy, "-o", "r"]) == 0
+    assert files(here / "r/stems") == ["Rain_surface.wav"]
+    assert main(["perform", "--surface", "rain=table.wav", "--instrument", toy, "-o", "c"]) == 0
+    assert (here / "c/mix.wav").read_bytes() == (here / "r/mix.wav").read_bytes()
+    assert main(["verify", "s", "r", "--instrument", toy]) == 0
+
+
+def test_timecode_texts_and_pans_are_played(here: Path, toy: str) -> None:
+    (here / "spot.csv").write_text("time,label,pan\n01:00:00:12,left foot,-1\n01:00:01:06,right foot,1\n")
+    flags = ["--fps", "24", "--start", "01:00:00:00", "--map", "left foot=footstep", "right foot=gun"]
+    assert main(["perform", "spot.csv", *flags, "--instrument", toy, "-o", "s"]) == 0
+    placed = [(event.time, event.label, event.pan) for event in read_events(here / "s/markers.csv")]
+    assert placed == [(0.5, "Footstep", -1), (1.25, "GunShot", 1)]
+    left, right = read_channels(here / "s/stems/Footstep.wav")[0].T
+    assert np.abs(left).max() > 0.05
+    assert not right.any()
+    assert main(["verify", "s", "--instrument", toy]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -130,6 +164,15 @@ def test_a_label_of_any_spelling_and_name_is_one_stem_in_its_folder(here: Path, 
         (["a.csv", "--label", "piano"], "a.csv, line 3: unknown label 'piano'"),
         (["bad.csv"], "bad.csv, line 3: unknown label 'piano'"),
         (["bad.json"], "bad.json, event 1: seed -1: expected a whole number from 0"),
+        (["bad.csv"], '--map "TEXT=LABEL" replaces a text'),
+        (["bad.csv", "--map", "dog=rain"], "map dog=rain: no event has the label 'dog'; there are piano, rain"),
+        (["a.csv", "--label", "rain", "--fps", "29.5"], "fps 29.5: expected a whole number"),
+        (["a.csv", "--label", "rain", "--track", "2"], "--track with a.csv: expected a MIDI file"),
+        (["a.mid", "--label", "rain", "--track", "9"], "--track 9: a.mid has the tracks 1"),
+        (["--bpm", "100", "--label", "rain", "--fps", "25"], "--fps without ONSETS"),
+        (["--guide", "a.csv", "--label", "rain"], "a.csv is not a sound file"),
+        (["--guide", "none.wav", "--label", "rain"], "none.wav"),
+        (["a.csv", "--label", "rain", "--pan", "3"], "pan 3: expected 0 (the middle) to 1"),
         (["--bpm", "100"], "--bpm 100 without a label: name the sound with --label"),
         (["a.csv", "--label", "rain", "--variations", "2", "--no-repeat", "5"], "no-repeat 5 of 2 variations"),
         (

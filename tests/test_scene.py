@@ -12,9 +12,10 @@ from helpers import Drawn, clicks, toy_instrument, toy_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foleybox.audio import Wave, read_wave, rms_db, true_peak_db, wav_chunk
+from foleybox.audio import Wave, read_channels, read_wave, rms_db, true_peak_db, wav_chunk
 from foleybox.errors import UserError
 from foleybox.studio.events import Event, read_events
+from foleybox.studio.guide import guided, level_curve
 from foleybox.studio.onsets import find_onsets
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.remake import remake, rerender
@@ -210,6 +211,98 @@ def test_a_surface_longer_than_its_loop_has_no_gap(toy: Synth, monkeypatch) -> N
     )
 
 
+# --- two channels -------------------------------------------------------------------------------------------------
+
+
+def test_events_are_where_their_pans_say_at_constant_power_and_as_in_mono_in_the_middle(known: Synth) -> None:
+    pans = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    events = [Event(0.5 * n + 0.2, "rain", 0.8, pan=pan) for n, pan in enumerate(pans)]
+    scene = perform(known, events, style=Style(variations=1))
+    alone = perform(known, [replace(event, pan=None) for event in events], style=Style(variations=1))
+    wave, mono = scene.mix().wave / 10 ** (scene.gain_db / 20), alone.mix().wave / 10 ** (alone.gain_db / 20)
+    assert wave.shape == (len(mono), 2)
+    for n, pan in enumerate(pans):
+        part = slice(round((0.5 * n + 0.15) * RATE), round((0.5 * n + 0.4) * RATE))
+        left, right = (float(np.sum(np.square(wave[part, side], dtype=float))) for side in (0, 1))
+        assert (left - right) / (left + right) == pytest.approx(-np.sin(np.pi / 2 * pan), abs=1e-4)
+        assert left + right == pytest.approx(2 * np.sum(np.square(mono[part], dtype=float)), rel=1e-4)
+    middle = slice(round(1.15 * RATE), round(1.4 * RATE))
+    np.testing.assert_allclose(wave[middle], np.stack([mono[middle]] * 2, axis=1), atol=1e-6)
+
+
+def test_random_pans_depend_on_the_seed_and_stay_within_their_spread(known: Synth) -> None:
+    times = [0.1 + 0.1 * n for n in range(40)]
+    style = Style(variations=2, pan=0.4)
+    pans = np.array([event.pan for event in perform(known, times, "rain", style=style).markers()])
+    assert np.abs(pans).max() <= 0.4
+    assert pans.std() > 0.1
+    assert abs(pans.mean()) < 0.1
+    assert [event.pan for event in perform(known, times, "rain", style=style).markers()] == pans.tolist()
+    assert [event.pan for event in perform(known, times, "rain", style=style, seed=1).markers()] != pans.tolist()
+    given = perform(known, [Event(0.1, "rain", pan=-1), Event(0.4, "rain")], style=style).markers()
+    assert given[0].pan == -1
+    assert abs(given[1].pan or 0) <= 0.4
+
+
+def test_stems_of_two_channels_add_up_verify_and_their_markers_give_the_same_scene(toy: Synth, tmp_path: Path) -> None:
+    events = [Event(0.2, "rain", pan=-0.5), Event(0.6, "dog_bark", 0.5), Event(0.9, "rain")]
+    scene = perform(toy, events, surfaces={"motor": [(0, 0.2), (1.5, 0.6)]}, style=Style(variations=2, pan=1))
+    total = np.sum([scene.stem(name).wave for name in scene.stems], axis=0)
+    np.testing.assert_allclose(total, scene.mix().wave, atol=1e-6)
+    surface = scene.stem("MovingMotorVehicle_surface").wave
+    assert not np.array_equal(*surface.T)
+    for path in scene.save(tmp_path, "wav", "PCM_24"):
+        recipe = read_recipe(path)
+        assert recipe is not None
+        made, _ = rerender(recipe, toy)
+        np.testing.assert_allclose(made, read_channels(path)[0], atol=2**-22)
+    again = perform(toy, read_events(tmp_path / "markers.csv"), seconds=1.5, style=Style(variations=2))
+    waves = [each.stem("Rain").wave / 10 ** (each.gain_db / 20) for each in (again, scene)]
+    np.testing.assert_allclose(*waves, atol=1e-6)
+
+
+def test_a_scene_has_one_channel_if_nothing_is_panned_or_if_asked(known: Synth) -> None:
+    def shape(events: list[Event], **style) -> int:
+        return perform(known, events, style=Style(variations=1, **style)).mix().wave.ndim
+
+    assert shape([Event(0.1, "rain")]) == shape([Event(0.1, "rain", pan=0.5)], channels=1) == 1
+    assert shape([Event(0.1, "rain")], channels=2) == shape([Event(0.1, "rain")], pan=0.1) == 2
+
+
+# --- a guide recording --------------------------------------------------------------------------------------------
+
+
+def voice(levels: list[tuple[float, float]], seconds: float, noise: float = 0.001) -> Wave:
+    """Return noise whose amplitude follows points (seconds, amplitude)."""
+    at, amplitude = zip(*levels)
+    curve = np.interp(np.arange(round(seconds * RATE)) / RATE, at, amplitude)
+    return ((0.3 * curve + noise) * np.random.default_rng(0).standard_normal(len(curve))).astype(np.float32)
+
+
+def test_the_level_of_a_guide_becomes_the_intensity_of_a_surface(toy: Synth) -> None:
+    shh = voice([(0, 0), (0.5, 0), (1, 1), (2, 1), (2.5, 0.3), (3.5, 0.3), (3.6, 0), (5, 0)], 5)
+    curve = level_curve(shh, RATE)
+    assert len(curve) < 200
+    assert curve[-1][0] == 5
+    seconds, values = zip(*curve)
+    at = {time: float(np.interp(time, seconds, values)) for time in (0.3, 1.5, 3, 4.5)}
+    assert at == pytest.approx({0.3: 0, 1.5: 0.9, 3: 0.28, 4.5: 0}, abs=0.12)
+    quiet = level_curve((0.01 * shh).astype(np.float32), RATE)  # the level of the whole does not count
+    np.testing.assert_allclose(np.array(quiet), np.array(curve), atol=0.002)
+    wave = perform(toy, [], surfaces={"rain": curve}).mix().wave
+    rate = toy.instrument.rate
+    level = [rms_db(wave[round(time * rate) : round((time + 0.4) * rate)]) for time in (0.05, 1.3, 2.8, 4.2)]
+    assert max(level[0], level[3]) < level[2] - 20 < level[1] - 25
+
+
+def test_a_steady_guide_is_steady_and_events_get_its_level_as_velocity() -> None:
+    steady = level_curve(voice([(0, 1), (3, 1)], 3), RATE)
+    assert min(value for _, value in steady) > 0.6
+    curve = level_curve(voice([(0, 1), (1, 1), (1.01, 0.2), (2, 0.2)], 2), RATE)
+    loud, soft = guided([Event(0.5, "rain"), Event(1.5, "rain")], curve)
+    assert soft.velocity / loud.velocity == pytest.approx(0.2, abs=0.06)
+
+
 # --- the whole ----------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +398,9 @@ def test_a_wav_marks_its_events_as_cue_points_with_labels_and_other_programs_rea
         ),
         ([0.1], {"label": "rain", "style": Style(humanise=float("nan"))}, "humanise nan"),
         ([0.1], {"label": "rain", "style": Style(amount=2)}, "amount 2"),
+        ([0.1], {"label": "rain", "style": Style(pan=2)}, "pan 2: expected 0 (the middle) to 1"),
+        ([0.1], {"label": "rain", "style": Style(width=-1)}, "width -1: expected 0"),
+        ([Event(0.1, "rain", pan=2)], {}, "an event of pan 2: expected -1 (left) to 1"),
         ([], {"surfaces": {"rain": 0.5}}, "has no end: name its seconds"),
         ([], {"surfaces": {"rain": []}}, "has no points"),
         ([], {"surfaces": {"rain": 1.5}, "seconds": 1}, "intensity 1.5 of rain at 0 s: expected 0 to 1"),

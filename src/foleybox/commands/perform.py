@@ -108,11 +108,15 @@ def perform(config: Perform) -> None:
             "nothing to play: expected ONSETS, or --bpm and --pattern, or --surface, or --guide and --label"
         )
     # Arranged before a folder is created: raises for what cannot be performed.
-    by_label, curves_by_label = arrange(
-        synth, events, config.label, surfaces, config.seconds, config.seed, config.style
-    )
+    try:
+        by_label, curves_by_label = arrange(
+            synth, events, config.label, surfaces, config.seconds, config.seed, config.style
+        )
+    except UserError as error:
+        hint = '; --map "TEXT=LABEL" replaces a text' if config.onsets and "unknown label" in str(error) else ""
+        raise UserError(f"{error}{hint}") from None
     stems = [*by_label, *(f"{name}_surface" for name in curves_by_label)]
-    out, format = config.files.out, config.files.format
+    out, format = config.files.out, config.files.kind
     names = [f"mix.{format}", "markers.csv", "markers.txt", *(f"stems/{safe_name(stem)}.{format}" for stem in stems)]
     seconds = config.seconds or max([0.0, *(event.time for event in events)])
     check_shape(Shape(rate=config.rate), "--")
@@ -130,7 +134,7 @@ def _perform(
     force: bool,
 ) -> tuple[Scene, list[Path]]:  # fmt: skip
     """Render and write the files `names`; return the scene and its sound files."""
-    out, format = config.files.out, config.files.format
+    out, format = config.files.out, config.files.kind
     earlier = _earlier(out)
     existing = [path for name in names if (path := out / name).exists()]
     existing = list(dict.fromkeys([*existing, *sorted(earlier)]))

@@ -390,7 +390,7 @@ def _track(
     if stereo:
         sides = np.clip(noise(seed, (len(events),), PANS + synth.labels.index(label) % LABELS) / 2, -1, 1) * style.pan
         pans = (side if event.pan is None else event.pan for event, side in zip(events, sides.tolist()))
-        track["pans"] = [round(float(pan), 4) for pan in pans]
+        track["pans"] = [round(float(pan), 4) + 0.0 for pan in pans]
     return track, sounds
 
 
