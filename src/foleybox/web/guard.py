@@ -16,7 +16,7 @@ from foleybox.web.site import POLICY
 
 MOST_BODY = 1 << 20  # bytes of a JSON body
 MOST_UPLOAD = 32 << 20  # bytes of an uploaded file
-MOST_UPLOADS = 4  # at a time
+MOST_UPLOADS = 4  # larger than MOST_BODY at a time
 MOST_CONNECTIONS = 512
 REQUEST_SECONDS = 10.0  # in which the head of a request must arrive
 BODY_SECONDS = 60.0  # in which its body must arrive
@@ -75,14 +75,10 @@ class Guard:
         return None
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body within its limits, then call the application with it."""
-        upload = scope["path"] in UPLOADS
-        if upload and self.uploads >= MOST_UPLOADS:
-            await _answer(send, 429, "too many uploads at a time: try again in 5 s", {"retry-after": "5"})
-            return
-        self.uploads += upload
+        """Read the body within its limits, then call the application with it. Few may be large at a time."""
+        large = False
+        body = bytearray()
         try:
-            body = bytearray()
             async with asyncio.timeout(BODY_SECONDS):
                 while True:
                     message = await receive()
@@ -92,6 +88,14 @@ class Guard:
                     if len(body) > _most(scope):
                         await _answer(send, 413, f"a body of more than {_most(scope):,} bytes: expected fewer")
                         return
+                    if len(body) > MOST_BODY and not large:
+                        if self.uploads >= MOST_UPLOADS:
+                            await _answer(
+                                send, 429, "too many uploads at a time: try again in 5 s", {"retry-after": "5"}
+                            )
+                            return
+                        large = True
+                        self.uploads += 1
                     if not message.get("more_body"):
                         break
             messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -103,7 +107,7 @@ class Guard:
         except TimeoutError:
             await _answer(send, 408, f"the body did not arrive within {BODY_SECONDS:g} s")
         finally:
-            self.uploads -= upload
+            self.uploads -= large
 
 
 def _most(scope: Scope) -> int:

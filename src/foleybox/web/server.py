@@ -497,7 +497,7 @@ def host_names(host: str, port: int, more: Sequence[str] = ()) -> list[str]:
 def server_of(app: FastAPI) -> uvicorn.Server:
     """Return a server of the application, to run on a socket of `listen`."""
     settings = uvicorn.Config(
-        app, http=Connection, ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        app, http=Connection, ws="none", lifespan="off", log_level="error", access_log=False, server_header=False,
         h11_max_incomplete_event_size=16_384, timeout_keep_alive=5, timeout_graceful_shutdown=2, loop="asyncio",
     )  # fmt: skip
     return uvicorn.Server(settings)
