@@ -9,7 +9,7 @@ from helpers import tone
 from foleybox.errors import UserError
 from foleybox.labels import LABELS
 from foleybox.studio.recipe import Recipe
-from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, spectrogram, write_png
+from foleybox.studio.sheet import FONT, HEIGHT, WIDTH, Sheet, colour, draw_text, is_sheet, spectrogram
 from foleybox.studio.synth import Clip
 
 RATE = 22_050
@@ -62,23 +62,38 @@ def test_the_font_has_every_character_of_labels_and_seeds() -> None:
     assert all(len(rows) == 5 and set(rows) <= set("01234567") for rows in FONT.values())
 
 
-def test_a_sheet_has_a_row_for_each_label_and_a_column_for_each_seed(tmp_path: Path) -> None:
-    sheet = Sheet()
-    for label in ("DogBark", "MovingMotorVehicle"):
-        for seed in (7, 8, 2**53 - 1):
-            sheet.add(clip(tone(440, RATE, 0.5), label, seed))
-    height, width, _ = sheet.image().shape
-    assert height > 2 * HEIGHT
-    assert width > 3 * WIDTH
-    write_png(tmp_path / "x.png", sheet.image())
+def test_a_sheet_has_rows_of_twelve_of_one_label_each_with_its_caption(tmp_path: Path) -> None:
+    sheet, silent = Sheet(tmp_path / "x.png"), np.zeros(RATE // 2, np.float32)
+    for label, count in (("DogBark", 3), ("MovingMotorVehicle", 14)):
+        for seed in range(count):
+            sheet.add(clip(silent, label, 2**53 - 1 - seed), f"V{seed}" if label == "DogBark" else "")
+    assert [len(row) for _, row in sheet.rows] == [3, 12, 2]
+    image = sheet.image()
+    assert image.shape[1] > 12 * WIDTH
+    captions = [image[6:16, 4 + column * (WIDTH + 4) :][:, WIDTH - 16 : WIDTH] for column in range(3)]
+    expected = np.full((10, 16, 3), 24, np.uint8)
+    for column, drawn in enumerate(captions):
+        expected[:] = 24
+        draw_text(expected, 0, 0, f"V{column}")
+        np.testing.assert_array_equal(drawn, expected)
+    assert sheet.close() == [tmp_path / "x.png"]
+    assert is_sheet(tmp_path / "x.png")
     matplotlib = pytest.importorskip("matplotlib.image", reason="reads the PNG back")
     read = matplotlib.imread(tmp_path / "x.png")
-    np.testing.assert_array_equal(np.rint(read[..., :3] * 255), sheet.image())
+    np.testing.assert_array_equal(np.rint(read[..., :3] * 255), image)
+
+
+def test_a_long_sheet_has_several_pages_and_drops_no_clip(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("foleybox.studio.sheet.ROWS", 2)
+    sheet = Sheet(tmp_path / "x.png")
+    for seed in range(30):
+        sheet.add(clip(np.zeros(100, np.float32), "Rain", seed))
+    assert [path.name for path in sheet.close()] == ["x.png", "x-2.png"]
 
 
 def test_a_sheet_of_nothing_or_of_another_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no clips"):
-        Sheet().image()
+        Sheet(tmp_path / "x.png").close()
     with pytest.raises(UserError, match=r"ends in \.png"):
-        write_png(tmp_path / "x.jpg", spectrogram(tone(440, RATE, 0.1), RATE))
+        Sheet(tmp_path / "x.jpg")
     assert not list(tmp_path.iterdir())

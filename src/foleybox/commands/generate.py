@@ -1,19 +1,22 @@
 """`foleybox generate`: labels and seeds, or recipes, become sound files."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from foleybox.audio import read_wave
 from foleybox.commands import output
 from foleybox.commands.output import Files, InstrumentName, SheetFile
 from foleybox.errors import UserError
 from foleybox.files import safe_name
 from foleybox.labels import find_label
 from foleybox.studio.extend import check_width, finished
-from foleybox.studio.recipe import find_recipe
+from foleybox.studio.jobs import Job, Task, length_if_whole
+from foleybox.studio.recipe import find_recipe, has_recipe
 from foleybox.studio.remake import rerender
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature
@@ -25,7 +28,8 @@ RECIPE_SUFFIXES = (".json", *output.FORMATS)  # of files with a recipe
 class Generate:
     """Make sounds: OUT/<Label>/<Label>_s<seed>.wav for the seeds S, S+1, ..., S+N-1 of every label.
 
-    The same instrument, label and seed always give the same sound. `-o rain.wav` writes one sound to that file.
+    The same instrument, label and seed always give the same sound. `-o rain.wav` writes one sound to that file, `-o -` to
+    stdout. The same command again continues where it was stopped: files that are there and are what it makes are kept.
     A recipe (`foleybox info FILE --recipe > x.json`), or a sound file that contains one, instead of labels makes the same
     sound again: OUT/<its name>.wav.
 
@@ -49,7 +53,7 @@ class Generate:
     batch: Annotated[int, arg(metavar="N")] = BATCH
     "sounds rendered at once"
     sheet: SheetFile = None
-    "also draw the spectrograms of the first 12 sounds of each label"
+    "also draw the spectrograms of all sounds, in pages of 600"
     files: Files = field(default_factory=Files)
     shape: Shape = field(default_factory=Shape)
 
@@ -70,13 +74,31 @@ def generate(config: Generate) -> None:
     files = _files(config, total)
     check_shape(config.shape, "--", synth.instrument.seconds)
     folders = list(dict.fromkeys(_path(files, label, config.seed).parent for label in labels))
-    size = config.channels * total * output.bytes_per_sound(files.format, files.subtype, config.shape, synth)
-    output.check_files(files, folders, _existing(config, files, labels), size, config.shape.rate)
-    pairs = ((label, seed) for label in labels for seed in _seeds(config))
+    kept, others = _existing(config, files, labels, synth)
+    size = (
+        config.channels * (total - len(kept)) * output.bytes_per_sound(files.kind, files.subtype, config.shape, synth)
+    )
+    output.check_files(files, folders, others, size, config.shape.rate)
+    pairs = [(label, range(config.seed, config.seed + config.count)) for label in labels]
+    missing = ((label, seed) for label, seeds in pairs for seed in seeds if _path(files, label, seed) not in kept)
     width = config.width if config.channels == 2 else None
-    rendered = synth.render_many(pairs, config.batch, config.temperature)
-    clips = (finished(synth, clip, config.shape, width) for clip in rendered)
-    output.write_clips(files, total, ((_path(files, clip.label, clip.seed), clip) for clip in clips), config.sheet)
+    rendered = synth.render_many(missing, config.batch, config.temperature)
+    made = (finished(synth, clip, config.shape, width) for clip in rendered)
+    if files.out == output.STDOUT:
+        output.write_stdout(files, next(made))
+        return
+
+    def clips() -> Iterator[tuple[Path, Clip]]:
+        for label, seeds in pairs:
+            for path in (_path(files, label, seed) for seed in seeds):
+                yield path, _read(path) if path in kept else next(made)
+
+    output.write_clips(files, total, clips(), config.sheet, kept=kept)
+
+
+def _read(path: Path) -> Clip:
+    """Return the clip of a file that foleybox wrote."""
+    return Clip(read_wave(path)[0], find_recipe(path))
 
 
 def _generate_recipes(config: Generate) -> None:
@@ -100,46 +122,46 @@ def _generate_recipes(config: Generate) -> None:
     synths = {recipe.fingerprint: Synth.of(recipe, config.instrument, threads=1) for recipe in recipes}
     files = _files(config, len(sources))
     paths = (
-        [files.out / f"{source.stem}.{files.format}" for source in sources]
-        if not output.is_file(files.out)
-        else [files.out]
+        [files.out]
+        if files.out == output.STDOUT or output.is_file(files.out)
+        else [files.out / f"{source.stem}.{files.kind}" for source in sources]
     )
     if len(set(paths)) < len(paths):
         raise UserError(f"several recipes named {sources[0].stem}: expected a different name for each")
-    existing = [path for path in [*paths, *filter(None, [config.sheet])] if path.exists()]
+    existing = [path for path in paths if path.exists() and path != output.STDOUT]
     highest = max(recipe.rate for recipe in recipes)
     output.check_files(files, {path.parent: None for path in paths}, existing, bytes=0, rate=highest)
     clips = (Clip(rerender(recipe, synths[recipe.fingerprint])[0], recipe) for recipe in recipes)
+    if files.out == output.STDOUT:
+        output.write_stdout(files, next(clips), exact=True)
+        return
     output.write_clips(files, len(paths), zip(paths, clips), config.sheet, exact=True)
-
-
-def _seeds(config: Generate) -> range:
-    return range(config.seed, config.seed + config.count)
 
 
 def _files(config: Generate, total: int) -> Files:
     """Return where to write; if -o names a file, in the format of its name. Raises UserError for several sounds in one file."""
-    out = config.files.out
-    if not output.is_file(out):
+    out, asked = config.files.out, config.files.format
+    to_stdout = out == output.STDOUT
+    if not to_stdout and not output.is_file(out):
         output.check_folder(out)
         return config.files
-    format = output.FORMATS[out.suffix.lower()]
     if total > 1:
         raise UserError(
             f"-o {out} is one file, and {total:,} sounds were asked for: name a folder, or ask for one sound"
         )
-    if config.files.format not in ("wav", format):
-        raise UserError(
-            f"-o {out} and --format {config.files.format}: expected the same format, or only one of the two"
-        )
+    if to_stdout and (config.files.json or config.sheet):
+        raise UserError(f"-o - with --{'json' if config.files.json else 'sheet'}: expected one of the two, or a file")
+    format = config.files.kind if to_stdout else output.FORMATS[out.suffix.lower()]
+    if asked not in (None, format):
+        raise UserError(f"-o {out} and --format {asked}: expected the same format, or only one of the two")
     return replace(config.files, format=format)
 
 
 def _path(files: Files, label: str, seed: int) -> Path:
-    if output.is_file(files.out):
+    if files.out == output.STDOUT or output.is_file(files.out):
         return files.out
     name = safe_name(label)
-    return files.out / name / f"{name}_s{seed}.{files.format}"
+    return files.out / name / f"{name}_s{seed}.{files.kind}"
 
 
 def _check_numbers(config: Generate) -> None:
@@ -147,7 +169,7 @@ def _check_numbers(config: Generate) -> None:
     if config.batch < 1:
         raise UserError(f"--batch {config.batch}: expected 1 or more")
     check_temperature(config.temperature, "--")
-    output.check_sheet(config.sheet)
+    output.check_sheet(config.sheet, config.files.force)
 
 
 def _check_channels(config: Generate, labels: list[str]) -> None:
@@ -163,15 +185,29 @@ def _check_channels(config: Generate, labels: list[str]) -> None:
             )
 
 
-def _existing(config: Generate, files: Files, labels: list[str]) -> list[Path]:
-    """Return the files that exist. Folders are listed instead of looking for each seed, which may be a million."""
-    found = [
-        path for path in (config.sheet, files.out if output.is_file(files.out) else None) if path and path.exists()
-    ]
-    for label in labels if not output.is_file(files.out) else []:
-        names = re.compile(rf"{re.escape(safe_name(label))}_s(\d+)\.{files.format}")
-        folder = files.out / safe_name(label)
-        entries = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        seeds = sorted(int(match[1]) for name in entries if (match := names.fullmatch(name)))
-        found += [_path(files, label, seed) for seed in seeds if seed in _seeds(config)]
-    return found
+def _existing(config: Generate, files: Files, labels: list[str], synth: Synth) -> tuple[set[Path], list[Path]]:
+    """Return the files that exist and are what the command makes, and those that are not; with --force, neither.
+
+    Folders are listed instead of looking for each seed, which may be a million. Stereo files count as others.
+    """
+    found: list[tuple[Path, str, int]] = []
+    seeds = range(config.seed, config.seed + config.count)
+    if output.is_file(files.out):
+        found = [(files.out, labels[0], config.seed)] if files.out.exists() else []
+    elif files.out != output.STDOUT:
+        for label in labels:
+            names = re.compile(rf"{re.escape(safe_name(label))}_s(\d+)\.{files.kind}")
+            folder = files.out / safe_name(label)
+            entries = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            matches = sorted(int(match[1]) for name in entries if (match := names.fullmatch(name)))
+            found += [(_path(files, label, seed), label, seed) for seed in matches if seed in seeds]
+    if config.files.force:
+        return set(), []
+    job = Job(temperature=config.temperature, shape=config.shape, format=files.kind, subtype=files.subtype)
+    kept, others = set(), []
+    for path, label, seed in found:
+        task = Task(path, seed, replace(job, label=label))
+        same = config.channels == 1 and length_if_whole(path, task, synth) and not has_recipe(path, "stereo")
+        kept |= {path} if same else set()
+        others += [] if same else [path]
+    return kept, others

@@ -71,7 +71,7 @@ def jobs(config: Jobs) -> None:
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: expected 1 or more")
     files, out = config.files, config.files.out
-    defaults = Job(temperature=config.temperature, shape=config.shape, format=files.format, subtype=files.subtype)
+    defaults = Job(temperature=config.temperature, shape=config.shape, format=files.kind, subtype=files.subtype)
     todo = read_jobs(config.table, synth, defaults)
     total = sum(job.count for job in todo)
     output.check_folder(out)

@@ -76,10 +76,10 @@ def write_neighbours(
     def processed(clip: Clip) -> Clip:
         return one_shot(clip)[0].shaped(shape) if as_one_shot else finished(synth, clip, shape)
 
-    paths = [files.out / f"{name}.{files.format}" for name in names]
-    existing = [path for path in [*paths, *filter(None, [sheet])] if path.exists()]
-    size = len(paths) * output.bytes_per_sound(files.format, files.subtype, shape, synth)
-    output.check_sheet(sheet)
+    paths = [files.out / f"{name}.{files.kind}" for name in names]
+    existing = [path for path in paths if path.exists()]
+    size = len(paths) * output.bytes_per_sound(files.kind, files.subtype, shape, synth)
+    output.check_sheet(sheet, files.force)
     output.check_folder(files.out)
     output.check_files(files, [files.out], existing, size, shape.rate)
     output.write_clips(files, len(paths), ((path, processed(clip)) for path, clip in zip(paths, clips)), sheet)

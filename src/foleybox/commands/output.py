@@ -2,9 +2,11 @@
 
 import json as json_module
 import math
+import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +22,12 @@ from foleybox.instrument import Instrument
 from foleybox.licences import NOT_FOR_DISTRIBUTION
 from foleybox.studio.seeds import SEEDS, check_seed
 from foleybox.studio.shape import Shape
-from foleybox.studio.sheet import Sheet, write_png
+from foleybox.studio.sheet import Sheet, is_sheet
 from foleybox.studio.synth import Clip, Synth
 
 FORMATS: dict[str, Format] = {".wav": "wav", ".flac": "flac", ".ogg": "ogg"}
 AUDIO_SUFFIXES = (*FORMATS, ".mp3", ".aif", ".aiff", ".m4a", ".aac", ".opus", ".wma", ".caf")  # not names of folders
-SHEET_COLUMNS = 12  # as the help of --sheet says
+STDOUT = Path("-")  # as -o: write one sound to stdout
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Files:
     """Where the sounds are written, and in which format."""
 
     out: Annotated[Path, arg(aliases=["-o"], metavar="DIR")] = Path("out")
-    "folder to write to; with `generate` also the name of one sound file"
-    format: Format = "wav"
+    "folder to write to; with `generate` also the name of one sound file, or - for stdout"
+    format: Annotated[Format | None, arg(help_behavior_hint="(default: wav, or as -o says)")] = None
     "file format"
     subtype: Subtype = "PCM_16"
     "16 bits, 24 bits, or floating point (WAV only); no effect on OGG, which is Vorbis"
@@ -42,6 +44,11 @@ class Files:
     "overwrite existing files"
     json: bool = False
     "print a line of JSON for each file"
+
+    @property
+    def kind(self) -> Format:
+        """The format of the files."""
+        return self.format or "wav"
 
 
 TERMS = {
@@ -86,19 +93,28 @@ def check_seeds(seed: int, count: int) -> None:
         raise UserError(f"--seed {seed} --count {count}: the last seed would exceed {SEEDS - 1}")
 
 
-def check_sheet(sheet: Path | None) -> None:
-    """Raise UserError unless --sheet is absent or names a PNG in a folder that can be written to."""
+def check_sheet(sheet: Path | None, force: bool = False) -> None:
+    """Raise UserError unless --sheet is absent, or names a PNG in a folder that can be written to.
+
+    A contact sheet that foleybox drew is overwritten, any other file only with `force`.
+    """
     if sheet is None:
         return
     if sheet.suffix.lower() != ".png":
         raise UserError(f"--sheet {sheet}: expected a name that ends in .png")
     if sheet.is_dir():
         raise UserError(f"--sheet {sheet} is a folder: name a .png in it")
+    if sheet.exists() and not force and not is_sheet(sheet):
+        raise UserError(
+            f"{sheet} exists and is no contact sheet of foleybox: add --force to overwrite it, or use another name"
+        )
     make_folders([sheet.parent], f"--sheet {sheet}")
 
 
 def check_folder(out: Path) -> None:
-    """Raise UserError if -o has the name of a sound file where a folder is expected."""
+    """Raise UserError if -o is stdout or has the name of a sound file where a folder is expected."""
+    if out == STDOUT:
+        raise UserError("-o -: expected a folder; `generate` writes one sound to stdout")
     if out.suffix.lower() in AUDIO_SUFFIXES and not out.is_dir():
         raise UserError(
             f"-o {out} is a sound file's name: expected a folder, or with `generate` one .wav, .flac or .ogg file"
@@ -119,7 +135,7 @@ def check_files(
 
     `rate` is that of the files in Hz, None for the instrument's.
     """
-    check_format(files.format, files.subtype, rate=rate)
+    check_format(files.kind, files.subtype, rate=rate)
     check_overwrite(existing, files.force, "use another --seed or -o")
     check_space(files.out, folders, bytes)
 
@@ -144,40 +160,63 @@ def bytes_per_sound(format: Format, subtype: Subtype, shape: Shape, synth: Synth
 
 
 def write_clips(
-    files: Files, total: int, clips: Iterator[tuple[Path, Clip]], sheet: Path | None = None, exact: bool = False
+    files: Files,
+    total: int,
+    clips: Iterator[tuple[Path, Clip]],
+    sheet: Path | None = None,
+    exact: bool = False,
+    kept: Container[Path] = (),
 ) -> None:
-    """Write each clip to its path as soon as it is rendered, and print a summary; `exact`: as its recipe states it."""
-    drawn = Sheet() if sheet else None
-    levels, first, left_out = LevelReport(total), None, 0
+    """Write each clip to its path as soon as it is rendered, and print a summary.
+
+    `exact`: as its recipe states it. Clips whose path is in `kept` are files that exist: they are only drawn on the sheet.
+    """
+    drawn = Sheet(sheet) if sheet else None
+    levels, first, existed = LevelReport(total), None, 0
     shortest, longest = math.inf, 0.0  # seconds
     try:
         with progress(total, lines=files.json) as advance:
             for path, clip in clips:
-                gain = clip.save(path, files.subtype, exact=exact)
-                levels.add(clip, gain)
                 first = first or path
                 seconds = len(clip.wave) / clip.rate
                 shortest, longest = min(shortest, seconds), max(longest, seconds)
-                if drawn and len(drawn.rows.get(clip.label, [])) < SHEET_COLUMNS:
-                    drawn.add(clip)
+                if drawn:
+                    number = re.search(r"_([vwm]\d+)$", path.stem)  # of a variation, a walk, a morph
+                    drawn.add(clip, number[1] if number else "")
+                if path in kept:
+                    existed += 1
                 else:
-                    left_out += 1  # of the sheet
-                if files.json:
-                    print_json(path, clip, gain)
+                    gain = clip.save(path, files.subtype, exact=exact)
+                    levels.add(clip, gain)
+                    if files.json:
+                        print_json(path, clip, gain)
                 advance(clip.label)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped after {levels.done:,} of {total:,} files; those in {files.out} are complete"
+            f"stopped after {levels.done + existed:,} of {total:,} files; those in {files.out} are complete"
         ) from None
+    levels.total = levels.done
     levels.print()
-    if drawn and sheet:
-        write_png(sheet, drawn.image())
+    pages = drawn.close() if drawn else []
     if not files.json:
         length = " to ".join(dict.fromkeys((f"{shortest:.3g}", f"{longest:.3g}")))
         where = files.out if first == files.out else f"{files.out}/ (the first: {first})"
-        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {where}")
-        if sheet:
-            print(f"drew {sheet}" + (f", the first {SHEET_COLUMNS} sounds of each label" if left_out else ""))
+        there = f"; {existed:,} of them existed" if existed else ""
+        print(f"wrote {total:,} sound{'s' * (total > 1)} of {length} s to {where}{there}")
+        if pages:
+            more = f" to {pages[-1].name}" if pages[1:] else ""
+            print(f"drew {pages[0]}{more}")
+
+
+def write_stdout(files: Files, clip: Clip, exact: bool = False) -> None:
+    """Write a clip to stdout as a sound file. Raises UserError if that is a terminal."""
+    if sys.stdout.isatty():
+        raise UserError("-o - writes a sound to stdout, which is a terminal: pipe it to a program or a file")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"sound.{files.kind}"
+        clip.save(path, files.subtype, exact=exact)
+        sys.stdout.buffer.write(path.read_bytes())
+    sys.stdout.flush()
 
 
 class LevelReport:

@@ -24,7 +24,7 @@ class Vary:
     source: Annotated[Positional[str], arg(metavar="FILE|RECIPE|LABEL:SEED")]
     "a sound file made by foleybox, a recipe (`foleybox info FILE --recipe > x.json`), or a label and a seed"
     amount: Annotated[float, arg(aliases=["-a"], metavar="A")] = 0.2
-    "how different: 0 is the same sound, 0.2 is similar, 1 is any sound of the label"
+    "distance relative to that of two random sounds of the label: 0 is the same sound, 0.1 a twin, 0.2 similar, 1 any sound"
     count: Annotated[int, arg(aliases=["-n"], metavar="N")] = 8
     "number of variations"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
@@ -32,7 +32,7 @@ class Vary:
     instrument: InstrumentName = None
     "instrument to play"
     sheet: SheetFile = None
-    "also draw the spectrograms of the first 12"
+    "also draw the spectrograms of all, in pages of 600"
     files: Files = field(default_factory=Files)
     shape: Shape = field(default_factory=Shape)
 

@@ -31,7 +31,7 @@ class Walk:
     instrument: InstrumentName = None
     "instrument to play"
     sheet: SheetFile = None
-    "also draw the spectrograms of the first 12"
+    "also draw the spectrograms of all, in pages of 600"
     files: Files = field(default_factory=Files)
     shape: Shape = field(default_factory=Shape)
 

@@ -1,4 +1,4 @@
-"""Contact sheets: the spectrograms of many clips in one PNG, a row for each label, a column for each seed.
+"""Contact sheets: the spectrograms of many clips as pages of PNG, rows of one label, a caption above each.
 
 Drawn with numpy and zlib, so that the core needs neither Pillow (7 MB) nor matplotlib.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Wave, mono
+from foleybox.audio import Wave
 from foleybox.errors import UserError
 from foleybox.files import write_bytes
 from foleybox.studio.synth import Clip
@@ -21,6 +21,8 @@ GAP, STRIP = 4, 16  # pixels between spectrograms, and of the line of text above
 RANGE_DB = 70.0  # from black to white
 FLOOR_DB = -100.0  # dBFS: black, so that silence is not amplified
 LOWEST_HZ = 40.0
+COLUMNS, ROWS = 12, 50  # of a page
+SOFTWARE = b"Software\0foleybox"  # a text in the PNG, by which foleybox knows its own
 
 # The colour map magma at ten even steps: perceptually uniform, also in grey and for the colour-blind.
 MAGMA = ("000004", "180f3d", "440f76", "721f81", "9e2f7f", "cd4071", "f1605d", "fd9668", "feca8d", "fcfdbf")
@@ -83,39 +85,61 @@ def draw_text(image: Image, x: int, y: int, text: str) -> None:
 
 
 class Sheet:
-    """Spectrograms collected clip by clip, so that the waves need not be kept."""
+    """Contact sheets written page by page as clips come in: FILE.png, FILE-2.png, ... Only one page is kept in memory.
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[int, Image]]] = {}
+    A row has up to COLUMNS clips of one label, with a caption above each; a page has up to ROWS rows.
+    """
 
-    def add(self, clip: Clip) -> None:
-        self.rows.setdefault(clip.label, []).append((clip.seed, spectrogram(mono(clip.wave), clip.rate)))
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.pages = Path(path), list[Path]()  # the pages written so far
+        self.rows: list[tuple[str, list[tuple[str, Image]]]] = []
+        if self.path.suffix.lower() != ".png":
+            raise UserError(f"cannot draw {path}: expected a name that ends in .png")
+
+    def add(self, clip: Clip, caption: str = "") -> None:
+        """Add a clip; its caption is its seed unless another is given."""
+        if not self.rows or self.rows[-1][0] != clip.label or len(self.rows[-1][1]) == COLUMNS:
+            if len(self.rows) == ROWS:
+                self._write()
+            self.rows.append((clip.label, []))
+        self.rows[-1][1].append((caption or str(clip.seed), spectrogram(clip.wave, clip.rate)))
+
+    def close(self) -> list[Path]:
+        """Write the last page and return the paths of all. Raises UserError for a sheet of no clips."""
+        if self.rows:
+            self._write()
+        if not self.pages:
+            raise UserError("a contact sheet of no clips: expected one or more")
+        return self.pages
+
+    def _write(self) -> None:
+        page = f"-{len(self.pages) + 1}" if self.pages else ""
+        path = self.path.with_name(f"{self.path.stem}{page}{self.path.suffix}")
+        write_bytes(path, png(self.image()))
+        self.pages.append(path)
+        self.rows = []
 
     def image(self) -> Image:
-        """Return the sheet [H, W, 3]: a row for each label in the order of arrival, seeds above the spectrograms."""
-        if not self.rows:
-            raise UserError("a contact sheet of no clips: expected one or more")
-        columns = max(len(row) for row in self.rows.values())
+        """Return the page [H, W, 3]: rows in the order of arrival, captions above the spectrograms."""
+        columns = max(len(row) for _, row in self.rows)
         across, down = WIDTH + GAP, STRIP + HEIGHT + GAP
         image = np.full((len(self.rows) * down + GAP, columns * across + GAP, 3), 24, np.uint8)
-        for row, (label, spectrograms) in enumerate(self.rows.items()):
+        for row, (label, spectrograms) in enumerate(self.rows):
             y = row * down + GAP
-            for column, (seed, drawn) in enumerate(spectrograms):
+            for column, (caption, drawn) in enumerate(spectrograms):
                 x = column * across + GAP
                 image[y + STRIP : y + STRIP + HEIGHT, x : x + WIDTH] = drawn
                 free = (WIDTH - (len(label) + 1) * ADVANCE * (column == 0)) // ADVANCE  # the first also has the label
-                if len(str(seed)) <= free:
-                    draw_text(image, x + WIDTH - len(str(seed)) * ADVANCE, y + 2, str(seed))
+                shown = caption if len(caption) <= free else caption[: free - 1] + "."
+                draw_text(image, x + WIDTH - len(shown) * ADVANCE, y + 2, shown)
             draw_text(image, GAP, y + 2, label)
         return image
 
 
-def write_png(path: str | Path, image: Image) -> None:
-    """Write an image [H, W, 3] as a PNG, atomically."""
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"cannot draw {path}: expected a name that ends in .png")
-    write_bytes(path, png(image))
+def is_sheet(path: Path) -> bool:
+    """Return whether a file is a contact sheet that foleybox drew."""
+    with path.open("rb") as file:
+        return SOFTWARE in file.read(100)
 
 
 def png(image: Image) -> bytes:
@@ -129,5 +153,10 @@ def png(image: Image) -> bytes:
         [np.zeros((height, 1), np.uint8), image.reshape(height, -1)], axis=1
     )  # each row begins with filter 0
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b""))
+    parts = (
+        chunk(b"IHDR", header),
+        chunk(b"tEXt", SOFTWARE),
+        chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
+        chunk(b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
