@@ -5,13 +5,14 @@ VENV_LAB ?= .venv-lab
 OUT ?= out
 PIP_FLAGS := --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check crash results clean
+.PHONY: help demo test check crash fuzz results clean
 
 help:
 	@echo "make demo    install the torch-free core into $(VENV), render all seven labels into $(OUT)/"
 	@echo "make test    install the lab, serve and dev extras into $(VENV_LAB), run the whole suite"
 	@echo "make check   ruff and pyright, as a change should pass them"
 	@echo "make crash   stop commands at each of their file operations, and see that nothing is lost (about 10 minutes)"
+	@echo "make fuzz    a million mutated inputs for every parser (FUZZ=\"--hours 8 --workers 4\": for a night)"
 	@echo "make results write the pages of results/ that are made from committed records"
 	@echo "make clean   remove both environments and $(OUT)/"
 
@@ -28,6 +29,9 @@ check: $(VENV_LAB)/installed
 
 crash: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/python tests/crash.py
+
+fuzz: $(VENV_LAB)/installed
+	OMP_NUM_THREADS=1 $(VENV_LAB)/bin/python tests/fuzz/fuzz.py $(FUZZ)
 
 results: $(VENV_LAB)/installed
 	$(VENV_LAB)/bin/foleybox report results/systems -o results/systems.md
