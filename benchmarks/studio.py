@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,10 @@ import soxr
 import torch
 import tyro
 
-from foleybox.audio import Wave, read_wave, true_peak_db
+from foleybox.audio import Subtype, Wave, read_wave, true_peak_db
 from foleybox.files import write_text
+from foleybox.lab.evaluation import tables
 from foleybox.lab.evaluation.embeddings import load_embedding
-from foleybox.lab.evaluation.tables import table
 from foleybox.labels import find_label
 from foleybox.studio.latents import morph, vary
 from foleybox.studio.pack import Selection, default_kind, default_lufs, select_sounds
@@ -37,6 +36,12 @@ from foleybox.studio.spectra import band_levels, distance
 from foleybox.studio.synth import Clip, Synth
 from foleybox.version import commit
 
+KINDS: tuple[tuple[str, Subtype, int], ...] = (
+    ("x.wav", "PCM_16", 1),
+    ("x.flac", "PCM_24", 10),
+    ("x.ogg", "PCM_16", 10),
+)
+"names and subtypes of written files, and of which part of the clips: every, every tenth"
 AMOUNTS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 Part = Literal["shots", "levels", "vary", "morph"]
 
@@ -55,6 +60,8 @@ class Studio:
     "of these, how many are varied at the amount 0.1; a fifth of them at the others"
     steps: int = 5
     "of a morph"
+    weights: Path | None = None
+    "of mn04; default: where `foleybox evaluate` looks for them"
     output: Path = Path("results/studio.md")
     "the page; its numbers are next to it as .json"
 
@@ -99,7 +106,7 @@ def measure_shots(synth: Synth, config: Studio) -> dict[str, Any]:
         rejected: dict[str, int] = {}
         wanted = Selection(count=config.seeds)
         kept = 0
-        for _ in select_sounds(Rendered.of(synth, clips), label, default_kind(label), wanted, rejected):
+        for _ in select_sounds(Rendered.from_clips(synth, clips), label, default_kind(label), wanted, rejected):
             kept += 1
         found[label] = {
             **shots,
@@ -119,7 +126,7 @@ class Rendered(Synth):
     clips: dict[tuple[str, int], Clip]
 
     @classmethod
-    def of(cls, synth: Synth, clips: Iterable[Clip]) -> "Rendered":
+    def from_clips(cls, synth: Synth, clips: Iterable[Clip]) -> "Rendered":
         made = cls(synth.instrument, synth.folder, synth.threads)
         object.__setattr__(made, "clips", {(clip.label, clip.seed): clip for clip in clips})
         return made
@@ -142,7 +149,7 @@ def measure_levels(synth: Synth, config: Studio) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for label in synth.labels:
             for clip in synth.render_many((label, seed) for seed in range(config.seeds)):
-                for name, subtype, every in (("x.wav", "PCM_16", 1), ("x.flac", "PCM_24", 10), ("x.ogg", "PCM_16", 10)):
+                for name, subtype, every in KINDS:
                     if clip.seed % every:
                         continue
                     clip.save(Path(folder) / name, subtype)
@@ -168,7 +175,7 @@ def embed(waves: list[Wave], rate: int, embedding: Any) -> np.ndarray:
 
 
 def measure_vary(synth: Synth, config: Studio) -> dict[str, Any]:
-    embedding, found = load_embedding("mn04"), {}
+    embedding, found = load_embedding("mn04", config.weights), {}
     for label in synth.labels:
         clips = list(synth.render_many((label, seed) for seed in range(config.seeds)))
         rate = clips[0].rate
@@ -232,8 +239,8 @@ def measure_morph(synth: Synth, config: Studio) -> dict[str, Any]:
         for one in synth.labels:
             for other in synth.labels:
                 number += 1
-                makes = [synth.render(one, 20 + number).recipe.make, synth.render(other, 70 + number).recipe.make]
-                clips = list(islice(morph(synth, *makes, config.steps), config.steps))
+                a, b = (synth.render(label, first + number).recipe.make for label, first in ((one, 20), (other, 70)))
+                clips = list(morph(synth, a, b, config.steps))
                 loud, peaks = [], []
                 for clip in clips:
                     clip.save(Path(folder) / "x.wav")
@@ -310,8 +317,8 @@ def page(numbers: dict[str, Any]) -> str:
         parts += [
             "## Variations\n", _source(part),
             "Nearest: for how many variations the nearest of the label's random sounds, the source among them, is the source. "
-            "Distances (median) are relative to the median of two random sounds of the label: mn04's embedding, and the log-spectra "
-            "of `spectra.distance`. Level: of the event, against the source, in dB.\n",
+            "Distances (median) are relative to the median of two random sounds of the label: mn04's embedding, and the "
+            "log-spectra of `spectra.distance`. Level: of the event, against the source, in dB.\n",
             table(["amount", "n", "nearest", "mn04", "log-spectra", "level"], rows), "",
             "At the amount 0.1, by label:\n", table(["label", "n", "nearest", "mn04"], twins), "",
         ]  # fmt: skip
@@ -328,6 +335,10 @@ def page(numbers: dict[str, Any]) -> str:
             table(["from, to", "LUFS of the steps", "off the line, LU", "hole, s", "highest dBTP"], rows), "",
         ]  # fmt: skip
     return "\n".join(parts)
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    return tables.table(head, [[str(cell) for cell in row] for row in rows])
 
 
 def _steady(label: str) -> bool:
