@@ -456,7 +456,10 @@ def test_a_student_is_no_teacher(teacher: Path, latents: Path, folder: Path, tmp
     distil.train(of_distillation(teacher, run))
     with pytest.raises(UserError, match="cannot be distilled again"):
         distil.train(of_distillation(run, tmp_path / "second"))
-    with pytest.raises(UserError, match="cannot be trained on"):
-        patches.train(replace(of_patches(tmp_path / "next", latents), start_from=run), find_clips(folder))
+    with pytest.raises(UserError, match="cannot redraw clips"):
+        redraw_clips(redrawing(run), Decoded(torch.zeros(0), torch.zeros(0), ""), latents, find_clips(folder), 4.0)
+    patches.train(
+        replace(of_patches(tmp_path / "next", latents), start_from=run), find_clips(folder)
+    )  # but it is a start
     with pytest.raises(UserError, match="expected 7 numbers"):
         distil.train(of_distillation(teacher, tmp_path / "third", guidance=(1.0,)))

@@ -52,7 +52,7 @@ TOLERANCE_MEL, TOLERANCE_WAVE, TOLERANCE_LATENT = 1e-3, 1e-3, 1e-3
 "largest difference from torch that an export may have: log-mel, wave of full scale 1, latents"
 BATCH, FRAMES = torch.export.Dim("batch", min=1, max=4096), torch.export.Dim("frames", min=4, max=1_000_000)
 TRANSPOSED, INT8, SCALE, FLOAT16 = ".transposed", ".int8", ".scale", ".float16"
-IN_16_BITS = ("inverse.cosines", "inverse.sines", "step_modulation")
+IN_16_BITS = ("inverse.", "step_modulation")
 "beginnings of the names that `stored_small` keeps in 16 bits: the basis of the inverse STFT, the modulation of flow steps"
 
 

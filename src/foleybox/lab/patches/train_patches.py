@@ -47,7 +47,7 @@ from foleybox.lab.core.runs import (
 from foleybox.lab.core.sheets import mel_sheet
 from foleybox.lab.patches.autoencoder import Autoencoder
 from foleybox.lab.patches.losses import flow_matching
-from foleybox.lab.patches.runs import check_not_distilled, load_autoencoder, load_patches
+from foleybox.lab.patches.runs import load_autoencoder, load_patches
 from foleybox.lab.patches.transformer import MID_CLIP, SIZES, START, FlowHead, Patches, PatchesConfig, draw
 from foleybox.labels import LABELS
 
@@ -230,7 +230,8 @@ def train(config: TrainPatches, clips: list[ClipFile], others: Sequence[ClipFile
 def initial_model(start_from: Path | None, size: PatchesConfig, latents_of: str) -> Patches:
     """Return a model of `size` with random weights, or with the averaged ones of the run `start_from`.
 
-    If only the new model has a label for others, that starts as the embedding of no label; if only the old one has it,
+    A distilled run gives its transformer, and a head that has to learn the rest of the flow again. If only the new model has a
+    label for others, that starts as the embedding of no label; if only the old one has it,
     it is dropped.
 
     Raises UserError for a run of another size, or of latents with another fingerprint than `latents_of`.
@@ -238,7 +239,6 @@ def initial_model(start_from: Path | None, size: PatchesConfig, latents_of: str)
     model = Patches(size)
     if start_from is None:
         return model
-    check_not_distilled(start_from, "be trained on")
     given, theirs, _ = load_patches(start_from)
     if (replace(given.config, labels=size.labels), theirs) != (size, latents_of):
         found = "latents of another autoencoder" if theirs != latents_of else f"{given.config}"

@@ -60,8 +60,8 @@ class InverseSTFT(nn.Module):
         self.n_fft, self.hop = n_fft, hop
         k = torch.arange(n_fft // 2 + 1, dtype=torch.float64)
         angles = 2 * math.pi / n_fft * k[:, None] * k[: n_fft // 4 + 1]  # [K, N/4 + 1]: frequency by sample
-        weight = torch.full((len(k), 1), 2.0 / n_fft, dtype=torch.float64)
-        weight[0] = weight[-1] = 1 / n_fft  # 0 Hz and Nyquist have no conjugate
+        weight = torch.ones(len(k), 1, dtype=torch.float64)
+        weight[0] = weight[-1] = 0.5  # 0 Hz and Nyquist have no conjugate
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         for name, basis in (("cosines", weight * torch.cos(angles)), ("sines", -weight * torch.sin(angles))):
             self.register_buffer(f"{name}_even", basis[::2].float(), persistent=False)
@@ -73,7 +73,8 @@ class InverseSTFT(nn.Module):
         c, d = imaginary[..., ::2] @ self.sines_even, imaginary[..., 1::2] @ self.sines_odd
         even = torch.cat([a + b, (a - b)[..., :-1].flip(-1)], -1)  # [B, T, K]
         odd = torch.cat([c + d, (d - c)[..., :-1].flip(-1)], -1)
-        return torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1) * self.window
+        frames = torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1)
+        return frames * (self.window * (2 / self.n_fft))  # not in the basis, whose numbers are exported in 16 bits
 
     def frames_by_fft(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Return the windowed frames [B, T, N] by FFT, as in training."""
