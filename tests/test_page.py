@@ -468,6 +468,12 @@ def test_axe_finds_nothing_serious(browser: Browser, server: Running, scheme: An
     page.close()
 
 
+def test_the_addresses_for_programs_are_a_page(page: Page, server: Running) -> None:
+    page.goto(f"{server.url}api.html")
+    expect(page.locator("h2")).to_contain_text(["GET /v1/sounds/{instrument}/{label}/{file}", "POST /v1/perform"])
+    expect(page.locator("body")).to_contain_text("true-peak ceiling")
+
+
 def test_every_text_of_the_page_is_used() -> None:
     folder = Path(__file__).parents[1] / "src" / "foleybox" / "web" / "page"
     strings = (folder / "strings.js").read_text(encoding="utf-8")

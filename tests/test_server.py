@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -105,6 +106,17 @@ def test_neighbours_of_a_sound_are_those_of_vary(server: Running, tmp_path: Path
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
     morph = ask(server, f'{SOUND.replace("wav", "json")}?via=[["morph",0.5,["rain",1]]]'.replace('"', "%22")).json
     assert morph["recipe"]["make"]["to"]["label"] == "Rain"
+
+
+def test_neighbours_that_are_asked_for_at_once_are_rendered_together(server: Running) -> None:
+    steps = [["vary", 0.3, seed] for seed in (0, 1, 5)] + [["morph", at, ["rain", 2]] for at in (0.25, 0.75)]
+    paths = [f"{SOUND}?via={quote(json.dumps([step]))}" for step in steps]
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        batches = server.studio.renders.batches
+        together = list(pool.map(lambda path: ask(server, path).body, paths))
+    assert server.studio.renders.batches - batches < 5
+    assert [ask(server, path).body for path in paths] == together
+    assert len(set(together)) == 5
 
 
 def test_a_known_tag_is_answered_without_rendering(server: Running) -> None:

@@ -30,6 +30,7 @@ from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature, cores
 from foleybox.version import __version__
 
 MOST_STEPS = 16  # of one sound, those of the sounds that it is morphed to included
+GATHER = 0.01  # seconds in which further requests may join a batch
 FORMATS = {"wav": "audio/wav", "flac": "audio/flac", "json": "application/json"}
 "suffix -> media type"
 
@@ -46,6 +47,15 @@ class Wanted:
     shape: Shape
     format: str
     subtype: Subtype
+
+    @property
+    def group(self) -> tuple:
+        """What requests have in common that are rendered together."""
+        start = id(self.synth), self.temperature
+        if not self.via:
+            return start
+        kind, number, other = self.via[-1]
+        return (*start, self.label, self.seed, self.via[:-1], kind, number if kind == "vary" else other)
 
     @property
     def tag(self) -> str:
@@ -106,14 +116,23 @@ def _steps(synth: Synth, steps: Any, budget: "itertools.count[int]") -> tuple:
 def clip_of(synth: Synth, label: str, seed: int, via: tuple, temperature: float) -> Clip:
     """Return the clip to which the steps lead from that of a label and a seed."""
     clip = synth.render(label, seed, temperature)
-    for kind, amount, other in via:
-        make = clip.recipe.make
-        if kind == "vary":
-            clip = next(vary(synth, make, amount, other, batch=1))
-        else:
-            to = clip_of(synth, other[0], other[1], other[2:], temperature)
-            clip = next(between(synth, make, to.recipe.make, [amount]))
+    for step in via:
+        (clip,) = neighbours(synth, clip, [step], temperature)
     return clip
+
+
+def neighbours(synth: Synth, clip: Clip, steps: list[tuple], temperature: float) -> list[Clip]:
+    """Return the clips of steps from one clip: variations by one amount, or between it and one other sound."""
+    make, (kind, amount, other) = clip.recipe.make, steps[0]
+    if kind == "morph":
+        to = clip_of(synth, other[0], other[1], other[2:], temperature)
+        return list(between(synth, make, to.recipe.make, [at for _, at, _ in steps]))
+    found: dict[int, Clip] = {}
+    for first in (seeds := {seed for _, _, seed in steps}):
+        if first - 1 not in seeds:  # variations of consecutive seeds are rendered together
+            count = next(count for count in itertools.count(1) if first + count not in seeds)
+            found |= zip(range(first, first + count), vary(synth, make, amount, first, batch=count))
+    return [found[seed] for _, _, seed in steps]
 
 
 class FullError(Exception):
@@ -193,13 +212,12 @@ class Renders:
                     if self._closed:
                         return []
                     self._change.wait()
+                if len(self._waiting) < BATCH:
+                    self._change.wait(GATHER)
                 batch, others = [], deque()
                 while self._waiting:
                     wanted, future = self._waiting.popleft()
-                    first = batch[0][0] if batch else wanted
-                    alike = wanted.synth is first.synth and wanted.temperature == first.temperature
-                    alone = bool(wanted.via or first.via)
-                    if batch and (not alike or alone or len(batch) == BATCH):
+                    if batch and (wanted.group != batch[0][0].group or len(batch) == BATCH):
                         others.append((wanted, future))
                     elif future.set_running_or_notify_cancel():
                         batch.append((wanted, future))
@@ -212,7 +230,8 @@ class Renders:
         if not first.via:
             pairs = ((each.label, each.seed) for each in wanted)
             return list(first.synth.render_many(pairs, temperature=first.temperature))
-        return [clip_of(first.synth, first.label, first.seed, first.via, first.temperature)]
+        source = clip_of(first.synth, first.label, first.seed, first.via[:-1], first.temperature)
+        return neighbours(first.synth, source, [each.via[-1] for each in wanted], first.temperature)
 
     def _finish(self, wanted: Wanted, clip: Clip, future: "Future[bytes]") -> None:
         try:

@@ -47,7 +47,10 @@ def instrument_files(synth: Synth) -> dict[str, Path]:
 def write_site(folder: Path, synths: Iterable[Synth]) -> int:
     """Write the page and its instruments to a folder; return the number of bytes. `config.json` is written last."""
     synths = list(synths)
-    files = {**page_files(), **{name: path for synth in synths for name, path in instrument_files(synth).items()}}
+    page = {
+        name: path for name, path in page_files().items() if not name.startswith("api.")
+    }  # which describe the server
+    files = {**page, **{name: path for synth in synths for name, path in instrument_files(synth).items()}}
     make_folders({(folder / name).parent: None for name in files}, "-o")
     size = 0
     for name, path in files.items():

@@ -29,6 +29,7 @@ const STRINGS = {
   ready: "{total} sounds",
   renderedHere: "rendered in this browser",
   renderedThere: "rendered by the server",
+  defaultIs: "default {value}",
   // Wall
   labels: "Sounds of",
   settings: "Settings",
