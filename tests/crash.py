@@ -350,6 +350,7 @@ def exports(base: Path) -> list[Command]:
         return graphs[0]
 
     export.build_patches = built
+    export.commit = lambda: "of the first run"
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         cli.main([*arguments[:-1], str(base / "exported"), "--name", "ins", "--version", "0.9"])
 
