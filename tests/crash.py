@@ -218,10 +218,15 @@ def files_of(folder: Path, command: Command) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file():
-            found[name] = path.read_bytes() if command.exact else training(path)
+            found[name] = content_of(path, command)
         elif path.name.startswith("."):
             found[name] = "a folder"
     return found
+
+
+def content_of(path: Path, command: Command) -> Any:
+    """Return what must be the same in a file: its bytes, but of pictures, which are drawn of the files that are there."""
+    return "" if path.suffix == ".png" else path.read_bytes() if command.exact else training(path)
 
 
 def training(path: Path) -> Any:
@@ -233,7 +238,7 @@ def training(path: Path) -> Any:
     if path.name == "log.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         return [line["step"] for line in lines]  # a mean is of the steps since the line before, or since the resumption
-    return "" if path.suffix == ".png" else path.read_bytes()
+    return path.read_bytes()
 
 
 def problem(command: Command, folder: Path, whole: dict[str, Any], fault: str, point: int) -> str | None:
@@ -291,7 +296,7 @@ def files_of_finals(folder: Path, command: Command) -> dict[str, Any]:
     """Return what is in the files that are under their final names."""
     hidden = list(folder.rglob(".*"))
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() if command.exact else training(path)
+        path.relative_to(folder).as_posix(): content_of(path, command)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(each in (path, *path.parents) for each in hidden)
     }

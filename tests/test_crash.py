@@ -11,7 +11,9 @@ import pytest
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 @pytest.mark.skipif(find_spec("torch") is None, reason="needs the lab extra")
-@pytest.mark.parametrize(("command", "every"), [("jobs", 13), ("pack", 31), ("perform", 11), ("train", 67)])
+@pytest.mark.parametrize(
+    ("command", "every"), [("generate", 11), ("jobs", 13), ("pack", 31), ("perform", 11), ("train", 67)]
+)
 def test_a_command_that_is_stopped_loses_nothing_and_the_same_command_goes_on(command: str, every: int) -> None:
     program = [sys.executable, str(Path(__file__).with_name("crash.py")), "--only", command]
     part = ["--every", str(every), "--offset", str(date.today().toordinal() % every)]

@@ -224,23 +224,23 @@ class LevelReport:
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
-        self.withheld: list[float] = []  # LU
-        self.lufs = 0.0
+        self.quieter, self.most, self.lufs = 0, 0.0, 0.0  # sounds, LU, LUFS
 
     def add(self, clip: Clip, gain: float = 1.0) -> None:
         """Count a clip that was written."""
         self.done += 1
-        self.withheld += [step["withheld"] for step in clip.recipe.process if "withheld" in step]
+        for step in clip.recipe.process:
+            if "withheld" in step:
+                self.quieter, self.most = self.quieter + 1, max(self.most, step["withheld"])
         self.lufs = min(self.lufs, clip.recipe.asked.get("lufs", 0.0))
 
     def print(self) -> None:
         """Print a line on stderr if the true-peak ceiling kept sounds below the loudness, with one that all can have."""
-        if self.withheld:
-            most = max(self.withheld)
+        if self.quieter:
             print(
-                f"foleybox: {len(self.withheld):,} of {self.total:,} sounds are up to {most:.1f} dB quieter than "
+                f"foleybox: {self.quieter:,} of {self.total:,} sounds are up to {self.most:.1f} dB quieter than "
                 f"--lufs {self.lufs:g}, because their peaks reach the ceiling; "
-                f"--lufs {math.floor(self.lufs - most):g} makes all equally loud",
+                f"--lufs {math.floor(self.lufs - self.most):g} makes all equally loud",
                 file=sys.stderr,
             )
 
