@@ -30,6 +30,7 @@ from foleybox.studio.synth import BATCH, Clip, Synth, check_temperature, cores
 from foleybox.version import __version__
 
 MOST_STEPS = 16  # of one sound, those of the sounds that it is morphed to included
+MOST_WAIT = 30.0  # seconds that a request may have to wait, by the time that sounds took lately
 GATHER = 0.01  # seconds in which further requests may join a batch
 FORMATS = {"wav": "audio/wav", "flac": "audio/flac", "json": "application/json"}
 "suffix -> media type"
@@ -163,8 +164,9 @@ class Renders:
         """Return the file that will be rendered; cancelling it takes it out of the queue. Raises FullError."""
         future: Future[bytes] = Future()
         with self._change:
-            if self.open >= self.most or self._closed:
-                raise FullError(max(1, math.ceil(self.open * self._seconds_each)))
+            wait = self.open * self._seconds_each
+            if self.open >= self.most or wait > MOST_WAIT or self._closed:
+                raise FullError(max(1, math.ceil(wait)))
             self.open += 1
             self._waiting.append((wanted, future))
             self._change.notify()
