@@ -73,7 +73,7 @@ def test_a_long_sound_of_events_has_one_background_and_is_made_again_from_its_re
             np.maximum(np.percentile(part, 10, axis=0), floor)
             for part in (levels[at - 150 : at], levels[at : at + 150])
         )
-        # dB; up to 4 within clips of the instrument (results/studio.md), 7 to 17 at joins of their own backgrounds
+        # dB; up to 4 within clips of the instrument (results/seams.md), 7 to 17 at joins of their own backgrounds
         assert np.abs(before - after).mean() < 4
     np.testing.assert_array_equal(remake(long.recipe.make, synth), long.wave)
 

@@ -298,7 +298,7 @@ def test_a_loop_of_silence_is_refused(here: Path, capsys, peak: float) -> None:
     assert list(here.iterdir()) == [here / "quiet.wav"]
 
 
-# --- calibration of the measurement; 1,000 loops of each kind are in results/studio.md ---------------------------------
+# --- calibration of the measurement; 1,000 loops of each kind are in results/seams.md ---------------------------------
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

@@ -257,8 +257,8 @@ def test_stems_of_two_channels_add_up_verify_and_their_markers_give_the_same_sce
         made, _ = rerender(recipe, toy)
         np.testing.assert_allclose(made, read_channels(path)[0], atol=2**-22)
     again = perform(toy, read_events(tmp_path / "markers.csv"), seconds=1.5, style=Style(variations=2))
-    waves = [each.stem("Rain").wave / 10 ** (each.gain_db / 20) for each in (again, scene)]
-    np.testing.assert_allclose(*waves, atol=1e-6)
+    found, expected = (each.stem("Rain").wave / 10 ** (each.gain_db / 20) for each in (again, scene))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_scene_has_one_channel_if_nothing_is_panned_or_if_asked(known: Synth) -> None:

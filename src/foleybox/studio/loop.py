@@ -173,7 +173,7 @@ def measure_seam(loop: Wave, rate: int, fade: int) -> Seam:
 
     A click is an error of linear prediction (of order ORDER) within 4 ms of the wrap. It is compared with CLICK times the
     usual error (its median, scaled to the standard deviation of Gaussian noise), or 99 % of stretches of 8 ms if that is
-    more. Both limits are calibrated: results/studio.md.
+    more. Both limits are calibrated: results/seams.md.
     """
     if loop.ndim > 1:
         return max((measure_seam(channel.copy(), rate, fade) for channel in loop.T), key=lambda seam: seam.excess)
