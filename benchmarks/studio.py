@@ -238,7 +238,6 @@ def measure_morph(synth: Synth, config: Studio) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for one in synth.labels:
             for other in synth.labels:
-                number += 1
                 a, b = (synth.render(label, first + number).recipe.make for label, first in ((one, 20), (other, 70)))
                 clips = list(morph(synth, a, b, config.steps))
                 loud, peaks = [], []
@@ -252,6 +251,7 @@ def measure_morph(synth: Synth, config: Studio) -> dict[str, Any]:
                     "off": round(float(off), 2), "hole": round(hole_seconds(clips), 2), "peak": round(max(peaks), 2),
                     "loud": [round(each, 1) for each in loud],
                 }  # fmt: skip
+                number += 1
                 print(one, other, found[f"{one} {other}"], file=sys.stderr)
     return found
 
@@ -279,12 +279,12 @@ def page(numbers: dict[str, Any]) -> str:
         good = sum(row["good"] for row in made) / sum(row["made"] for row in made)
         parts += [
             "## One-shots\n", _source(part),
-            "A one-shot is good if the level rises by 6 dB or more within 10 ms of its begin (20 ms against the 20 ms before), it "
+            "A one-shot is good if the level rises by 6 dB or more within 10 ms (20 ms against the 20 ms before), it "
             "contains the loudest 10 ms of its clip, and its last 10 ms are 30 dB or more below these. "
-            f"Of the five labels with events, {good:.1%} are good. Rain and motors have few events; `pack` makes loops of them.\n",
+            f"Of the five labels with events, {good:.1%} are good. Of rain and motors, `pack` makes loops.\n",
             table(["label", "one-shots", "attack", "loudest", "end", "good", "no one-shot because"], rows), "",
             "## Packs\n", _source(part),
-            "Loudness: what 98 %, 95 % and half of the one-shots can have below -1 dBTP. Kept: the share of candidates that is not "
+            "Loudness: what 98 %, 95 % and half of the one-shots can have below -1 dBTP. Kept: the share of candidates not "
             "refused, near-duplicates aside.\n",
             table(["label", "kind", "target LUFS", "LUFS below -1 dBTP", "candidates", "kept", "refused"], problems), "",
         ]  # fmt: skip
