@@ -21,7 +21,7 @@ from foleybox.studio.onsets import find_onsets
 from foleybox.studio.pack import licence_text, ucs_name
 from foleybox.studio.recipe import read_recipe
 from foleybox.studio.remake import rerender
-from foleybox.studio.shape import event_loudness
+from foleybox.studio.shape import event_loudness, levels
 from foleybox.studio.spectra import band_levels, distance
 from foleybox.studio.synth import Synth
 
@@ -113,6 +113,25 @@ def test_steady_labels_become_loops_with_loop_points(toy: str, here: Path) -> No
         assert "fade" not in [step["do"] for step in recipe.process]  # its ends meet
         assert abs(event_loudness(wave, rate) + 24) <= 0.5
     assert main(["verify", "pack", "--instrument", toy]) == 0
+
+
+def test_of_a_sound_that_swells_and_fades_its_steady_part_is_looped(here: Path, monkeypatch) -> None:
+    class Passing(Drawn):
+        def draw(self, label: int, z: np.ndarray) -> Wave:
+            noise = np.random.default_rng(int(abs(z[0]) * 1e6)).standard_normal(self.instrument.samples)
+            db = np.interp(np.arange(len(noise)) / RATE, [0, 1, 1.2, 3.2, 3.4, 4], [-90, -80, -20, -20, -80, -90])
+            return (10 ** (db / 20) * noise).astype(np.float32)
+
+    synth = Passing(toy_manifest(samples=32_000), Path("nowhere"))
+    monkeypatch.setattr("foleybox.studio.synth.Synth.load", lambda *_: synth)
+    assert main(["pack", "motor", "--count", "4", "--rate", "16000"]) == 0
+    for row in manifest(here / "pack"):
+        wave, rate = read_wave(here / "pack" / row["file"])
+        assert 1.4 < len(wave) / rate < 2.3
+        assert np.ptp(levels(wave, rate)) < 12
+        recipe = read_recipe(here / "pack" / row["file"])
+        assert recipe is not None
+        np.testing.assert_allclose(rerender(recipe, synth)[0], wave, atol=2**-15)
 
 
 def test_a_clip_without_a_clear_event_is_passed_over(toy: str, here: Path, capsys) -> None:

@@ -4,28 +4,31 @@ import base64
 import csv
 import html
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 from tyro.conf import arg
 
-from foleybox.audio import true_peak_db
+from foleybox.audio import Wave, true_peak_db
 from foleybox.files import safe_name
 from foleybox.instrument import Instrument
 from foleybox.labels import Label, find_label
 from foleybox.studio.extend import is_steady
-from foleybox.studio.loop import loop_source, looped, measure_seam
+from foleybox.studio.loop import EDGE, FADE, longest, loop_source, looped, measure_seam
 from foleybox.studio.recipe import Recipe
-from foleybox.studio.shape import CEILING, Shape, event_loudness
+from foleybox.studio.shape import CEILING, FRAME, Shape, Step, event_loudness, levels
 from foleybox.studio.sheet import png, spectrogram
 from foleybox.studio.shots import AT_END, AT_START, ONE_SHOT, UNCLEAR, one_shot
 from foleybox.studio.spectra import Levels, band_levels, distance
 from foleybox.studio.synth import Clip, Synth
 from foleybox.version import __version__
 
+MIN_LOOP = 1.0  # seconds of a loop of a sound that is not steady as a whole
 TRIED = 4  # clips rendered for each sound of a pack, at most
 TOLERANCE = 0.4  # LU by which the true-peak ceiling may keep a sound below the others
 
@@ -97,14 +100,14 @@ def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejec
         if isinstance(made, str):
             rejected[made] = rejected.get(made, 0) + 1
             continue
-        levels = band_levels(made.wave, made.rate)
+        picture = band_levels(made.wave, made.rate)
         made = made.shaped(Shape(rate=wanted.rate if kind == "one-shot" else None, lufs=lufs, peak=wanted.peak))
         if not abs(event_loudness(made.wave, made.rate) - lufs) <= TOLERANCE:
             rejected["too peaky"] = rejected.get("too peaky", 0) + 1
-        elif any(distance(levels, other) < wanted.apart for other in kept):
+        elif any(distance(picture, other) < wanted.apart for other in kept):
             rejected["near-duplicates"] = rejected.get("near-duplicates", 0) + 1
         else:
-            kept.append(levels)
+            kept.append(picture)
             yield made
             if len(kept) == wanted.count:
                 return
@@ -117,12 +120,37 @@ def _one_shot(clip: Clip) -> Clip | str:
 
 
 def _loop(synth: Synth, clip: Clip, wanted: Selection) -> Clip | str:
-    """Return a seamless loop of a clip, or the reason for which it is rejected."""
-    if not is_steady(clip.wave, clip.rate):
-        return "not steady"
-    made, wrap = looped(loop_source(synth, clip, wanted.seconds), wanted.seconds, rate=wanted.rate)
+    """Return a seamless loop of a clip, or the reason for which it is rejected.
+
+    Of a sound that is not steady, such as a motor that passes by, its longest steady part is looped, if it has MIN_LOOP
+    seconds or more: the loop may be shorter than `wanted.seconds`.
+    """
+    seconds = wanted.seconds
+    if is_steady(clip.wave, clip.rate):
+        source = loop_source(synth, clip, seconds)
+    else:
+        part, multiple = steady_part(clip.wave, clip.rate), clip.rate // math.gcd(clip.rate, wanted.rate or clip.rate)
+        cut: tuple[Step, ...] = ({"do": "cut", "start": part.start, "samples": part.stop - part.start},)
+        source = Clip(clip.wave[part], replace(clip.recipe, process=cut))
+        seconds = min(seconds, longest(len(source.wave), clip.rate, round(FADE * clip.rate), multiple))
+        if seconds < min(MIN_LOOP, wanted.seconds):
+            return "not steady"
+    made, wrap = looped(source, seconds, rate=wanted.rate)
     seam = measure_seam(made.wave, made.rate, wrap.fade * made.rate // clip.rate)
     return made if seam.inaudible else "with an audible seam"
+
+
+def steady_part(wave: Wave, rate: int) -> slice:
+    """Return the longest part of a wave [L] whose level over 0.1 s stays within 10 dB of its 90th percentile.
+
+    The ends of the wave, where the level of rendered sounds changes, are left out.
+    """
+    frame = max(1, round(FRAME * rate))
+    power = np.convolve(10 ** (levels(wave, rate) / 10), np.full(10, 0.1), "same")
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], power > 0.1 * np.percentile(power, 90), [False]])))
+    start, stop = max(zip(edges[::2], edges[1::2]), key=lambda part: part[1] - part[0], default=(0, 0))
+    edge = round(EDGE * rate)
+    return slice(max(edge, int(start) * frame), max(edge, min(len(wave) - edge, int(stop) * frame)))
 
 
 REASONS = {
