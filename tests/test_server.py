@@ -3,9 +3,11 @@
 import asyncio
 import concurrent.futures
 import gzip
+import hashlib
 import http.client
 import io
 import json
+import runpy
 import socket
 import threading
 import time
@@ -361,6 +363,13 @@ def test_the_page_is_sent_compressed_where_it_is_so_and_not_changed(server: Runn
     assert gzip.decompress(small.body) == ask(server, wasm).body
     assert ask(server, "/instruments/foley-small/decoder.onnx").status == 200
     assert ask(server, "/instruments/foley-small/instrument.json").status == 404
+
+
+def test_the_files_of_onnxruntime_web_are_those_of_its_package() -> None:
+    root = Path(__file__).parents[1]
+    for name, expected in runpy.run_path(str(root / "tools" / "vendor.py"))["FILES"].items():
+        content = gzip.decompress((root / "src/foleybox/web/page/vendor" / f"{name}.gz").read_bytes())
+        assert hashlib.sha256(content).hexdigest() == expected
 
 
 def test_threads_and_files_are_gone_when_the_server_has_stopped(server: Running) -> None:
