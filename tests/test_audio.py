@@ -290,3 +290,13 @@ def test_loudness_in_pieces_equals_loudness_at_once(monkeypatch: pytest.MonkeyPa
     assert long == pytest.approx(loudness(wave[: 2**18], 22_050), abs=0.01)
     weighted = audio._k_weighted(wave, 22_050)
     np.testing.assert_allclose(weighted[2**18 :], audio._k_weighted(wave[22_050:], 22_050)[2**18 - 22_050 :], atol=1e-9)
+
+
+def test_a_float_file_of_samples_that_are_no_sound_is_refused(tmp_path: Path) -> None:
+    for value, accepted in ((2.0**31, True), (-1e30, False)):
+        soundfile.write(tmp_path / "x.wav", np.array([0.0, value]), 8_000, "FLOAT")
+        if accepted:
+            assert read_wave(tmp_path / "x.wav")[0][1] == value
+        else:
+            with pytest.raises(UserError, match=r"holds samples up to 1e\+30"):
+                read_wave(tmp_path / "x.wav")

@@ -30,6 +30,7 @@ Subtype = Literal["PCM_16", "PCM_24", "FLOAT"]
 
 MOST_CHANNELS = 64
 MOST_CHUNKS = 100_000  # of a RIFF file
+LOUDEST = 1e10  # sample of a float file: far above full scale in 32 bits, and its square is a number yet
 MOST_PER_BYTE = 8_192  # samples that the densest format (Vorbis) can hold in a byte
 RAISE = "FOLEYBOX_MOST_SAMPLES"
 _asked = os.environ.get(RAISE, "")
@@ -94,6 +95,10 @@ def read_channels(path: str | Path) -> tuple[Wave, int]:
     if not np.isfinite(channels).all():
         bad = int(np.count_nonzero(~np.isfinite(channels).all(axis=1)))
         raise UserError(f"{path} holds {bad:,} samples that are NaN or infinite: expected numbers; export it again")
+    if (peak := max(float(channels.max()), -float(channels.min()))) > LOUDEST:
+        raise UserError(
+            f"{path} holds samples up to {peak:.3g}: expected {LOUDEST:g} at most, full scale is 1; export it again"
+        )
     return channels, found_rate
 
 
