@@ -376,6 +376,42 @@ def test_files_and_the_microphone_become_events(page: Page, server: Running, tmp
     expect(page.locator(".event").first).to_be_visible()
 
 
+FILM = """async () => {
+    const canvas = document.createElement("canvas");
+    const recorder = new MediaRecorder(canvas.captureStream(20), { mimeType: "video/webm" });
+    const parts = [];
+    recorder.ondataavailable = ({ data }) => parts.push(data);
+    recorder.start();
+    for (let n = 0; n < 16; n++) {
+        canvas.getContext("2d").fillRect(n, n, 20, 20);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+    await new Promise((resolve) => { recorder.onstop = resolve; recorder.stop(); });
+    const files = new DataTransfer();
+    files.items.add(new File(parts, "film.webm", { type: "video/webm" }));
+    const input = document.querySelector("input[type=file]");
+    input.files = files.files;
+    input.dispatchEvent(new Event("change"));
+}"""
+
+
+def test_a_video_can_be_stepped_through_and_tapped_along_to(page: Page, server: Running) -> None:
+    opened(page, server.url, ready=False)
+    page.get_by_role("tab", name="Performer").click()
+    page.evaluate(FILM)
+    expect(page.locator("video")).to_be_visible()
+    for _ in range(3):
+        page.get_by_role("button", name="Frame forward").click()
+    page.get_by_role("button", name="Frame back").click()
+    page.wait_for_timeout(200)
+    page.get_by_role("button", name="Add event here").click()
+    expect(page.locator(".event").first).to_have_accessible_name(re.compile(r"at 0\.08 s"))
+    page.keyboard.press("r")
+    page.keyboard.press("3")
+    page.keyboard.press("r")
+    expect(page.locator(".lane").nth(2).locator(".event")).to_have_count(1)
+
+
 # --- without a server ---------------------------------------------------------------------------------------------
 
 
@@ -421,6 +457,12 @@ def test_a_page_without_a_server_stars_and_varies_and_says_what_it_cannot_do(pag
     page.get_by_role("tab", name="Performer").click()
     expect(page.get_by_role("button", name="Render")).to_be_disabled()
     expect(page.locator(".scene .hint")).to_contain_text("foleybox serve")
+
+
+def test_the_page_of_a_server_can_render_in_the_browser_too(page: Page, server: Running) -> None:
+    opened(page, server.url, "?render=browser", ready=False)
+    expect(page.locator(".tile").first).not_to_have_class(re.compile("waiting"), timeout=60_000)
+    expect(page.get_by_role("button", name="Between")).to_be_disabled()
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ export class Performer {
     this.file.value = "";
     if (!file) return;
     const { name } = file;
-    if (file.type.startsWith("video/") && !name.startsWith(t("recordMic"))) {
+    if (file.type.startsWith("video/")) {
       this.video.src = URL.createObjectURL(file);
       this.video.hidden = this.frames.hidden = false;
       this.video.onloadedmetadata = () => this.draw();
