@@ -330,8 +330,9 @@ def page(numbers: dict[str, Any]) -> str:
         offs, holes = ([row[name] for row in part["found"].values()] for name in ("off", "hole"))
         parts += [
             "## Morphs\n", _source(part),
-            f"One morph of each ordered pair of labels, as written. Largest distance from the line: {max(offs):.2f} LU; longest "
-            f"silence (-50 dB) where neither end is below -30 dB: {max(holes):.2f} s.\n",
+            "One morph of each ordered pair of labels (pair k: seeds 20 + k and 70 + k), as written. "
+            f"Largest distance from the line: {max(offs):.2f} LU; longest silence (-50 dB) where neither end is below -30 dB: "
+            f"{max(holes):.2f} s.\n",
             table(["from, to", "LUFS of the steps", "off the line, LU", "hole, s", "highest dBTP"], rows), "",
         ]  # fmt: skip
     return "\n".join(parts)
@@ -347,7 +348,8 @@ def _steady(label: str) -> bool:
 
 
 def _source(part: dict[str, Any]) -> str:
-    return f"`{part['command']}`, {part['instrument']}, seeds 0 to {part['seeds'] - 1} of each label, commit {part['commit']}.\n"
+    seeds = "" if "steps" in part else f" seeds 0 to {part['seeds'] - 1} of each label,"
+    return f"`{part['command']}`, {part['instrument']},{seeds} commit {part['commit']}.\n"
 
 
 def main(config: Studio) -> None:
@@ -361,7 +363,7 @@ def main(config: Studio) -> None:
         numbers[part] = {
             "command": shlex.join(["python", "benchmarks/studio.py", *sys.argv[1:]]),
             "instrument": f"{made.name} {made.version}",
-            "seeds": config.seeds,
+            **({"steps": config.steps} if part == "morph" else {"seeds": config.seeds}),
             "commit": commit(),
             "found": measure[part](synth, config),
         }
