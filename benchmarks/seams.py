@@ -101,7 +101,7 @@ def noise_rows(loops: int) -> list[list[str]]:
             clicking[0] += height * loop.std()
             found += not measure_seam(clicking, RATE, fade).inaudible
         what = f"{len(made)} loops of white noise of 2 s, a click of {height} standard deviations on the first sample"
-        rows.append([what, f"{found / len(made):.1%}", "all from 8 on" if height >= 8 else ""])
+        rows.append([what, f"{found / len(made):.1%}", "all" if height >= 10 else ""])
     return rows
 
 
@@ -193,11 +193,11 @@ Written by `{command}` at commit {commit() or "unknown"}: instrument `{made.name
 
 ## The background of long sounds
 
-Sounds of 20 s ({config.seeds} of each label), built from variations. At each join, the background of the {BEFORE:g} s before it is
-compared with that of the {BEFORE:g} s after it: the 10th percentile of the level in 24 bands, the mean difference in dB (median /
-95th percentile over the joins), down to {RANGE_DB:g} dB below the loudest band. "Within clips" is the same at the middle of clips as
-they are rendered; "each its own": the same parts with their own backgrounds; "one": the background of the first clip for the
-whole length. Where events follow one another without a gap, their tails count as background.
+Sounds of 20 s ({config.seeds} of each label), built from variations. At each join, the background of the {BEFORE:g} s before
+it is compared with that of the {BEFORE:g} s after it: the 10th percentile of the level in 24 bands, the mean difference in dB
+(median / 95th percentile over the joins), down to {RANGE_DB:g} dB below the loudest band. "Within clips" is the same at the
+middle of clips as they are rendered; "each its own": the same parts with their own backgrounds; "one": the background of the
+first clip for the whole length. Where events follow one another without a gap, their tails count as background.
 
 {backgrounds}
 
