@@ -146,6 +146,7 @@ def main() -> int:
     parser.add_argument("--work", default=None, help="folder for temporary files, in memory if possible")
     options = parser.parse_args()
     Path(options.out).mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the workers too
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         shared: Any = manager.dict({"counts": {}, "starts": 0, "lock": manager.Lock()})
