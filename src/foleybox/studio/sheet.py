@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from foleybox.audio import Wave
+from foleybox.audio import Wave, mono
 from foleybox.errors import UserError
 from foleybox.files import write_bytes
 from foleybox.studio.synth import Clip
@@ -102,7 +102,7 @@ class Sheet:
             if len(self.rows) == ROWS:
                 self._write()
             self.rows.append((clip.label, []))
-        self.rows[-1][1].append((caption or str(clip.seed), spectrogram(clip.wave, clip.rate)))
+        self.rows[-1][1].append((caption or str(clip.seed), spectrogram(mono(clip.wave), clip.rate)))
 
     def close(self) -> list[Path]:
         """Write the last page and return the paths of all. Raises UserError for a sheet of no clips."""
