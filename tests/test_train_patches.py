@@ -411,7 +411,7 @@ def teacher(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of_distillation(run: Path, out: Path, **changes: Any) -> DistilPatches:
     quick = {key: value for key, value in QUICK.items() if key != "held_out"}
-    base = configured(DistilPatches, teacher=run, out=out, clips=2, positions=20, batch=64, **quick)
+    base = configured(DistilPatches, teacher=run, out=out, sounds=2, positions=20, rows=64, **quick)
     return changed(base, **changes)
 
 

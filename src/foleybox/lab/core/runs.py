@@ -288,10 +288,10 @@ def read_clips(run: Path) -> list[dict[str, str]]:
 def clips_seen(run: Path) -> int:
     """Return how many clips a run's weights were trained on, including the runs it started from.
 
-    A clip counts as often as it was in a batch. Raises UserError for a bad run.
+    A clip counts as often as it was in a batch; a distillation reads none. Raises UserError for a bad run.
     """
     settings = read_run_config(run)
-    return settings.get("seen_before", 0) + read_state(run / "state.pt", ours=True)["step"] * settings["batch"]
+    return settings.get("seen_before", 0) + read_state(run / "state.pt", ours=True)["step"] * settings.get("batch", 0)
 
 
 def merge_rows(mine: list[dict[str, str]], *others: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -243,7 +243,7 @@ def budget(made_by: Path) -> Run:
     """Return the training budget of a run folder or an instrument. Raises UserError if it is neither."""
     if (made_by / MANIFEST).is_file():
         made = read_instrument(made_by).made_with.get("generator", {})
-        seen = (made.get("seen_before") or 0) + made["steps"] * made["batch"] if "steps" in made else None
+        seen = (made.get("seen_before") or 0) + made["steps"] * made.get("batch", 0) if "steps" in made else None
     else:
         made, seen = read_run_config(made_by), clips_seen(made_by)
     return Run(clips_seen=seen, seed=made.get("seed"), tiers=tuple(made.get("tiers", ())))

@@ -114,6 +114,13 @@ def describe_generator(run: dict[str, Any]) -> str:
     """Return the run of `train sagan` or `train patches` in a line."""
     before = f", started from weights trained on {run['seen_before']:,} clips" if run.get("seen_before") else ""
     model = run["model"]
+    if run.get("flow_steps") is not None:
+        return (
+            f"causal patches, width {model['width']}, {model['layers']} layers, trained on {run['seen_before']:,} clips; "
+            f"their flow head distilled from {run['teacher_steps']} steps with guidance to {run['flow_steps']} without, on "
+            f"{run['steps']:,} batches of {run['rows']:,} latents, AdamW at {run['lr']:g}, moving average "
+            f"{run['decay']:g}, seed {run['seed']}"
+        )
     if run.get("part") == "patches":
         other = f", {run['others_share']:.0%} of them other sounds" if model["labels"] > len(LABELS) else ""
         without = f", without the recordings {', '.join(run['without'])}" if run.get("without") else ""

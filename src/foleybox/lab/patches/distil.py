@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from foleybox.errors import UserError
 from foleybox.lab.core.loop import Log, accelerator_for, at_least, due, seed_step, update_average
-from foleybox.lab.core.runs import PythonOnly, RunConfig, fingerprint, open_run, read_clips, resume, save_state
+from foleybox.lab.core.runs import (
+    PythonOnly,
+    RunConfig,
+    fingerprint,
+    open_run,
+    read_clips,
+    read_run_config,
+    resume,
+    save_state,
+)
 from foleybox.lab.patches.runs import check_not_distilled, load_patches
 from foleybox.lab.patches.transformer import (
     GUIDANCE,
@@ -55,9 +64,9 @@ class DistilPatches:
     "factor of the noise of each label, in their order"
     teacher_steps: int = 12
     "steps of the teacher's flow"
-    clips: int = 70
+    sounds: int = 70
     "sounds of each label whose contexts are used"
-    batch: int = 1024
+    rows: int = 1024
     "R: latents per step"
     lr: float = 1e-3
     half_life: int = 1000
@@ -76,6 +85,8 @@ class DistilPatches:
     "recorded in the run: the teacher's sizes"
     autoencoder: PythonOnly[str] = ""
     "recorded in the run: the fingerprint of the latents"
+    tiers: PythonOnly[tuple[str, ...]] = ()
+    "recorded in the run: the licence tiers of the teacher's training clips"
     run: RunConfig = field(default_factory=RunConfig)
 
 
@@ -99,7 +110,7 @@ def main(config: DistilPatches) -> int:
 @torch.no_grad()
 def draw_contexts(model: Patches, config: DistilPatches, clips: int = 32) -> Contexts:
     """Return the contexts of all positions of sounds that the teacher draws, `clips` at a time, in random order."""
-    labels = torch.arange(len(LABELS)).repeat_interleave(config.clips)
+    labels = torch.arange(len(LABELS)).repeat_interleave(config.sounds)
     guidance, temperature = torch.tensor(config.guidance), torch.tensor(config.temperature)
     parts = []
     for label in labels[torch.randperm(len(labels))].split(clips):
@@ -142,7 +153,7 @@ def train(config: DistilPatches) -> Patches:
 
     Raises UserError for settings out of range, a teacher that is a student itself, or a run folder of another configuration.
     """
-    at_least(config, flow_steps=1, teacher_steps=1, clips=1, batch=2, steps=1, half_life=1, positions=1)
+    at_least(config, flow_steps=1, teacher_steps=1, sounds=1, rows=2, steps=1, half_life=1, positions=1)
     if any(len(numbers) != len(LABELS) or min(numbers) <= 0 for numbers in (config.guidance, config.temperature)):
         raise UserError(f"guidance and temperature: expected {len(LABELS)} numbers of each, all above 0")
     check_not_distilled(config.teacher, "be distilled again")
@@ -153,7 +164,8 @@ def train(config: DistilPatches) -> Patches:
     student.head.requires_grad_(True)
     average = copy.deepcopy(student).eval().requires_grad_(False)
     name = Path(fingerprint(teacher))  # the teacher's weights instead of a path
-    record = replace(config, teacher=name, model=teacher.config, autoencoder=latents_of)
+    tiers = tuple(read_run_config(config.teacher).get("tiers", ()))
+    record = replace(config, teacher=name, model=teacher.config, autoencoder=latents_of, tiers=tiers)
     open_run(config.out, "patches", record, read_clips(config.teacher), config.teacher)
     torch.manual_seed(config.run.seed)
     contexts = Contexts(*(each.to(device) for each in draw_contexts(teacher, config)))
@@ -171,11 +183,11 @@ def train(config: DistilPatches) -> Patches:
         for step in range(start, config.steps):
             seed_step(config.run.seed, step, accelerator.process_index)
             optimizer.param_groups[0]["lr"] = config.lr * min(1.0, (step + 1) / 100) * 0.5 ** (step / config.half_life)
-            rows = torch.randint(len(kept.label), (config.batch // accelerator.num_processes,), device=device)
-            batch = Contexts(*(each[rows] for each in kept))
-            scale = torch.empty(len(rows), 1, device=device).uniform_(*config.temperatures)
+            chosen = torch.randint(len(kept.label), (config.rows // accelerator.num_processes,), device=device)
+            batch = Contexts(*(each[chosen] for each in kept))
+            scale = torch.empty(len(chosen), 1, device=device).uniform_(*config.temperatures)
             noise = (
-                torch.randn(len(rows), teacher.config.latent, device=device) * scale * temperature[batch.label, None]
+                torch.randn(len(chosen), teacher.config.latent, device=device) * scale * temperature[batch.label, None]
             )
             with accelerator.autocast():
                 with torch.no_grad():
