@@ -1,8 +1,8 @@
 """Write results/audit.md: does `foleybox audit` find copies, and how does it judge real clips and systems?
 
-    foleybox restore foley-small -o runs/foley-small
-    foleybox generate all --count 100 --seed 1000 -o out/foley-small
-    python benchmarks/audit.py ../shared/data/foley --vocoded-by runs/foley-small --systems out/foley-small
+    foleybox restore foley -o runs/foley
+    foleybox generate all --count 100 --seed 1000 -o out/foley
+    python benchmarks/audit.py ../shared/data/foley --vocoded-by runs/foley --systems out/foley
 
 About a minute of processor time a folder.
 """

@@ -1,7 +1,7 @@
 """Write results/augment.md: does a classifier that is also trained on generated sounds recognise real clips better?
 
-    foleybox generate all -n 100 --seed 0 -o out/foley-small
-    python benchmarks/augment.py ../shared/data/foley --sounds out/foley-small
+    foleybox generate all -n 100 --seed 0 -o out/foley
+    python benchmarks/augment.py ../shared/data/foley --sounds out/foley
 
 The classifier starts from random weights and gets the same number of clips in every case; gain, a shift in time and masks
 (SpecAugment) vary all clips in all cases.

@@ -49,7 +49,7 @@ from foleybox.studio.synth import Synth, cores
 from foleybox.version import commit
 
 Part = Literal["agree", "page", "server", "hostile"]
-RESIDUAL = {"foley-open": 57.4, "foley-small": 8.32, "sagan-small": 1.63}  # 16-bit steps, results/determinism.md
+RESIDUAL = {"foley-open": 57.4, "foley": 8.32, "foley": 1.63}  # 16-bit steps, results/determinism.md
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 # When the first tile, and all of them, were drawn: milliseconds from opening the page.
@@ -181,7 +181,7 @@ def measure_page(site: str, folder: Path) -> list[tuple[str, str, str]]:
             for times in (cold, None, warm, warm):  # the second visit stores compiled code, the third has it
                 page = browser.new_page()
                 page.add_init_script(OBSERVE)
-                page.goto(f"{site}#foley-small/dog_bark/0")
+                page.goto(f"{site}#foley/dog_bark/0")
                 page.wait_for_selector(DRAWN, timeout=120_000)
                 first, last = page.evaluate("() => [window.firstTile, window.lastTile]")
                 if times is not None:
@@ -192,12 +192,12 @@ def measure_page(site: str, folder: Path) -> list[tuple[str, str, str]]:
             if visit == 0:
                 page = browser.new_page()
                 page.goto(f"{site}icon.svg")
-                page.evaluate(RENDER, [f"foley-small/dog_bark/{seed}" for seed in range(4)])
+                page.evaluate(RENDER, [f"foley/dog_bark/{seed}" for seed in range(4)])
                 found = page.evaluate(
-                    RENDER, [f"foley-small/{label}/9" for label in ("dog_bark", "rain", "keyboard", "gunshot")]
+                    RENDER, [f"foley/{label}/9" for label in ("dog_bark", "rain", "keyboard", "gunshot")]
                 )
                 singles += [each / 1000 for each, _ in found]
-                page.goto(f"{site}#foley-small/footstep/0")
+                page.goto(f"{site}#foley/footstep/0")
                 page.wait_for_selector(DRAWN, timeout=120_000)
                 page.add_init_script(OBSERVE)
                 start = time.perf_counter()
@@ -220,7 +220,7 @@ def measure_page(site: str, folder: Path) -> list[tuple[str, str, str]]:
 @contextlib.contextmanager
 def running_server() -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """Start `foleybox serve` as a process; yield its port and the process."""
-    command = [sys.executable, "-m", "foleybox", "serve", "--port", "0", "--instrument", "foley-small"]
+    command = [sys.executable, "-m", "foleybox", "serve", "--port", "0", "--instrument", "foley"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     port = int(process.stdout.readline().split("/")[2].split(":")[1])
@@ -274,7 +274,7 @@ def measure_server(config: Config, folder: Path) -> list[tuple[str, str, str]]:
                 number = next(numbers)
                 start = time.perf_counter()
                 try:
-                    connection.request("GET", f"/v1/sounds/foley-small/{labels[number % 7]}/{number}.wav")
+                    connection.request("GET", f"/v1/sounds/foley/{labels[number % 7]}/{number}.wav")
                     response = connection.getresponse()
                     body = response.read()
                     statuses[response.status] += 1
@@ -318,7 +318,7 @@ BODIES = [
     "{", "[" * 9000, "null", "\x00\xff", '{"events":[{"time":1e999}]}', '{"events":[' + "1," * 2000 + "1]}",
     '{"labels":["rain"],"selection":{"count":1e9}}', '{"labels":["../../etc"]}', '{"events":[{"time":1}],"label":"cat"}',
 ]  # fmt: skip
-SOUND = "/v1/sounds/foley-small/dog_bark/1.wav"
+SOUND = "/v1/sounds/foley/dog_bark/1.wav"
 
 
 def hostile_request(draw: random.Random, port: int) -> bytes:
@@ -389,7 +389,7 @@ def measure_hostile(config: Config) -> list[tuple[str, str, str]]:
             statuses[answer[9:12].decode("latin-1") or "closed"] += 1
         seconds = time.perf_counter() - start
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("GET", "/v1/sounds/foley-small/dog_bark/1.wav")
+        connection.request("GET", "/v1/sounds/foley/dog_bark/1.wav")
         alive = connection.getresponse().status == 200
         memory = resident(process)
         for client in open_ones:
@@ -426,7 +426,7 @@ def main(config: Config) -> None:
     versions = f"Python {platform.python_version()}, onnxruntime {version('onnxruntime')} and onnxruntime-web 1.30.0"
     text = f"""# The page and the server
 
-Written by `python benchmarks/web.py {" ".join(sys.argv[1:])}` at commit {commit()}: foley-small 10 where no instrument is named,
+Written by `python benchmarks/web.py {" ".join(sys.argv[1:])}` at commit {commit()}: foley 10 where no instrument is named,
 {browser} (headless, one thread of wasm), {versions}, {cores()} cores
 (load before: {load:.1f}). One 16-bit step is 1/32768 of full scale.
 

@@ -55,7 +55,7 @@ def test_a_part_is_cut_where_it_is_quiet_and_not_at_all_where_it_is_loud() -> No
 
 @pytest.fixture(scope="module")
 def synth() -> Synth:
-    return Synth.load("foley-small", threads=1)
+    return Synth.load("foley", threads=1)
 
 
 @pytest.fixture(scope="module")

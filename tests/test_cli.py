@@ -222,7 +222,7 @@ def test_a_recipe_or_its_file_makes_the_very_sound_again(here: Path, toy: str, c
         (["x.json", "in/x.json"], "several recipes named x"),
         (["x.json", "-o", "there"], "there/x.wav exists already: add --force"),
         (["x.json", "in/y.json", "-o", "x.wav"], "-o x.wav is one file, and 2 sounds were asked for"),
-        (["x.json", "--instrument", "sagan-small"], "made with the instrument toy"),
+        (["x.json", "--instrument", "foley"], "made with the instrument toy"),
         (["lost.wav"], "lost.wav: it lost its recipe"),
     ],
 )
@@ -292,7 +292,7 @@ def test_existing_files_stay_unless_forced(here: Path, toy: str, capsys) -> None
         (["rain", "--seed", str(2**53 - 1), "--count", "2"], "the last seed would exceed 9007199254740991"),
         (["rain", "--rate", "0"], "--rate 0: expected 1000 to 768000 Hz"),
         (["rain", "--lufs", "3"], "--lufs 3.0: expected -70 to 0 LUFS"),
-        (["rain", "--seconds", "inf"], "--seconds inf: expected 0.02 to 3600 seconds"),
+        (["rain", "--seconds", "inf"], "--seconds inf: expected a number"),
         (["rain", "--format", "flac", "--subtype", "FLOAT"], "expected PCM_16 or PCM_24"),
         (["rain", "--format", "ogg", "--subtype", "PCM_24"], "OGG is Vorbis, which has no bit depth; drop the subtype"),
         (["rain", "-o", "x.ogg", "--subtype", "FLOAT"], "OGG is Vorbis"),
@@ -530,13 +530,18 @@ def test_info_reports_a_lost_recipe_and_prints_an_existing_one(here: Path, toy: 
 
 def test_info_of_a_scene_does_not_fill_the_screen(here: Path, toy: str, capsys) -> None:
     synth = foleybox.load(toy)
-    events = [[place, place * 441, -3.25] for place in range(2_000)]
-    make = {"do": "perform", "label": "Rain", "seed": 1, "events": events}
+    events = [[place, place * 441, 0, 0.5] for place in range(2_000)]
+    track = {
+        "label": "Rain",
+        "shots": [[{"do": "render", "label": "Rain", "seed": 1, "temperature": 1.0}, 0, 0, 100, 0.0]],
+        "events": events,
+    }
+    make = {"do": "perform", "label": "Rain", "seed": 1, "samples": 1_800, "tracks": [track]}
     synth.clip(synth.render("rain", 1).wave, make).save("scene.wav")
     assert main(["info", "scene.wav"]) == 0
     out = capsys.readouterr().out
     assert len(out.splitlines()) < 50
-    assert "and 1,988 more" in out
+    assert "[1999, " not in out
 
 
 def test_info_of_neither_is_reported(here: Path, capsys) -> None:
@@ -599,7 +604,7 @@ def test_every_verb_in_the_table_leads_to_a_function_of_one_config(verb: str) ->
         (["generat"], "did you mean generate?"),
         (["xyzzy"], "expected one of generate, vary, morph"),
         (["data"], "`data` needs a second word: expected data check"),
-        (["train", "flute"], "unknown verb 'train flute': expected train patches or train autoencoder or"),
+        (["train", "flute"], "unknown verb 'train flute': expected train patches or train distilled or"),
         (["train", "vocodre"], "did you mean train vocoder?"),
         (["trian", "vocoder"], "did you mean train?"),
     ],

@@ -264,7 +264,7 @@ def test_several_loops_of_a_file_or_a_label_are_different_and_verify(toy: Synth,
 
 
 def test_a_loop_of_events_contains_the_loudest_one() -> None:
-    synth = Synth.load("foley-small")
+    synth = Synth.load("foley")
     source = loop_source(synth, synth.render("dog_bark", 1), 4.0)
     clip, _ = looped(source, 4.0)
     assert levels(clip.wave, clip.rate).max() > levels(source.wave, clip.rate).max() - 3.1

@@ -233,7 +233,7 @@ def test_the_advice_is_about_what_was_wrong(steps: Synth, here: Path, capsys) ->
 
 
 def test_names_follow_the_universal_category_system() -> None:
-    assert ucs_name("Footstep", 7, 50, "foleybox", "sagan-small") == "FEETHmn_Footstep-07_foleybox_sagan-small"
+    assert ucs_name("Footstep", 7, 50, "foleybox", "foley") == "FEETHmn_Footstep-07_foleybox_foley"
     assert ucs_name("Sneeze_Cough", 7, 500, "Me", "x") == "HMNCough_Sneeze-Cough-007_Me_x"
     assert ucs_name("GunShot", 1, 1, "Me", "x", "GUNPis") == "GUNPis_GunShot-01_Me_x"
     assert ucs_name("Tür/auf: zu", 1, 1, "my name", "a_b") == "Tür-auf-zu-01_my-name_a-b"

@@ -13,7 +13,7 @@ from helpers_lab import configured, toy_folder
 from torch import Tensor, nn
 
 from foleybox.errors import UserError
-from foleybox.instrument import SHIPPED, read_instrument
+from foleybox.instrument import DEFAULT, SHIPPED, read_instrument
 from foleybox.lab.core.clips import find_clips
 from foleybox.lab.core.runs import fingerprint, read_clips, read_run_config
 from foleybox.lab.export import restore
@@ -40,8 +40,8 @@ from foleybox.lab.vocoders.runs import load_vocoder
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
 from foleybox.licences import TrainingClips, tier_of
 
-SMALL = SHIPPED / "foley-small"
-GAN = SHIPPED / "sagan-small"
+SMALL = SHIPPED / DEFAULT
+GAN = Path(__file__).parent / "instruments" / "sagan-small"  # it shipped with earlier versions
 PARTS = ("autoencoder", "patches", "vocoder")
 
 
@@ -53,10 +53,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_instrument_that_ships_is_restored_by_its_name(tmp_path: Path) -> None:
-    assert restore.main(Restore(Path("sagan-small"), tmp_path / "runs")) == 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["sagan", "vocoder"]
-    with pytest.raises(UserError, match=r"no instrument sagan-smal: .* one that ships \(foley-small"):
-        restore.main(Restore(Path("sagan-smal"), tmp_path / "other"))
+    assert restore.main(Restore(Path(DEFAULT), tmp_path / "runs")) == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(PARTS)
+    with pytest.raises(UserError, match=r"no instrument folex: .* one that ships \(foley, foley-small"):
+        restore.main(Restore(Path("folex"), tmp_path / "other"))
 
 
 def inputs_of_next(model: Patches) -> dict[str, Tensor]:
@@ -92,8 +92,9 @@ def test_the_restored_autoencoder_and_vocoder_make_the_mels_and_waves_of_the_ins
     decoder = DecoderGraph(autoencoder)
     assert difference("decoder", decoder, inputs) < 1e-3
     mel = decoder(**inputs).detach()
-    assert difference("vocoder", vocoder, {"mel": mel}) < 1e-3
-    assert float(vocoder(mel).detach().abs().max()) > 0.01
+    loudest = float(vocoder(mel).detach().abs().max())
+    assert loudest > 0.01
+    assert difference("vocoder", vocoder, {"mel": mel}) < 2e-3 * loudest  # the graph has the inverse STFT in 16 bits
 
 
 def test_the_time_embedding_between_the_steps_of_the_flow_is_a_smooth_curve(runs: Path) -> None:
@@ -165,8 +166,8 @@ def test_training_goes_on_from_what_was_restored(runs: Path, tmp_path: Path) -> 
     assert len(read_clips(again.out)) == 14 + len(read_clips(runs / "patches"))
     voice = configured(
         TrainVocoder,
-        (str(sounds),), tmp_path / "vocoder", mel="wide", start_from=runs / "vocoder", mels_from=runs / "autoencoder",
-        held_out=0.3, batch=2, preset="textures", **common,
+        (str(sounds),), tmp_path / "vocoder", mel="wide", full_band=True, start_from=runs / "vocoder",
+        mels_from=runs / "autoencoder", held_out=0.3, batch=2, preset="textures", **common,
     )  # fmt: skip
     assert train_vocoder(voice) == 0
 

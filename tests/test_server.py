@@ -33,12 +33,12 @@ from helpers_web import Running
 
 from foleybox.web.guard import MOST_BODY, Guard
 
-SOUND = "/v1/sounds/sagan-small/dog_bark/5.wav"  # rendered in little time
+SOUND = "/v1/sounds/foley/dog_bark/5.wav"  # rendered in little time
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    with Running([Synth.load("sagan-small"), Synth.load()]) as running:
+    with Running([Synth.load("foley"), Synth.load("foley-small")]) as running:
         yield running
 
 
@@ -80,10 +80,10 @@ def ended(server: Running, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_sound_is_the_file_that_the_command_line_writes(server: Running, tmp_path: Path) -> None:
-    answer = ask(server, "/v1/sounds/foley-small/dog_bark/5.wav?lufs=-26&seconds=1.5")
+    answer = ask(server, "/v1/sounds/foley/dog_bark/5.wav?lufs=-26&seconds=1.5")
     assert (answer.status, answer.headers["Content-Type"]) == (200, "audio/wav")
     assert int(answer.headers["Content-Length"]) == len(answer.body)
-    synth = server.synths[1]
+    synth = server.synths[0]
     finished(synth, synth.render("dog_bark", 5), Shape(lufs=-26.0, seconds=1.5)).save(tmp_path / "a.wav")
     assert answer.body == (tmp_path / "a.wav").read_bytes()
 
@@ -139,12 +139,12 @@ def test_an_address_with_the_fingerprint_may_be_kept_for_ever(server: Running) -
 @pytest.mark.parametrize(
     ("path", "status", "sentence"),
     [
-        ("/v1/sounds/foley-small/cat/5.wav", 404, "unknown label 'cat'"),
+        ("/v1/sounds/foley/cat/5.wav", 404, "unknown label 'cat'"),
         ("/v1/sounds/nobody/rain/5.wav", 404, "no instrument 'nobody'"),
-        ("/v1/sounds/foley-small/rain/9007199254740992.wav", 422, "seed 9007199254740992"),
-        ("/v1/sounds/foley-small/rain/-1.wav", 404, "no sound"),
-        ("/v1/sounds/foley-small/rain/5.exe", 404, "no sound"),
-        (f"/v1/sounds/foley-small/rain/{'9' * 6000}.wav", 404, "no sound"),
+        ("/v1/sounds/foley/rain/9007199254740992.wav", 422, "seed 9007199254740992"),
+        ("/v1/sounds/foley/rain/-1.wav", 404, "no sound"),
+        ("/v1/sounds/foley/rain/5.exe", 404, "no sound"),
+        (f"/v1/sounds/foley/rain/{'9' * 6000}.wav", 404, "no sound"),
         (f"{SOUND}?temperature=11", 422, "temperature 11.0"),
         (f"{SOUND}?seconds=nan", 422, "finite"),
         (f"{SOUND}?seconds=61", 422, "expected 60 at most"),
@@ -173,7 +173,7 @@ def test_what_cannot_be_made_is_one_sentence(server: Running, path: str, status:
 
 
 def test_concurrent_requests_are_rendered_together_and_give_the_same_bytes(server: Running) -> None:
-    paths = [f"/v1/sounds/sagan-small/gunshot/{seed}.wav" for seed in range(4)]
+    paths = [f"/v1/sounds/foley/gunshot/{seed}.wav" for seed in range(4)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         batches = server.studio.renders.batches
         together = list(pool.map(lambda path: ask(server, path).body, paths))
@@ -344,8 +344,8 @@ def test_uploads_are_read_by_the_strict_readers(server: Running) -> None:
 
 def test_the_server_describes_itself(server: Running) -> None:
     assert ask(server, "/healthz").json["status"] == "ok"
-    _, about = ask(server, "/v1/instruments").json
-    assert (about["name"], about["licence"], len(about["labels"])) == ("foley-small", "CC-BY-NC-4.0", 7)
+    about, _ = ask(server, "/v1/instruments").json
+    assert (about["name"], about["licence"], len(about["labels"])) == ("foley", "CC-BY-4.0", 7)
     assert [each["slug"] for each in ask(server, "/v1/labels").json] == about["labels"]
     assert "/v1/perform" in ask(server, "/openapi.json").json["paths"]
     metrics = ask(server, "/metrics").body.decode()
@@ -361,8 +361,8 @@ def test_the_page_is_sent_compressed_where_it_is_so_and_not_changed(server: Runn
     small = ask(server, wasm, headers={"Accept-Encoding": "gzip"})
     assert (small.headers["Content-Encoding"], small.headers["Content-Type"]) == ("gzip", "application/wasm")
     assert gzip.decompress(small.body) == ask(server, wasm).body
-    assert ask(server, "/instruments/foley-small/decoder.onnx").status == 200
-    assert ask(server, "/instruments/foley-small/instrument.json").status == 404
+    assert ask(server, "/instruments/foley/decoder.onnx").status == 200
+    assert ask(server, "/instruments/foley/instrument.json").status == 404
 
 
 def test_the_files_of_onnxruntime_web_are_those_of_its_package() -> None:

@@ -16,7 +16,7 @@ from foleybox.studio.synth import Synth
 
 @pytest.fixture(scope="module")
 def synth() -> Synth:
-    return Synth.load("foley-small", threads=1)
+    return Synth.load("foley", threads=1)
 
 
 def power_db(wave: Wave) -> float:

@@ -280,9 +280,11 @@ def test_the_environment_names_the_instrument_that_is_played_if_no_other_is(
     assert find_instrument() == tmp_path / "a"
 
 
-def test_foley_small_plays_when_no_instrument_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_foley_plays_when_no_instrument_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FOLEYBOX_INSTRUMENT", raising=False)
-    assert find_instrument() == SHIPPED / "foley-small"
+    with pytest.raises(UserError, match=r"no instrument foley-open: .* history at commit c8b5aca"):
+        find_instrument("foley-open")
+    assert find_instrument() == SHIPPED / "foley"
 
 
 def test_loading_the_synth_imports_neither_torch_nor_onnxruntime_nor_progress_bars() -> None:

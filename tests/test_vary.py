@@ -32,7 +32,7 @@ def synth(tmp_path_factory: pytest.TempPathFactory) -> Synth:
 
 @pytest.fixture(scope="module")
 def instruments() -> dict[str, Synth]:
-    return {name: Synth.load(name, threads=1) for name in ("foley-small", "sagan-small")}
+    return {name: Synth.load(name, threads=1) for name in ("foley",)}
 
 
 @pytest.fixture
@@ -80,9 +80,7 @@ def test_neighbours_are_a_function_of_their_seeds_alone(synth: Synth) -> None:
             np.testing.assert_allclose(clip.wave, alone.wave, atol=2**-15)
 
 
-@pytest.mark.parametrize(
-    ("name", "amounts"), [("foley-small", (0.05, 1.0)), ("sagan-small", (0.05, 0.1, 0.2, 0.4, 0.7, 1))]
-)
+@pytest.mark.parametrize(("name", "amounts"), [("foley", (0.05, 0.1, 0.2, 0.4, 0.7, 1))])
 def test_the_larger_the_amount_the_more_different_the_sound(
     instruments: dict[str, Synth], name: str, amounts: tuple[float, ...]
 ) -> None:
@@ -142,9 +140,7 @@ def test_the_ends_of_a_morph_are_the_two_sounds(synth: Synth) -> None:
         assert [clip.recipe.make["at"] for clip in clips] == [0, 0.25, 0.5, 0.75, 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "other"), [("foley-small", "rain"), ("sagan-small", "rain"), ("sagan-small", "motor")]
-)
+@pytest.mark.parametrize(("name", "other"), [("foley", "rain"), ("foley", "motor")])
 def test_a_morph_leaves_one_sound_and_comes_to_the_other(instruments: dict[str, Synth], name: str, other: str) -> None:
     synth = instruments[name]
     one, two = synth.render("rain", 2), synth.render(other, 3)
@@ -210,7 +206,7 @@ def test_the_onsets_of_a_blend_meet_and_what_sounds_in_one_only_becomes_quieter(
 def test_the_steps_of_a_morph_are_on_the_line_in_loudness_as_they_are_written(
     instruments: dict[str, Synth], here: Path, pair: str
 ) -> None:
-    synth, (one, other) = instruments["foley-small"], pair.split()
+    synth, (one, other) = instruments["foley"], pair.split()
     makes = [synth.render(label, seed).recipe.make for label, seed in ((one, 31), (other, 32))]
     loud = []
     for clip in morph(synth, *makes, 4):
@@ -240,7 +236,7 @@ def test_a_morph_of_an_earlier_version_is_rendered_as_it_was(synth: Synth) -> No
 def test_variations_of_the_default_instrument_keep_the_time_and_level_of_events_and_render_again(
     instruments: dict[str, Synth],
 ) -> None:
-    synth = instruments["foley-small"]
+    synth = instruments["foley"]
     for label in ("step", "gun", "key"):
         source, other = synth.render(label, 3), synth.render(label, 4)
         for clip in first(vary(synth, source.recipe.make, 0.1, seed=50, batch=2), 2):
@@ -293,9 +289,7 @@ def test_a_sound_that_is_long_enough_is_not_built(synth: Synth) -> None:
     assert extend.finished(synth, clip, Shape(seconds=0.2)).recipe.make == clip.recipe.make
 
 
-@pytest.mark.parametrize(
-    ("name", "label", "seed"), [("foley-small", "rain", 2), ("foley-small", "rain", 3), ("sagan-small", "motor", 2)]
-)
+@pytest.mark.parametrize(("name", "label", "seed"), [("foley", "rain", 2), ("foley", "rain", 3), ("foley", "motor", 2)])
 def test_no_seam_of_a_longer_steady_sound_exceeds_its_own_changes(
     instruments: dict[str, Synth], name: str, label: str, seed: int
 ) -> None:
@@ -321,7 +315,7 @@ def test_no_seam_of_a_longer_steady_sound_exceeds_its_own_changes(
 
 
 def test_a_longer_bark_has_further_barks_each_different(instruments: dict[str, Synth]) -> None:
-    synth = instruments["foley-small"]
+    synth = instruments["foley"]
     clip = synth.render("dog", 0)
     longer = extend.extend(synth, clip, 10 * 22_050)
     make = longer.recipe.make

@@ -61,7 +61,11 @@ from foleybox.schema import (
 FORMAT = 2
 MANIFEST, CARD, SIGNATURE = "instrument.json", "CARD.md", "instrument.sig"
 SHIPPED = Path(__file__).parent / "studio" / "instruments"
-DEFAULT = "foley-small"  # the instrument that plays when none is named
+FORMER = dict.fromkeys(
+    ("foley-open", "sagan-small"),
+    "it shipped with earlier versions and is in the repository's history at commit c8b5aca, src/foleybox/studio/instruments",
+)
+DEFAULT = "foley"  # the instrument that plays when none is named
 GRAPHS = {"gan": ("generator", "vocoder"), "patches": ("next", "decoder", "vocoder")}  # kind -> its graphs
 INPUTS = {
     "generator": ("latent", "label"),
@@ -255,7 +259,10 @@ def find_instrument(source: str | Path | None = None) -> Path:
     named = next((folder for folder in ours if folder.name == str(source)), None)
     if named is None:
         names = ", ".join(folder.name for folder in ours) or "none"
-        raise UserError(f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names})")
+        former = f"; {FORMER[str(source)]}" if str(source) in FORMER else ""
+        raise UserError(
+            f"no instrument {source}: expected a folder with {MANIFEST}, or one that ships ({names}){former}"
+        )
     return named
 
 

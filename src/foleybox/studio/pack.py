@@ -173,8 +173,8 @@ def ucs_name(label: str, number: int, count: int, creator: str, source: str, cat
 
     `category` None: that of the label, if it has one. `count` gives the digits of the number.
 
-    >>> ucs_name("Sneeze_Cough", 3, 50, "foleybox", "sagan-small")
-    'HMNCough_Sneeze-Cough-03_foleybox_sagan-small'
+    >>> ucs_name("Sneeze_Cough", 3, 50, "foleybox", "foley")
+    'HMNCough_Sneeze-Cough-03_foleybox_foley'
     """
     known = find_label(label)
     digits = max(2, len(str(count)))

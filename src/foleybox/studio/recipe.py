@@ -2,7 +2,7 @@
 
 Version 2 is one line of JSON:
 
-    {"foleybox_recipe": 2, "foleybox": "0.1.0", "instrument": "sagan-small", "fingerprint": "<sha256>",
+    {"foleybox_recipe": 2, "foleybox": "0.1.0", "instrument": "foley", "fingerprint": "<sha256>",
      "licence": "CC-BY-NC-4.0", "rate": 44100,
      "make": {"do": "render", "label": "Rain", "seed": 3, "temperature": 1.0, "stream": 0},
      "asked": {"rate": 44100, "lufs": -23.0, "peak": -1.0},

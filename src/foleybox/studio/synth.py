@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from foleybox.audio import Subtype, Wave, fit, read_channels
 from foleybox.errors import UserError
-from foleybox.instrument import Instrument, find_instrument, read_instrument, shipped
+from foleybox.instrument import FORMER, Instrument, find_instrument, read_instrument, shipped
 from foleybox.labels import canonical, find_label
 from foleybox.studio.recipe import Json, Recipe, write_clip
 from foleybox.studio.seeds import check_seed, noise
@@ -151,7 +151,8 @@ class Synth:
             synth = cls.load(folder, threads)
             if synth.instrument.matches(recipe.fingerprint):
                 return synth
-        where = f"{source} is another" if source is not None else "it does not ship with this foleybox"
+        former = FORMER.get(recipe.instrument, "it does not ship with this foleybox")
+        where = f"{source} is another" if source is not None else former
         raise UserError(
             f"made with the instrument {recipe.instrument} ({recipe.fingerprint[:12]}...), and {where}: "
             "name its folder with --instrument"

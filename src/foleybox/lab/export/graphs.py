@@ -176,7 +176,8 @@ def check(name: str, graph: bytes, module: nn.Module, inputs: dict[str, Tensor],
 def stored_small(graph: bytes) -> bytes:
     """Return a graph whose large weights are stored as 8-bit integers with one scale per output: a quarter of the size.
 
-    They are converted to float32 when the graph is loaded, so that only the rounding of the weights changes its outputs.
+    They are converted to float32 when the graph is loaded, so that only the rounding of the weights changes its outputs. Biases
+    and other vectors, which would have one scale in all, stay as they are.
     The tensors of IN_16_BITS are stored in 16 bits.
     """
     import onnx
@@ -186,7 +187,7 @@ def stored_small(graph: bytes) -> bytes:
     kept, nodes = [], []
     for each in model.graph.initializer:
         value, name = numpy_helper.to_array(each), each.name
-        if value.dtype != np.float32 or value.size < 2048:
+        if value.dtype != np.float32 or value.size < 2048 or (value.ndim < 2 and not name.startswith(IN_16_BITS)):
             kept.append(each)
             continue
         if name.startswith(IN_16_BITS):

@@ -46,7 +46,7 @@ Weights = dict[str, NDArray[np.float32]]
 class Restore:
     """Make run folders of an instrument, to continue training from its weights.
 
-    Example: foleybox restore foley-small -o runs/restored
+    Example: foleybox restore foley -o runs/restored
     """
 
     instrument: tyro.conf.Positional[Path]

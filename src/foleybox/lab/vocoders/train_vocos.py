@@ -128,7 +128,7 @@ class TrainVocoder:
     "keep clips of these licence tiers only (free, copyleft, open-clip, nc, unclear); default all"
     preset: Literal["adversarial", "adversarial-cpu", "textures", "textures-plain"] = "adversarial"
     """losses and schedule. adversarial: discriminators join after 15,000 steps; -cpu: narrow ones after 5,000. textures: none,
-    to train on with --start-from, foley-small's; -plain: without the losses of attacks and mean spectrum, foley-open's"""
+    to train on with --start-from, foley's; -plain: without the losses of attacks and mean spectrum"""
     vocoder: PythonOnly[Literal["vocos"]] = "vocos"
     "recorded in the run, as `train hifigan` records its own"
     mel: Literal["dcase", "wide"] = "dcase"

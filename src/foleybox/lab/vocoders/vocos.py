@@ -74,7 +74,7 @@ class InverseSTFT(nn.Module):
         even = torch.cat([a + b, (a - b)[..., :-1].flip(-1)], -1)  # [B, T, K]
         odd = torch.cat([c + d, (d - c)[..., :-1].flip(-1)], -1)
         frames = torch.cat([even + odd, (even - odd)[..., 1:-1].flip(-1)], -1)
-        return frames * (self.window * (2 / self.n_fft))  # not in the basis, whose numbers are exported in 16 bits
+        return (frames * self.window) * (2 / self.n_fft)  # not in the basis, whose numbers are exported in 16 bits
 
     def frames_by_fft(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Return the windowed frames [B, T, N] by FFT, as in training."""

@@ -13,7 +13,7 @@ export function queryOf({ via }, settings) {
   return query;
 }
 
-/** Return the address of a sound within the page: foley-small/dog_bark/1234?lufs=-23. */
+/** Return the address of a sound within the page: foley/dog_bark/1234?lufs=-23. */
 export function addressOf(sound, settings) {
   const query = queryOf(sound, settings).toString();
   return `${sound.instrument}/${sound.label}/${sound.seed}${query ? `?${query}` : ""}`;
