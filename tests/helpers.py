@@ -143,7 +143,7 @@ class Drawn(Synth):
     def draw(self, label: int, z: np.ndarray) -> Wave:
         raise NotImplementedError
 
-    def mel(self, labels: list[str], latent: np.ndarray) -> np.ndarray:
+    def mel(self, labels: list[str], latent: np.ndarray, followed: object = None, follow: object = None) -> np.ndarray:
         numbers = np.array([[self.labels.index(label)] for label in labels])
         return np.concatenate([latent, numbers], axis=1)[:, :, None].astype(np.float32)
 

@@ -99,7 +99,7 @@ def test_the_larger_the_amount_the_more_different_the_sound(
 def test_neighbours_and_walks_stay_standard_normal() -> None:
     start = Point(noise(1, (4_000,)).astype(float), 1.0, {"Rain": 1.0})
     for amount in (0.1, 0.5, 0.9):
-        drawn = neighbour(start, noise(2, (4_000,), VARY), amount).latent
+        drawn = neighbour(start, noise(2, (4_000,), VARY), amount).latent  # pyright: ignore[reportAttributeAccessIssue]
         assert drawn.std() == pytest.approx(1, abs=0.04)
         assert np.corrcoef(start.latent, drawn)[0, 1] == pytest.approx(math.cos(amount * math.pi / 2), abs=0.04)
 
@@ -110,7 +110,7 @@ def test_a_walk_goes_on_by_steps_of_one_length_and_is_found_again_at_any_step(sy
     np.testing.assert_allclose(clips[0].wave, source.wave, atol=2**-15)
     for clip in clips:
         np.testing.assert_allclose(remake(clip.recipe.make, synth), clip.wave, atol=2**-15)
-    latents = [point_of(clip.recipe.make, synth).latent for clip in first(walk(synth, source.recipe.make, 0.2, 3), 40)]
+    latents = [point_of(clip.recipe.make, synth).latent for clip in first(walk(synth, source.recipe.make, 0.2, 3), 40)]  # pyright: ignore[reportAttributeAccessIssue]
     assert np.std(latents) == pytest.approx(1, abs=0.25)
     turns = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in itertools.pairwise(latents)]
     assert np.mean(turns) == pytest.approx(math.cos(0.2 * math.pi / 2), abs=0.03)
@@ -175,7 +175,7 @@ def test_labels_mix_by_their_weights_also_twice_over() -> None:
     half = interpolate(rain, dog, 0.5)
     assert half.labels == {"Rain": 0.5, "DogBark": 0.5}
     assert interpolate(half, rain, 0.5).labels == {"Rain": 0.75, "DogBark": 0.25}
-    assert neighbour(half, np.ones(4), 0.5).labels == half.labels
+    assert neighbour(half, np.ones(4), 0.5).labels == half.labels  # pyright: ignore[reportAttributeAccessIssue]
     assert interpolate(rain, dog, 0.0).labels == {"Rain": 1.0}
 
 
@@ -209,7 +209,7 @@ def test_the_steps_of_a_morph_are_on_the_line_in_loudness_as_they_are_written(
     synth, (one, other) = instruments["foley"], pair.split()
     makes = [synth.render(label, seed).recipe.make for label, seed in ((one, 31), (other, 32))]
     loud = []
-    for clip in morph(synth, *makes, 4):
+    for clip in morph(synth, *makes, 4):  # pyright: ignore[reportCallIssue]
         clip.save(here / "step.wav")
         wave, rate = read_wave(here / "step.wav")
         assert true_peak_db(wave) <= -1 + 0.001
@@ -244,7 +244,7 @@ def test_variations_of_the_default_instrument_keep_the_time_and_level_of_events_
             near, far = (distance(clip.wave, each.wave, clip.rate) for each in (source, other))
             assert near < 0.3 * far
             assert abs(event_loudness(clip.wave, clip.rate) - event_loudness(source.wave, clip.rate)) < 4
-        np.testing.assert_allclose(remake(clip.recipe.make, synth), clip.wave, atol=2**-14)
+        np.testing.assert_allclose(remake(clip.recipe.make, synth), clip.wave, atol=2**-14)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 # --- what cannot be done ------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ from foleybox.schema import (
 FORMAT = 2
 MANIFEST, CARD, SIGNATURE = "instrument.json", "CARD.md", "instrument.sig"
 SHIPPED = Path(__file__).parent / "studio" / "instruments"
-FORMER = dict.fromkeys(
+FORMER: dict[str, str] = dict.fromkeys(
     ("foley-open", "sagan-small"),
     "it shipped with earlier versions and is in the repository's history at commit c8b5aca, src/foleybox/studio/instruments",
 )
