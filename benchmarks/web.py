@@ -426,7 +426,7 @@ def main(config: Config) -> None:
     versions = f"Python {platform.python_version()}, onnxruntime {version('onnxruntime')} and onnxruntime-web 1.30.0"
     text = f"""# The page and the server
 
-Written by `python benchmarks/web.py {" ".join(sys.argv[1:])}` at commit {commit()}: foley 10 where no instrument is named,
+Written by `python benchmarks/web.py {" ".join(sys.argv[1:])}` at commit {commit()}: foley 1 where no instrument is named,
 {browser} (headless, one thread of wasm), {versions}, {cores()} cores
 (load before: {load:.1f}). One 16-bit step is 1/32768 of full scale.
 
