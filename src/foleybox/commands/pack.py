@@ -17,7 +17,6 @@ from foleybox.files import locked_folder, safe_name, work_of, write_text
 from foleybox.instrument import Instrument
 from foleybox.studio import pack as packs
 from foleybox.studio.engines import ENGINES, Engine, engine_files
-from foleybox.studio.loop import smpl_chunk
 from foleybox.studio.recipe import has_recipe, read_recipe
 from foleybox.studio.shape import Shape, check_shape
 from foleybox.studio.synth import Synth, check_temperature
@@ -85,12 +84,9 @@ def _pack(config: Pack, synth: Synth) -> int:
             number = 0
             for number, clip in enumerate(packs.select_sounds(synth, label, kind, wanted, rejected), 1):
                 name = packs.ucs_name(label, number, wanted.count, config.creator, clip.recipe.instrument, config.ucs)
-                item = packs.describe(clip, kind, label, name)
-                path = config.out / item.file
-                chunks = {b"smpl": smpl_chunk(len(clip.wave), clip.rate)} if kind == "loop" else {}
-                clip.save(path, config.subtype, chunks)
+                item, card = packs.write_sound(config.out, clip, kind, label, name, config.subtype)
                 items.append(item)
-                cards.append(packs.html_card(item, clip, path.read_bytes()))
+                cards.append(card)
                 if config.json:
                     print(json_module.dumps(asdict(item), ensure_ascii=False), flush=True)
                 advance(label)
@@ -149,14 +145,8 @@ def _report(config: Pack, label: str, made: int, rejected: dict[str, int]) -> No
 
 def _write_texts(config: Pack, instrument: Instrument, items: list[packs.Item], cards: list[str]) -> None:
     """Write everything except the sounds."""
-    folders, loops = packs.folders_of((item.file, item.kind) for item in items)
-    texts = engine_files(config.engine, folders, loops)
+    texts = packs.texts(instrument, config.engine, config.selection, items, cards)
     _remove_earlier(config.out, {item.file for item in items} | set(texts))
-    texts |= {
-        "manifest.csv": packs.manifest(items),
-        "LICENSE.txt": packs.licence_text(instrument),
-        "index.html": packs.html_page(instrument, config.selection, items, cards),
-    }
     for name, text in texts.items():
         write_text(config.out / name, text)
 

@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 import numpy as np
 from tyro.conf import arg
 
-from foleybox.audio import Wave, true_peak_db
+from foleybox.audio import Subtype, Wave, true_peak_db
 from foleybox.files import safe_name
 from foleybox.instrument import Instrument
 from foleybox.labels import Label, find_label
+from foleybox.studio.engines import Engine, engine_files
 from foleybox.studio.extend import is_steady
-from foleybox.studio.loop import EDGE, FADE, longest, loop_source, looped, measure_seam
+from foleybox.studio.loop import EDGE, FADE, longest, loop_source, looped, measure_seam, smpl_chunk
 from foleybox.studio.recipe import Recipe
 from foleybox.studio.shape import CEILING, FRAME, Shape, Step, event_loudness, levels
 from foleybox.studio.sheet import png, spectrogram
@@ -195,6 +196,16 @@ def describe(clip: Clip, kind: Kind, label: str, name: str) -> Item:
     )  # fmt: skip
 
 
+def write_sound(
+    out: Path, clip: Clip, kind: Kind, label: str, name: str, subtype: Subtype = "PCM_16"
+) -> tuple[Item, str]:
+    """Write a sound into the pack's folder `out`, a loop with its loop points; return its row and its card of the page."""
+    item = describe(clip, kind, label, name)
+    path = out / item.file
+    clip.save(path, subtype, {b"smpl": smpl_chunk(len(clip.wave), clip.rate)} if kind == "loop" else {})
+    return item, html_card(item, clip, path.read_bytes())
+
+
 def is_of_pack(stem: str, recipe: Recipe) -> bool:
     """Return whether a file is a sound of a pack, judged by its name and its recipe."""
     made_so = recipe.asked.get("kind") == ONE_SHOT or recipe.make["do"] == "loop"
@@ -213,6 +224,17 @@ def folders_of(files: Iterable[tuple[str, str]]) -> tuple[dict[str, list[str]], 
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
+
+
+def texts(
+    instrument: Instrument, engine: Engine, wanted: Selection, items: Sequence[Item], cards: Sequence[str]
+) -> dict[str, str]:
+    """Return everything of a pack except the sounds: the engine's files, the manifest, the licence and the page, by name."""
+    return engine_files(engine, *folders_of((item.file, item.kind) for item in items)) | {
+        "manifest.csv": manifest(items),
+        "LICENSE.txt": licence_text(instrument),
+        "index.html": html_page(instrument, wanted, items, cards),
+    }
 
 
 def manifest(items: Iterable[Item]) -> str:

@@ -19,9 +19,8 @@ from foleybox.audio import Subtype
 from foleybox.errors import UserError
 from foleybox.files import safe_name, write_text
 from foleybox.studio import pack as packs
-from foleybox.studio.engines import Engine, engine_files
+from foleybox.studio.engines import Engine
 from foleybox.studio.events import Event
-from foleybox.studio.loop import smpl_chunk
 from foleybox.studio.pack import licence_text
 from foleybox.studio.scene import Curve, Style, perform
 from foleybox.studio.synth import Synth
@@ -213,23 +212,15 @@ def pack_files(
             kind, rejected, number = packs.default_kind(label), {}, 0
             for number, clip in enumerate(packs.select_sounds(synth, label, kind, selection, rejected), 1):
                 name = packs.ucs_name(label, number, selection.count, "foleybox", clip.recipe.instrument)
-                item = packs.describe(clip, kind, label, name)
-                path = out / item.file
-                clip.save(path, chunks={b"smpl": smpl_chunk(len(clip.wave), clip.rate)} if kind == "loop" else {})
+                item, card = packs.write_sound(out, clip, kind, label, name)
                 items.append(item)
-                cards.append(packs.html_card(item, clip, path.read_bytes()))
+                cards.append(card)
                 advance(label)
             if number < selection.count:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in rejected.items())
                 missing.append(f"{number} of {selection.count} sounds of {label} (rejected: {reasons})")
     job.note = "; ".join(missing)
-    folders, loops = packs.folders_of((item.file, item.kind) for item in items)
-    texts = engine_files(engine, folders, loops) | {
-        "manifest.csv": packs.manifest(items),
-        "LICENSE.txt": licence_text(synth.instrument),
-        "index.html": packs.html_page(synth.instrument, selection, items, cards),
-    }
-    for name, text in texts.items():
+    for name, text in packs.texts(synth.instrument, engine, selection, items, cards).items():
         write_text(out / name, text)
     return {"pack.zip": zipped(out, folder / "pack.zip")}
 
