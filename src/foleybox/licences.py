@@ -38,7 +38,7 @@ TERMS = (
     ("free", "CC-BY-4.0", "clips free for any use, most of them with attribution: CARD.md lists the sources"),
 )
 COPYLEFT = ("GPL", "GFDL", "BY-SA", "FREE-ART", "ARTISTIC")
-"mentions in a stated licence that make an open clip copyleft, also where another licence is stated beside it"
+"mentions in a stated licence that make an open clip copyleft, also if the source states another licence too"
 # (substring of a stated licence, condition that is reported with the terms)
 CONDITIONS = (
     ("GPL", "GPL: it is unsettled whether weights are a derivative of the recordings they were trained on"),

@@ -258,7 +258,7 @@ def remake(make: Json, synth: Synth, remake_source: Callable[[Json, Synth], Wave
 
 
 def channels_asked(style: Style, events: Iterable[Event]) -> int:
-    """Return the number of channels of a scene: as its style says, or 2 if it places an event beside the middle."""
+    """Return the number of channels of a scene: as its style says, or 2 if it places an event off the centre."""
     return style.channels or (2 if style.pan or any(event.pan for event in events) else 1)
 
 

@@ -409,7 +409,7 @@ def load_part(make: Callable[[], M], name: str, state: Mapping[str, Any], path: 
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError, AssertionError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"no model can be made of the config.json beside {path} ({reason}): restore it") from error
+        raise UserError(f"no model can be made of the config.json next to {path} ({reason}): restore it") from error
     fill_part(module, name, state, path)
     return module
 

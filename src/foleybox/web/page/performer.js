@@ -184,7 +184,7 @@ export class Performer {
     return event;
   }
 
-  /** A tap: heard at once, and placed at the cursor while taps are recorded. */
+  /** A tap: played at once, and placed at the cursor while taps are recorded. */
   tap(label) {
     this.label = label;
     if (this.recording || (this.video.src && !this.video.paused)) this.chosen = this.add(label, this.now());
