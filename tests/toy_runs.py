@@ -12,6 +12,11 @@ from foleybox.lab.baseline.pixelsnail import PixelSnail, PixelSnailConfig
 from foleybox.lab.baseline.train_pixelsnail import Settled
 from foleybox.lab.baseline.train_vqvae import TrainVqvae
 from foleybox.lab.baseline.vqvae import Vqvae, VqvaeConfig
+from foleybox.lab.cmu.mhifigan import Mhifigan
+from foleybox.lab.cmu.mvqvae import Mvqvae, MvqvaeConfig
+from foleybox.lab.cmu.runs import mhifigan_config
+from foleybox.lab.cmu.train_mhifigan import TrainMhifigan
+from foleybox.lab.cmu.train_mvqvae import TrainMvqvae
 from foleybox.lab.core.mel import MELS
 from foleybox.lab.core.runs import fingerprint, open_run, save_state
 from foleybox.lab.kt.sagan import Generator, SaganConfig
@@ -22,13 +27,16 @@ from foleybox.lab.patches.train_autoencoder import TrainAutoencoder
 from foleybox.lab.patches.train_patches import TrainPatches
 from foleybox.lab.patches.transformer import SIZES as PATCHES
 from foleybox.lab.patches.transformer import Patches
-from foleybox.lab.vocoders.runs import vocos_config
+from foleybox.lab.vocoders.hifigan import Hifigan
+from foleybox.lab.vocoders.runs import hifigan_config, vocos_config
+from foleybox.lab.vocoders.train_hifigan import TrainHifigan
 from foleybox.lab.vocoders.train_vocos import TrainVocoder
 from foleybox.lab.vocoders.vocos import Vocos, VocosConfig
 
 VQ = VqvaeConfig(channels=4, residual=2, width=3, size=8)
 SNAIL = PixelSnailConfig(20, 4, 8, channels=16, inner=12, kernel=3, blocks=1, gates=1, heads=2, label_width=6)
 VOCOS = VocosConfig(width=16, inner=32, layers=2)
+MVQVAE = MvqvaeConfig(channels=4, residual=2, width=3, size=8, components=31, stride=16)
 GAN = SaganConfig(plan="S", width=4)
 
 
@@ -64,6 +72,24 @@ def vocoder_run(out: Path, **changes: Any) -> None:
     open_run(out, "vocoder", config, [])
     torch.manual_seed(0)
     save_state(out / "state.pt", 7, {"average": Vocos(vocos_config(MELS[config.mel], "small"))})
+
+
+def hifigan_run(out: Path) -> None:
+    """Write the run of a narrow HiFi-GAN V2."""
+    open_run(out, "vocoder", configured(TrainHifigan, vocoder="hifigan-v2", width=16), [])
+    save_state(out / "state.pt", 2, {"generator": Hifigan(hifigan_config(MELS["dcase"], "hifigan-v2", 16))})
+
+
+def mhifigan_run(out: Path) -> None:
+    """Write the run of a narrow MHiFiGAN."""
+    open_run(out, "mhifigan", configured(TrainMhifigan, width=16), [])
+    save_state(out / "state.pt", 2, {"generator": Mhifigan(mhifigan_config("mhifigan", 16))})
+
+
+def mvqvae_run(out: Path) -> None:
+    """Write the run of a small MVQVAE."""
+    open_run(out, "mvqvae", configured(TrainMvqvae, model=MVQVAE, head="none"), [])
+    save_state(out / "state.pt", 2, {"mvqvae": Mvqvae(MVQVAE)})
 
 
 def gan_run(out: Path) -> None:

@@ -83,7 +83,10 @@ class Workspace:
     def _runs(self) -> None:
         import toy_runs
 
-        for model, write in (("gan", toy_runs.gan_run), ("vq", toy_runs.vqvae_run), ("auto", toy_runs.autoencoder_run)):
+        for model, write in {
+            "gan": toy_runs.gan_run, "vq": toy_runs.vqvae_run, "auto": toy_runs.autoencoder_run, "vocos": toy_runs.vocoder_run,
+            "hifigan": toy_runs.hifigan_run, "mhifigan": toy_runs.mhifigan_run, "mvq": toy_runs.mvqvae_run,
+        }.items():  # fmt: skip
             self.runs[model.encode()] = self.folder / model
             write(self.folder / model)
         self.runs[b"snail"] = self.folder / "snail"
@@ -289,10 +292,15 @@ def cache(data: bytes, work: Workspace) -> None:
 
 def _load(model: bytes, run: Path) -> None:
     from foleybox.lab.baseline.runs import load_pixelsnail, load_vqvae
+    from foleybox.lab.cmu.runs import load_mhifigan, load_mvqvae
     from foleybox.lab.kt.runs import load_gan
     from foleybox.lab.patches.runs import load_autoencoder
+    from foleybox.lab.vocoders.runs import load_vocoder
 
-    loaders = {b"gan": load_gan, b"vq": load_vqvae, b"auto": load_autoencoder, b"snail": load_pixelsnail}
+    loaders = {
+        b"gan": load_gan, b"vq": load_vqvae, b"auto": load_autoencoder, b"snail": load_pixelsnail, b"vocos": load_vocoder,
+        b"hifigan": load_vocoder, b"mhifigan": load_mhifigan, b"mvq": load_mvqvae,
+    }  # fmt: skip
     with contextlib.redirect_stderr(io.StringIO()):
         loaders[model](run)
 

@@ -15,7 +15,7 @@ from foleybox.lab.cmu.mhifigan import CEMBED_VERSIONS, Mhifigan
 from foleybox.lab.cmu.mvqvae import Mvqvae, MvqvaeConfig
 from foleybox.lab.cmu.zen import ZenConfig, ZenPixelSnail
 from foleybox.lab.core.compat import read_settings
-from foleybox.lab.core.runs import load_part, read_run_config, read_trained
+from foleybox.lab.core.runs import load_part, read_choice, read_run_config, read_trained
 from foleybox.lab.vocoders.hifigan import HifiganConfig
 
 
@@ -24,7 +24,8 @@ def load_pixelsnail(run: Path, weights: Weights = "best") -> tuple[PixelSnail, s
 
     Raises UserError for a bad run or a partial checkpoint.
     """
-    if read_run_config(run).get("model", {}).get("zen"):
+    model = read_run_config(run).get("model")
+    if isinstance(model, dict) and model.get("zen"):
         return baseline.load_pixelsnail(run, weights, ZenConfig, ZenPixelSnail)
     return baseline.load_pixelsnail(run, weights)
 
@@ -35,10 +36,10 @@ def load_mhifigan(run: Path) -> tuple[Mhifigan, CembedConfig, int]:
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "mhifigan")
-    config = mhifigan_config(settings["vocoder"], settings["width"])
-    model = load_part(lambda: Mhifigan(config), "generator", state, run / "state.pt")
+    version, path = read_choice(settings, "vocoder", CEMBED_VERSIONS, run), run / "state.pt"
+    model = load_part(lambda: Mhifigan(mhifigan_config(version, settings["width"])), "generator", state, path)
     model.hifigan.remove_weight_norm()
-    return model.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
+    return model.eval().requires_grad_(False), read_cembed_config(settings, run), state["step"]
 
 
 def load_mvqvae(run: Path) -> tuple[Mvqvae, CembedConfig, int]:
@@ -49,13 +50,16 @@ def load_mvqvae(run: Path) -> tuple[Mvqvae, CembedConfig, int]:
     settings, state = read_trained(run, "mvqvae")
     config = read_settings(MvqvaeConfig, settings["model"], run)
     mvqvae = load_part(lambda: Mvqvae(config, settings["head"]), "mvqvae", state, run / "state.pt")
-    return mvqvae.eval().requires_grad_(False), read_cembed_config(settings), int(state["step"])
+    return mvqvae.eval().requires_grad_(False), read_cembed_config(settings, run), state["step"]
 
 
-def read_cembed_config(settings: Mapping[str, Any]) -> CembedConfig:
-    """Return the settings of the CEmbeds of a run with these settings."""
-    features = settings["features"]
-    return CembedConfig(**{**features, "layer_weights": tuple(features["layer_weights"])})
+def read_cembed_config(settings: Mapping[str, Any], run: Path) -> CembedConfig:
+    """Return the settings of the CEmbeds of a run with these settings. Raises UserError for others than ours."""
+    config = read_settings(CembedConfig, settings["features"], run)
+    weights = config.layer_weights
+    if not isinstance(weights, list | tuple) or not all(type(each) in (int, float) for each in weights):
+        raise UserError(f"{run} states layer_weights = {weights!r:.60}: expected numbers; restore its config.json")
+    return dataclasses.replace(config, layer_weights=tuple(weights))
 
 
 def load_quantiser(run: Path, weights: Weights = "best") -> tuple[Vqvae | Mvqvae, CembedConfig | None, int]:

@@ -18,7 +18,8 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, Protocol, TypeVar
@@ -26,6 +27,7 @@ from typing import Annotated, Any, BinaryIO, Literal, Protocol, TypeVar
 import torch
 import tyro
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from foleybox.errors import UserError
 from foleybox.files import LOCK, TEMPORARY, FolderLock, sweep_files, write_bytes, write_text
@@ -268,6 +270,14 @@ class Settings(dict[str, Any]):
         raise UserError(f"config.json of the run lacks {name}: restore it, or name another folder")
 
 
+def read_choice(settings: Mapping[str, Any], name: str, choices: Iterable[str], run: Path) -> str:
+    """Return the setting `name` of a run. Raises UserError unless it is one of the choices."""
+    value = settings[name]
+    if not isinstance(value, str) or value not in (choices := tuple(choices)):
+        raise UserError(f"{run} states {name} = {value!r:.60}: expected {', '.join(choices)}; restore its config.json")
+    return value
+
+
 def read_clips(run: Path) -> list[dict[str, str]]:
     """Return a run's training clips, one row per clip. Raises UserError if the list cannot be read."""
     path = run / CLIPS
@@ -393,13 +403,15 @@ def read_best(run: Path, part: str) -> tuple[dict[str, torch.Tensor], int]:
 def load_part(make: Callable[[], M], name: str, state: Mapping[str, Any], path: Path) -> M:
     """Return the module that `make` makes, with the weights `name` of a checkpoint.
 
-    Their sizes are compared first, so that no memory is taken for a model that the checkpoint cannot hold. Raises UserError
-    for another size, a missing or an unexpected weight, and for settings of which no module can be made.
+    Their numbers and sizes are compared first, so that neither hours nor memory are taken for a model that the checkpoint
+    cannot hold. Raises UserError for another size, a missing or an unexpected weight, and for settings of which no module can
+    be made.
     """
     try:
-        with torch.device("meta"):
+        tensors = [value for value in state.get(name, {}).values() if isinstance(value, torch.Tensor)]
+        with torch.device("meta"), _at_most_modules(20 * len(tensors) + 1_000, path):
             wanted = sum(value.numel() for value in make().state_dict().values())
-        held = sum(value.numel() for value in state.get(name, {}).values() if isinstance(value, torch.Tensor))
+        held = sum(value.numel() for value in tensors)
         if wanted > 2 * held + 1_000_000:
             raise UserError(
                 f"{path} holds {held:,} weights of {name}, its config.json asks for {wanted:,}: restore both"
@@ -412,6 +424,24 @@ def load_part(make: Callable[[], M], name: str, state: Mapping[str, Any], path: 
         raise UserError(f"no model can be made of the config.json next to {path} ({reason}): restore it") from error
     fill_part(module, name, state, path)
     return module
+
+
+@contextmanager
+def _at_most_modules(most: int, path: Path) -> Iterator[None]:
+    """Raise UserError as soon as more than `most` modules are made."""
+    count = 0
+
+    def counted(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise UserError(f"the config.json next to {path} asks for more layers than it holds: restore both")
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def fill_part(part: Stateful, name: str, state: Mapping[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from foleybox.errors import UserError
 from foleybox.lab.core.mel import MELS, MelConfig
-from foleybox.lab.core.runs import Stateful, fill_part, read_state, read_trained
+from foleybox.lab.core.runs import Stateful, fill_part, load_part, read_choice, read_state, read_trained
 from foleybox.lab.vocoders.hifigan import VERSIONS, Hifigan, HifiganConfig, official_names
 from foleybox.lab.vocoders.vocos import SIZES, Vocos, VocosConfig, widened
 
@@ -21,15 +21,19 @@ def load_vocoder(run: Path) -> tuple[Vocos | Hifigan, MelConfig, int]:
     Raises UserError for a bad run or a partial checkpoint.
     """
     settings, state = read_trained(run, "vocoder")
-    mel, kind = MELS[settings["mel"]], settings.get("vocoder", "vocos")  # the first runs have no such setting
+    settings.setdefault("vocoder", "vocos")  # the first runs have no such setting
+    mel, path = MELS[read_choice(settings, "mel", MELS, run)], run / "state.pt"
+    kind = read_choice(settings, "vocoder", ("vocos", *VERSIONS), run)
     if kind == "vocos":
-        model = Vocos(vocos_config(mel, settings["size"], band_factor(settings)))
-        fill_part(model, "average", state, run / "state.pt")
-    else:
-        model = Hifigan(hifigan_config(mel, kind, settings["width"]))
-        fill_part(model, "generator", state, run / "state.pt")
-        model.remove_weight_norm()
-    return model.eval(), mel, int(state["step"])
+        size, factor = read_choice(settings, "size", SIZES, run), band_factor(settings)
+        return (
+            load_part(lambda: Vocos(vocos_config(mel, size, factor)), "average", state, path).eval(),
+            mel,
+            state["step"],
+        )
+    model = load_part(lambda: Hifigan(hifigan_config(mel, kind, settings["width"])), "generator", state, path)
+    model.remove_weight_norm()
+    return model.eval(), mel, state["step"]
 
 
 def vocos_config(mel: MelConfig, size: str, factor: int = 1) -> VocosConfig:
