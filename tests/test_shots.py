@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foleybox.audio import Wave
-from foleybox.studio.shots import AT_END, AT_START, LEAD, UNCLEAR, cut_one_shot, loudest_event, one_shot
+from foleybox.studio.shots import AT_END, AT_START, LEAD, TOO_FEW, UNCLEAR, cut_one_shot, loudest_event, one_shot
 from foleybox.studio.synth import Synth
 
 RATE = 8_000
@@ -44,6 +44,15 @@ def test_a_second_event_is_cut_off_after_a_pause_and_kept_where_the_first_rings_
         assert (shot.stop / RATE > 0.5 + gap + 0.05) == whole
     shot = loudest_event(hits((0.5, -14, 0.2), (0.65, -6, 0.2)), RATE)  # the heel before the toe
     assert shot.onset / RATE == pytest.approx(0.5, abs=0.005)
+
+
+def test_the_event_asked_for_is_counted_in_time_and_a_toe_belongs_to_its_heel() -> None:
+    wave = hits((0.3, -14, 0.03), (0.9, -6, 0.1), (1.0, -8, 0.1), (1.7, -20, 0.02))
+    shots = [loudest_event(wave, RATE, number) for number in (0, 1, 2, 3, 4)]
+    assert [shot.onset / RATE for shot in shots] == pytest.approx([0.9, 0.3, 0.9, 1.7, 1.7], abs=0.005)
+    assert [shot.problem for shot in shots] == ["", "", "", "", TOO_FEW]
+    assert shots[0] == shots[2]
+    assert loudest_event(wave[: RATE // 4], RATE, 1).problem != ""
 
 
 def test_fragments_at_the_edges_of_a_clip_have_a_problem() -> None:

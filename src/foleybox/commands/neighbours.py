@@ -69,12 +69,12 @@ def write_neighbours(
     Raises UserError before the first render.
     """
     synth, asked = source.synth, {**source.recipe.asked, **shape.asked()}
-    as_one_shot = asked.pop("kind", "") == ONE_SHOT
+    as_one_shot, event = asked.pop("kind", "") == ONE_SHOT, asked.pop("event", 0)
     shape = Shape(**asked)
     check_shape(shape, "--", synth.instrument.seconds)
 
     def processed(clip: Clip) -> Clip:
-        return one_shot(clip)[0].shaped(shape) if as_one_shot else finished(synth, clip, shape)
+        return one_shot(clip, event)[0].shaped(shape) if as_one_shot else finished(synth, clip, shape)
 
     paths = [files.out / f"{name}.{files.kind}" for name in names]
     existing = [path for path in paths if path.exists()]

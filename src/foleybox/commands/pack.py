@@ -19,6 +19,7 @@ from foleybox.studio import pack as packs
 from foleybox.studio.engines import ENGINES, Engine, engine_files
 from foleybox.studio.recipe import has_recipe, read_recipe
 from foleybox.studio.shape import Shape, check_shape
+from foleybox.studio.shots import MOST_EVENTS
 from foleybox.studio.synth import Synth, check_temperature
 from foleybox.studio.table import read_table
 
@@ -103,6 +104,8 @@ def _check(config: Pack, synth: Synth) -> list[str]:
     output.check_seeds(wanted.seed, wanted.count * packs.TRIED)
     check_temperature(wanted.temperature, "--")
     check_shape(Shape(seconds=wanted.seconds, lufs=wanted.lufs, peak=wanted.peak, rate=wanted.rate), "--")
+    if not 0 <= wanted.event <= MOST_EVENTS:
+        raise UserError(f"--event {wanted.event}: expected 0, the loudest event, or its number, 1 to {MOST_EVENTS}")
     if not 0 <= wanted.apart < 100:
         raise UserError(f"--apart {wanted.apart}: expected 0 to 100 dB")
     for flag, word in (("ucs", config.ucs), ("creator", config.creator)):

@@ -66,7 +66,8 @@ UNITY = """Unity: copy this folder into Assets.
 
 With Unity 2023.2 or newer: Create > Audio > Audio Random Container, and drag all sounds of a folder into its list; set
 Avoid Repeating to 1 or more. With any version: put FoleyboxPlayer on an object, select all sounds of a folder and drag
-them onto its Clips; Play() picks a sound that is none of the last few. For loops tick Loop on the Audio Source.
+them onto its Clips; Play() picks a sound that is none of the last few. For loops tick Loop on the Audio Source; Play()
+then replaces the sound that plays.
 """
 
 UNITY_PLAYER = """using System.Collections.Generic;
@@ -98,7 +99,15 @@ public class FoleyboxPlayer : MonoBehaviour
             if (recent.Contains(i)) continue;
             if (pick-- > 0) continue;
             recent.Enqueue(i);
-            source.PlayOneShot(clips[i]);
+            if (source.loop)
+            {
+                source.clip = clips[i];
+                source.Play();
+            }
+            else
+            {
+                source.PlayOneShot(clips[i]);
+            }
             return;
         }
     }

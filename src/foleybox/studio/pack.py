@@ -24,7 +24,7 @@ from foleybox.studio.loop import EDGE, FADE, longest, loop_source, looped, measu
 from foleybox.studio.recipe import Recipe
 from foleybox.studio.shape import CEILING, FRAME, Shape, Step, event_loudness, levels
 from foleybox.studio.sheet import png, spectrogram
-from foleybox.studio.shots import AT_END, AT_START, ONE_SHOT, UNCLEAR, one_shot
+from foleybox.studio.shots import AT_END, AT_START, ONE_SHOT, TOO_FEW, UNCLEAR, one_shot
 from foleybox.studio.spectra import Levels, band_levels, distance
 from foleybox.studio.synth import Clip, Synth
 from foleybox.version import __version__
@@ -50,6 +50,8 @@ class Selection:
     "true-peak ceiling; sounds that would exceed it are replaced by others"
     apart: Annotated[float, arg(metavar="DB")] = 2.5
     "two sounds whose spectra over time differ by less than this many dB are near-duplicates: one of them is replaced"
+    event: Annotated[int, arg(metavar="N")] = 0
+    "which event of each clip becomes the one-shot: 0 is the loudest, 1 the first"
     seed: Annotated[int, arg(aliases=["-s"], metavar="S")] = 0
     "seed of the first sound that is tried"
     temperature: Annotated[float, arg(metavar="T")] = 1.0
@@ -97,7 +99,7 @@ def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejec
     lufs = default_lufs(label) if wanted.lufs is None else wanted.lufs
     pairs = ((label, wanted.seed + offset) for offset in range(TRIED * wanted.count))
     for clip in synth.render_many(pairs, temperature=wanted.temperature):
-        made = _one_shot(clip) if kind == "one-shot" else _loop(synth, clip, wanted)
+        made = _one_shot(clip, wanted.event) if kind == "one-shot" else _loop(synth, clip, wanted)
         if isinstance(made, str):
             rejected[made] = rejected.get(made, 0) + 1
             continue
@@ -114,9 +116,9 @@ def select_sounds(synth: Synth, label: str, kind: Kind, wanted: Selection, rejec
                 return
 
 
-def _one_shot(clip: Clip) -> Clip | str:
-    """Return the loudest event of a clip, or the reason for which it is rejected."""
-    made, problem = one_shot(clip)
+def _one_shot(clip: Clip, event: int) -> Clip | str:
+    """Return an event of a clip, or the reason for which it is rejected."""
+    made, problem = one_shot(clip, event)
     return problem or made
 
 
@@ -161,6 +163,7 @@ REASONS = {
     UNCLEAR: "--kind loop",
     AT_START: "another --seed",
     AT_END: "another --seed",
+    TOO_FEW: "a smaller --event",
     "with an audible seam": "fewer --seconds",
 }
 "reason for a rejection -> the option that helps"

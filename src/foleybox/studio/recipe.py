@@ -12,7 +12,8 @@ Version 2 is one line of JSON:
 make      how the wave was rendered, at the instrument's rate; `do` is a key of `studio/remake.py`'s table
 process   the steps that were applied to that wave, in order, with the numbers that were measured (`studio/shape.py`), so
           that rendering it again measures nothing
-asked     the options of the user; a one-shot of a pack also has "kind": "one-shot", for `vary` to cut its variations alike
+asked     the options of the user; a one-shot of a pack also has "kind": "one-shot" (and "event": its number, if it is not the
+          loudest), for `vary` to cut its variations alike
 rate      of the file, in Hz
 checksum  SHA-256 of the text before `, "checksum"`, so that an edit is detected, in whatever language the recipe is read
 
@@ -123,7 +124,9 @@ SAMPLES, AMOUNT, DB = Whole(0, MOST_SAMPLES), Number(0, 1), Number(-400, 400)
 POSITION = Whole(0, 7_200 * HIGHEST_RATE)  # sample in a scene, which a marker or a point of a curve may exceed
 LABEL, LABELS = Text(100), Text(100_000)
 ASKED = Record(
-    {}, {name: Number(low, high) for name, (low, high, _) in LIMITS.items()} | {"kind": OneOf(("one-shot",))}
+    {},
+    {name: Number(low, high) for name, (low, high, _) in LIMITS.items()}
+    | {"kind": OneOf(("one-shot",)), "event": Whole(1, 100)},
 )
 STEPS: dict[str, Schema] = {
     "cut": Record({"start": SAMPLES, "samples": SAMPLES}),

@@ -1,7 +1,7 @@
-"""One-shots: the loudest event of a clip, whole, cut out with its tail.
+"""One-shots: the loudest event of a clip, or the one asked for, whole, cut out with its tail.
 
-The event contains the loudest 10 ms of the clip. With P the level there and B that of the clip's background (the quietest
-tenth of its 30 ms levels, and 3 dB),
+The event contains the loudest 10 ms of the clip, or of the part asked for (`event_tops`). With P the level there and B that
+of the clip's background (the quietest tenth of its 30 ms levels, and 3 dB),
 
 * it begins at its attack: the first onset (`find_onsets`) after the clip was last below P - 30 dB, or below B; without one,
   the steepest rise of at least 6 dB; an impulse whose loudest moment is in the first 20 ms of the clip begins with the clip;
@@ -34,11 +34,13 @@ TAIL = 0.08  # seconds of the fade at its end, half of the one-shot at most
 IMPULSE = 0.02  # seconds: a loudest moment that early is an attack at the first sample of the clip
 MIN_RISE_DB = 6.0  # of the level of 20 ms over that of the 20 ms before: an attack
 MIN_CLARITY_DB = 6.0  # by which an event exceeds what precedes it
-AT_START, AT_END, UNCLEAR = (
+AT_START, AT_END, UNCLEAR, TOO_FEW = (
     "cut off by the start of the clip",
     "cut off by the end of the clip",
     "without a clear event",
+    "with fewer events",
 )
+MOST_EVENTS = 100  # that can be asked for
 
 
 class Shot(NamedTuple):
@@ -48,24 +50,26 @@ class Shot(NamedTuple):
     onset: int
     stop: int
     clarity: float  # dB by which it exceeds what precedes it and the background; 0 if it has a problem
-    problem: str = ""  # why it is no one-shot: AT_START, AT_END or UNCLEAR
+    problem: str = ""  # why it is no one-shot: AT_START, AT_END, UNCLEAR or TOO_FEW
 
 
-def loudest_event(wave: Wave, rate: int) -> Shot:
+def loudest_event(wave: Wave, rate: int, number: int = 0) -> Shot:
     """Return the event of a clip [L] at `rate` Hz that contains its loudest moment; the head of this file defines it.
 
-    A clip without one (silence, a steady sound) gives the 3 s from where it begins, or what is nearest to an event, and the
+    `number` asks for another one: 1 is the first event of the clip. A clip with fewer gives its last, and the `problem`. A clip
+    without one (silence, a steady sound) gives the 3 s from where it begins, or what is nearest to an event, and the
     `problem`.
     """
     step = max(1, rate // 1000)
     short, long = (_running_db(wave, step, size) for size in (10, 30))  # [steps] of a millisecond
-    top = int(short.argmax())
+    onsets = [onset.sample for onset in find_onsets(wave, rate)]
+    tops = event_tops(short, long, [each // step for each in onsets]) if number else []
+    top = tops[min(number, len(tops)) - 1] if tops else int(short.argmax())
     peak, background = float(short[top]), float(np.percentile(long, 10)) + BACKGROUND_DB
     apart = max(peak - APART_DB, background)
     quiet = np.flatnonzero(long[: max(0, top - 30)] <= apart)  # the 30 ms from there end before the loudest moment
     first = int(quiet[-1]) + 25 if len(quiet) else 0
     first = max(first, top - round(1000 * (LONGEST - AFTER)))
-    onsets = [onset.sample for onset in find_onsets(wave, rate)]
     onset = next((each for each in onsets if first * step <= each <= (top + 10) * step and each >= step), None)
     if top * step > IMPULSE * rate and (
         onset is None or not _steepest_rise(wave, step, onset // step, onset // step + 10)
@@ -92,8 +96,31 @@ def loudest_event(wave: Wave, rate: int) -> Shot:
         problem = UNCLEAR
     elif stop == len(wave) and float(long[-30:].max()) > apart:
         problem = AT_END
+    elif number > len(tops):
+        problem = TOO_FEW
     sample = min(max(onset, start + round(MIN_LEAD * rate)), stop - 1)
     return Shot(start, sample, stop, 0.0 if problem else clarity, problem)
+
+
+def event_tops(short: NDArray[np.float64], long: NDArray[np.float64], onsets: Sequence[int]) -> list[int]:
+    """Return the step of the loudest 10 ms of each event of a clip, in order, from its running levels and its onsets, in steps.
+
+    An onset begins a new event if the level falls to APART_DB below the louder of both between them, or to the background.
+    """
+    background = float(np.percentile(long, 10)) + BACKGROUND_DB
+    tops: list[int] = []
+    for onset, following in zip(onsets, [*onsets[1:], len(short) + 10]):
+        top = onset + int(
+            short[onset : max(following - 10, onset + 1)].argmax()
+        )  # each is the level of the 10 ms that follow
+        if tops:
+            louder = max(short[tops[-1]], short[top])
+            between = float(long[tops[-1] : max(tops[-1] + 1, onset - 30)].min())
+            if between > max(louder - APART_DB, background):
+                tops[-1] = max(tops[-1], top, key=lambda each: short[each])
+                continue
+        tops.append(top)
+    return tops
 
 
 def _steepest_rise(wave: Wave, step: int, first: int, top: int) -> int:
@@ -113,18 +140,19 @@ def _running_db(wave: Wave, step: int, steps: int) -> NDArray[np.float64]:
     return 10 * np.log10(np.maximum((total[ends] - total[index]) / (ends - index), 1e-20))
 
 
-def one_shot(clip: Clip) -> tuple[Clip, str]:
-    """Return the loudest event of a clip as a clip of its own, and its problem ("" for a whole, clear event).
+def one_shot(clip: Clip, event: int = 0) -> tuple[Clip, str]:
+    """Return an event of a clip as a clip of its own, and its problem ("" for a whole, clear event).
 
-    `asked` in its recipe states that it is a one-shot, so that `vary` cuts its variations alike.
+    `event` 0 is the loudest one, 1 the first, 2 the second. `asked` in its recipe states that it is a one-shot, and of which
+    event, so that `vary` cuts its variations alike.
     """
-    start, onset, stop, _, problem = loudest_event(clip.wave, clip.rate)
+    start, onset, stop, _, problem = loudest_event(clip.wave, clip.rate, event)
     fade_in, fade_out = one_shot_fades((start, onset, stop), clip.rate)
     steps: tuple[Step, ...] = (
         {"do": "cut", "start": start, "samples": stop - start},
         {"do": "fade", "in": fade_in, "out": fade_out},
     )
-    recipe = replace(clip.recipe, process=steps, asked={"kind": ONE_SHOT})
+    recipe = replace(clip.recipe, process=steps, asked={"kind": ONE_SHOT} | ({"event": event} if event else {}))
     return Clip(apply(steps, clip.wave, clip.rate)[0], recipe), problem
 
 
